@@ -1,0 +1,101 @@
+/**
+ * The graph: a list of nodes in an order that respects their dependencies. Nodes and graphs are immutable plain
+ * data; a pass makes new ones. A value is named once (static single assignment) and is identified by its name.
+ */
+import type { Op, Params } from "./ops.ts";
+import type { TensorType } from "./types.ts";
+
+export interface Value {
+  readonly name: string;
+  readonly type: TensorType;
+}
+
+export type Device = "gpu" | "cpu";
+export type Lane = "backbone" | "compensation";
+
+/** Where a node runs, what it is predicted to cost, and why. Each pass that decides adds a cause. */
+export interface Placement {
+  readonly device?: Device;
+  readonly lane?: Lane;
+  /** Bytes of weights or factors the node reads per token, and (for corrections) stores. */
+  readonly bytesRead?: number;
+  readonly bytesStored?: number;
+  /** Predicted time of a decode step with one token. */
+  readonly microseconds?: number;
+  readonly causes: readonly string[];
+}
+
+export interface NodeOf<P extends Op> {
+  readonly op: P;
+  readonly inputs: readonly string[];
+  readonly outputs: readonly Value[];
+  readonly params: Params[P];
+  readonly placement: Placement;
+}
+
+/** A node of any op; `node.op` discriminates `node.params`. */
+export type Node = { [P in Op]: NodeOf<P> }[Op];
+
+/** Stages in order; the verifier has a table of what is legal at each. */
+export const STAGES = [
+  "traced",
+  "fused",
+  "quantized",
+  "placed",
+  "budgeted",
+  "compensated",
+  "scheduled",
+] as const;
+export type Stage = typeof STAGES[number];
+
+/** What a window may spend, decided by `budget` and spent by `compensate`. */
+export interface WindowBudget {
+  /** `3.qkv`, `3.o`, `3.gate_up`, `3.down`. */
+  readonly window: string;
+  readonly rank: number;
+  readonly channels: number;
+  readonly cause: string;
+}
+
+export interface Graph {
+  readonly stage: Stage;
+  /** Architecture name, the file in graphs/: `qwen3`. */
+  readonly architecture: string;
+  /** Graph inputs: `tokens` i32 [T] and `positions` i32 [T]. */
+  readonly inputs: readonly Value[];
+  readonly nodes: readonly Node[];
+  /** Names of the output values: the logits, [T, vocabulary] f32. */
+  readonly outputs: readonly string[];
+  /** Budgets of every window; empty before `budget`. */
+  readonly budgets: readonly WindowBudget[];
+}
+
+/** A pass of the compiler: see the header of each file in compiler/passes for what it needs and guarantees. */
+export type Pass<Options = void> = (graph: Graph, options: Options) => Graph;
+
+/** Which node makes each value. Graph inputs have no producer. */
+export function producers(graph: Graph): ReadonlyMap<string, Node> {
+  const map = new Map<string, Node>();
+  for (const node of graph.nodes) for (const value of node.outputs) map.set(value.name, node);
+  return map;
+}
+
+/** Which nodes read each value, in graph order. */
+export function consumers(graph: Graph): ReadonlyMap<string, readonly Node[]> {
+  const map = new Map<string, Node[]>();
+  for (const node of graph.nodes) {
+    for (const name of new Set(node.inputs)) {
+      const list = map.get(name);
+      if (list) list.push(node);
+      else map.set(name, [node]);
+    }
+  }
+  return map;
+}
+
+/** Every value of the graph by name, inputs included. */
+export function values(graph: Graph): ReadonlyMap<string, Value> {
+  const map = new Map(graph.inputs.map((v) => [v.name, v]));
+  for (const node of graph.nodes) for (const value of node.outputs) map.set(value.name, value);
+  return map;
+}

@@ -1,0 +1,100 @@
+/**
+ * The plan: everything the runtime needs to run a bundle, as plain data (plan.json inside plan.zip). zod gives the
+ * types and refuses what does not fit. Tensor names refer to weights.safetensors beside it.
+ */
+import { z } from "zod";
+import type { Graph } from "./ir/graph.ts";
+
+export const PLAN_VERSION = 1;
+
+/** Geometry of the model, read from its checkpoint's config.json. */
+export const ModelInfo = z.strictObject({
+  architecture: z.string(),
+  name: z.string(),
+  hiddenSize: z.int().positive(),
+  layers: z.int().positive(),
+  heads: z.int().positive(),
+  kvHeads: z.int().positive(),
+  headDim: z.int().positive(),
+  vocabularySize: z.int().positive(),
+  contextLength: z.int().positive(),
+  /** Ids that end generation, from generation_config.json or config.json. */
+  stopTokens: z.array(z.int().nonnegative()),
+  bosToken: z.int().nonnegative().nullable(),
+  parameters: z.int().positive(),
+});
+export type ModelInfo = z.infer<typeof ModelInfo>;
+
+/**
+ * One packed weight in weights.safetensors: a u8 tensor `tensor` in the layout of weights/format.ts. `sections` are
+ * the checkpoint's matrices in it, each starting at row `firstRow`, a multiple of 16.
+ */
+export const PackedWeight = z.strictObject({
+  tensor: z.string(),
+  format: z.string(),
+  rows: z.int().positive(),
+  inputs: z.int().positive(),
+  bytes: z.int().positive(),
+  sections: z.array(z.strictObject({
+    path: z.string(),
+    firstRow: z.int().nonnegative(),
+    rows: z.int().positive(),
+    /** ||W - Wq||^2 / ||W||^2. */
+    relativeError: z.number(),
+  })),
+});
+export type PackedWeight = z.infer<typeof PackedWeight>;
+
+/**
+ * What a window stores: tensors `${window}.residual.{codes,output_scale,channel_scale,norm}` and
+ * `${window}.factors.{a,b,a_scale,b_scale,spectrum}` in weights.safetensors, as in weights/correction.ts.
+ */
+export const WindowStore = z.strictObject({
+  window: z.string(),
+  inputs: z.int().positive(),
+  outputs: z.int().positive(),
+  /** ||E||^2 over the whole window. */
+  errorEnergy: z.number().nonnegative(),
+  residual: z.strictObject({ width: z.int(), bytes: z.int() }).nullable(),
+  factors: z.strictObject({ dtype: z.enum(["i8", "bf16"]), maxRank: z.int(), bytes: z.int() }).nullable(),
+});
+export type WindowStore = z.infer<typeof WindowStore>;
+
+/** A step of a lane: run a node (by its index in the graph), publish an event, or wait for one. */
+export const LaneStep = z.union([
+  z.strictObject({ run: z.int().nonnegative() }),
+  z.strictObject({ signal: z.int().nonnegative() }),
+  z.strictObject({ wait: z.int().nonnegative() }),
+]);
+export type LaneStep = z.infer<typeof LaneStep>;
+
+export const LanePlan = z.strictObject({
+  lane: z.enum(["backbone", "compensation"]),
+  device: z.enum(["gpu", "cpu"]),
+  steps: z.array(LaneStep),
+});
+export type LanePlan = z.infer<typeof LanePlan>;
+
+/** Offsets from liveness: every value is [T, n] f32 and lies at `offset * T` bytes of the arena. */
+export const MemoryLayout = z.strictObject({
+  bytesPerToken: z.int().nonnegative(),
+  offsets: z.record(z.string(), z.int().nonnegative()),
+});
+export type MemoryLayout = z.infer<typeof MemoryLayout>;
+
+export const Plan = z.strictObject({
+  version: z.literal(PLAN_VERSION),
+  model: ModelInfo,
+  graph: z.custom<Graph>((g) => typeof g === "object" && g !== null && "nodes" in g),
+  weights: z.array(PackedWeight),
+  /** Norm weights and other small f32 vectors: tensor name -> length. */
+  vectors: z.record(z.string(), z.int().positive()),
+  windows: z.array(WindowStore),
+  lanes: z.array(LanePlan),
+  memory: MemoryLayout,
+  /** How corrections run when nothing else is asked, and why. */
+  corrections: z.strictObject({ mode: z.enum(["async", "inline", "off"]), cause: z.string() }),
+  /** Options, source checkpoint with checksums, compiler version, machine profile. */
+  provenance: z.record(z.string(), z.unknown()),
+});
+export type Plan = z.infer<typeof Plan>;
