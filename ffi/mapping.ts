@@ -1,0 +1,80 @@
+/**
+ * Memory outside JavaScript's heap: files mapped read-only, and buffers aligned for SIMD. A Uint8Array of it is an
+ * ordinary one that can be passed to native calls, but it must not be used after close(): the owner keeps the
+ * memory alive, not the view.
+ */
+import { HcinferError } from "../compiler/errors.ts";
+import { library } from "./open.ts";
+
+const MESSAGE_BYTES = 256;
+
+class NativeMemory implements Disposable {
+  #address: Deno.PointerObject | null;
+
+  constructor(address: Deno.PointerObject | null, readonly byteLength: number) {
+    this.#address = address;
+  }
+
+  /** `length` bytes from `offset`, without a copy. */
+  view(offset: number, length: number): Uint8Array<ArrayBuffer> {
+    if (offset < 0 || length < 0 || offset + length > this.byteLength) {
+      throw new RangeError(`bytes ${offset}..${offset + length} of ${this.byteLength}`);
+    }
+    if (length === 0) return new Uint8Array(0);
+    if (this.#address === null) throw new Error("the memory is closed");
+    return new Uint8Array(Deno.UnsafePointerView.getArrayBuffer(this.#address, length, offset));
+  }
+
+  /** Gives the memory back; every view of it is invalid from here on. A second call does nothing. */
+  close(): void {
+    if (this.#address !== null) library().hc_unmap(this.#address, BigInt(this.byteLength));
+    this.#address = null;
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** A file's bytes, mapped read-only: pages are read when they are touched. Writing to them ends the process. */
+export class Mapping extends NativeMemory {
+  #bytes: Uint8Array<ArrayBuffer> | undefined;
+
+  /** The whole file. Files too large for one Uint8Array are read with `view`. */
+  get bytes(): Uint8Array<ArrayBuffer> {
+    return this.#bytes ??= this.view(0, this.byteLength);
+  }
+}
+
+/** Zeroed memory that starts at a page boundary (so at a multiple of 64 bytes). Untouched pages cost nothing. */
+export class NativeBuffer extends NativeMemory {
+  #bytes: Uint8Array<ArrayBuffer> | undefined;
+
+  get bytes(): Uint8Array<ArrayBuffer> {
+    return this.#bytes ??= this.view(0, this.byteLength);
+  }
+}
+
+/** Maps the file at `path`. Throws HcinferError("input") with the system's reason when it cannot be read. */
+export function mapFile(path: string): Mapping {
+  const size = new BigUint64Array(1);
+  const message = new Uint8Array(MESSAGE_BYTES);
+  const address = library().hc_map_file(new TextEncoder().encode(`${path}\0`), size, message);
+  if (message[0] !== 0) {
+    const text = new TextDecoder().decode(message.subarray(0, message.indexOf(0)));
+    throw new HcinferError("input", `cannot read ${path}: ${text}`);
+  }
+  return new Mapping(address, Number(size[0]));
+}
+
+/** Allocates `bytes` zeroed bytes. Throws HcinferError("environment") when the system has no room for them. */
+export function allocate(bytes: number): NativeBuffer {
+  if (!Number.isSafeInteger(bytes) || bytes < 0) throw new RangeError(`cannot allocate ${bytes} bytes`);
+  if (bytes === 0) return new NativeBuffer(null, 0);
+  const address = library().hc_allocate(BigInt(bytes));
+  if (address === null) {
+    const size = (bytes / 2 ** 30).toFixed(2);
+    throw new HcinferError("environment", `out of memory: ${size} GiB more are needed`);
+  }
+  return new NativeBuffer(address, bytes);
+}
