@@ -18,7 +18,12 @@ export interface WeightRef {
 export interface Params {
   // Sources and linear algebra.
   /** tokens i32 [T] -> [T, width]: row lookup; the checkpoint's matrix is [rows, width]. */
-  embedding: { readonly path: string; readonly rows: number; readonly width: number; readonly format?: WeightFormat };
+  embedding: {
+    readonly path: string;
+    readonly rows: number;
+    readonly width: number;
+    readonly format?: WeightFormat;
+  };
   /** x [T, n] -> one [T, outputs] per weight: y = x W^T. Several weights share one pass over x (after `fuse`). */
   linear: { readonly weights: readonly WeightRef[]; readonly format?: WeightFormat };
 
@@ -49,7 +54,12 @@ export interface Params {
 
   // Corrections (after `compensate`). A window's delta is one [T, outputs] with the layout of correction.ts.
   /** x [T, n] -> delta: (x A_r) B_r. */
-  low_rank: { readonly window: string; readonly rank: number; readonly outputs: number; readonly dtype: FactorDType };
+  low_rank: {
+    readonly window: string;
+    readonly rank: number;
+    readonly outputs: number;
+    readonly dtype: FactorDType;
+  };
   /** x [T, n] -> delta: sum over the `channels` inputs of largest |x_j| * norm_j of x_j E_j; ties by lower index. */
   sparse_residual: {
     readonly window: string;

@@ -23,7 +23,8 @@ export function typeText(type: TensorType): string {
 }
 
 export function sameType(a: TensorType, b: TensorType): boolean {
-  return a.dtype === b.dtype && a.shape.length === b.shape.length && a.shape.every((d, i) => d === b.shape[i]);
+  return a.dtype === b.dtype && a.shape.length === b.shape.length &&
+    a.shape.every((d, i) => d === b.shape[i]);
 }
 
 /** Elements of one token's slice: the product of all dimensions but `T`. */

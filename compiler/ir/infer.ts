@@ -1,0 +1,222 @@
+/**
+ * Shape and type rules, one per op. A rule throws a GraphError that says what the op found and what it expects;
+ * the caller knows where (a line of a model description, a node of a graph).
+ */
+import { ARITY, type Op, type Params } from "./ops.ts";
+import { type Dim, sameType, tensor, type TensorType, typeText } from "./types.ts";
+import { paddedOutputs } from "./naming.ts";
+
+/** A graph that breaks a rule. From a pass it is a bug of the compiler; from a user's text it gets a line. */
+export class GraphError extends Error {
+  override readonly name = "GraphError";
+}
+
+type Rule<P extends Op> = (inputs: readonly TensorType[], params: Params[P]) => TensorType[];
+
+/** Input `index`, which the arity check has shown to exist. */
+function at(inputs: readonly TensorType[], index: number): TensorType {
+  const type = inputs[index];
+  if (type === undefined) throw new GraphError(`input ${index + 1} is missing`);
+  return type;
+}
+
+/** Width n of input `index`, which must be [T, n] f32. */
+function width(inputs: readonly TensorType[], index = 0): number {
+  const type = at(inputs, index);
+  const [tokens, n] = type.shape;
+  if (type.dtype !== "f32" || type.shape.length !== 2 || tokens !== "T" || typeof n !== "number") {
+    throw new GraphError(`expects [T,n] f32 as input ${index + 1}, found ${typeText(type)}`);
+  }
+  return n;
+}
+
+/** [heads, headDim] of input `index`, which must be [T, heads, headDim] f32. */
+function heads(inputs: readonly TensorType[], index: number): [number, number] {
+  const type = at(inputs, index);
+  const [tokens, count, dim] = type.shape;
+  if (
+    type.dtype !== "f32" || type.shape.length !== 3 || tokens !== "T" || typeof count !== "number" ||
+    typeof dim !== "number"
+  ) {
+    throw new GraphError(`expects [T,heads,headDim] f32 as input ${index + 1}, found ${typeText(type)}`);
+  }
+  return [count, dim];
+}
+
+function indices(inputs: readonly TensorType[], index: number, what: string): void {
+  const type = at(inputs, index);
+  if (!sameType(type, tensor("i32", "T"))) {
+    throw new GraphError(`expects ${what} [T] i32 as input ${index + 1}, found ${typeText(type)}`);
+  }
+}
+
+function positive(value: number, what: string): void {
+  if (!Number.isSafeInteger(value) || value <= 0) {
+    throw new GraphError(`${what} must be a positive integer, found ${value}`);
+  }
+}
+
+function finite(value: number, what: string): void {
+  if (!Number.isFinite(value) || value <= 0) {
+    throw new GraphError(`${what} must be a positive number, found ${value}`);
+  }
+}
+
+function floats(type: TensorType): void {
+  if (type.dtype !== "f32" || type.shape[0] !== "T" || type.shape.length < 2) {
+    throw new GraphError(`expects f32 [T,...], found ${typeText(type)}`);
+  }
+}
+
+/** Two operands of one type; there is no broadcasting. */
+function alike(inputs: readonly TensorType[]): TensorType {
+  const a = at(inputs, 0);
+  const b = at(inputs, 1);
+  floats(a);
+  if (!sameType(a, b)) {
+    throw new GraphError(`expects two operands of one shape, found ${typeText(a)} and ${typeText(b)}`);
+  }
+  return a;
+}
+
+function correction(inputs: readonly TensorType[], outputs: number): TensorType[] {
+  width(inputs);
+  positive(outputs, "outputs");
+  return [tensor("f32", "T", outputs)];
+}
+
+const RULES: { readonly [P in Op]: Rule<P> } = {
+  embedding(inputs, { rows, width }) {
+    indices(inputs, 0, "tokens");
+    positive(rows, "rows");
+    positive(width, "width");
+    return [tensor("f32", "T", width)];
+  },
+  linear(inputs, { weights }) {
+    width(inputs);
+    if (weights.length === 0) throw new GraphError("a linear needs at least one weight");
+    return weights.map(({ outputs }) => {
+      positive(outputs, "outputs");
+      return tensor("f32", "T", outputs);
+    });
+  },
+  rms_norm(inputs, { epsilon }) {
+    finite(epsilon, "epsilon");
+    floats(at(inputs, 0));
+    return [at(inputs, 0)];
+  },
+  add_rms_norm(inputs, { epsilon }) {
+    finite(epsilon, "epsilon");
+    const type = alike(inputs);
+    width(inputs);
+    return [type, type];
+  },
+  rope(inputs, { theta }) {
+    finite(theta, "theta");
+    const [, dim] = heads(inputs, 0);
+    if (dim % 2 !== 0) {
+      throw new GraphError(`rotates pairs, so the head dimension must be even, found ${dim}`);
+    }
+    indices(inputs, 1, "positions");
+    return [at(inputs, 0)];
+  },
+  split_heads(inputs, { headDim }) {
+    positive(headDim, "headDim");
+    const n = width(inputs);
+    if (n % headDim !== 0) {
+      throw new GraphError(`cannot split ${n} columns into heads of ${headDim}: it does not divide`);
+    }
+    return [tensor("f32", "T", n / headDim, headDim)];
+  },
+  merge_heads(inputs) {
+    const [count, dim] = heads(inputs, 0);
+    return [tensor("f32", "T", count * dim)];
+  },
+  attention(inputs, { layer, scale }) {
+    if (!Number.isSafeInteger(layer) || layer < 0) {
+      throw new GraphError(`layer must be 0 or more, found ${layer}`);
+    }
+    finite(scale, "scale");
+    const [queryHeads, dim] = heads(inputs, 0);
+    const [keyHeads, keyDim] = heads(inputs, 1);
+    const [valueHeads, valueDim] = heads(inputs, 2);
+    if (keyHeads !== valueHeads || keyDim !== dim || valueDim !== dim) {
+      throw new GraphError(
+        `expects keys and values of as many heads and of the query's head dimension, found ` +
+          [0, 1, 2].map((i) => typeText(at(inputs, i))).join(", "),
+      );
+    }
+    if (queryHeads % keyHeads !== 0) {
+      throw new GraphError(
+        `expects query heads to be a multiple of key heads, found ${queryHeads} and ${keyHeads}`,
+      );
+    }
+    indices(inputs, 3, "positions");
+    return [at(inputs, 0)];
+  },
+  silu(inputs) {
+    floats(at(inputs, 0));
+    return [at(inputs, 0)];
+  },
+  add: (inputs) => [alike(inputs)],
+  mul: (inputs) => [alike(inputs)],
+  silu_mul: (inputs) => [alike(inputs)],
+  low_rank(inputs, { rank, outputs }) {
+    positive(rank, "rank");
+    return correction(inputs, outputs);
+  },
+  sparse_residual(inputs, { channels, outputs }) {
+    positive(channels, "channels");
+    if (channels > width(inputs)) {
+      throw new GraphError(`cannot choose ${channels} channels of ${width(inputs)}`);
+    }
+    return correction(inputs, outputs);
+  },
+  merge(inputs, { deltas, slack }) {
+    if (!Number.isSafeInteger(deltas) || deltas < 1 || deltas >= inputs.length) {
+      throw new GraphError(`expects outputs and then ${deltas} deltas, found ${inputs.length} inputs`);
+    }
+    if (!Number.isSafeInteger(slack) || slack < 0) {
+      throw new GraphError(`slack must be 0 or more, found ${slack}`);
+    }
+    const outputs = inputs.slice(0, inputs.length - deltas);
+    const { total } = paddedOutputs(outputs.map((_, i) => ({ outputs: width(inputs, i) })));
+    for (let i = outputs.length; i < inputs.length; i++) {
+      if (width(inputs, i) !== total) {
+        throw new GraphError(
+          `expects deltas of width ${total} (every output padded to a multiple of 16), found ${
+            typeText(at(inputs, i))
+          }`,
+        );
+      }
+    }
+    return outputs;
+  },
+};
+
+/**
+ * Types of a node's outputs. Throws GraphError when the inputs or parameters do not fit the op.
+ */
+export function inferTypes<P extends Op>(
+  op: P,
+  inputTypes: readonly TensorType[],
+  params: Params[P],
+): TensorType[] {
+  const [least, most] = ARITY[op];
+  if (inputTypes.length < least || inputTypes.length > most) {
+    const expected = least === most ? `${least}` : `${least} to ${most}`;
+    throw new GraphError(`${op} takes ${expected} input${most === 1 ? "" : "s"}, found ${inputTypes.length}`);
+  }
+  try {
+    return RULES[op](inputTypes, params);
+  } catch (error) {
+    if (error instanceof GraphError) throw new GraphError(`${op} ${error.message}`, { cause: error });
+    throw error;
+  }
+}
+
+/** A dimension that is a number; for shapes whose rule has been checked. */
+export function fixed(dim: Dim | undefined): number {
+  if (typeof dim !== "number") throw new GraphError(`expects a fixed dimension, found ${dim}`);
+  return dim;
+}

@@ -1,0 +1,175 @@
+/**
+ * What must hold for a graph: single assignment, definitions before uses, types that follow the op's rule, and the
+ * stage's table of what is legal. Run after every pass and after parsing; throws GraphError naming the node.
+ */
+import { type Graph, type Node, type Stage, STAGES, type Value } from "./graph.ts";
+import { GraphError, inferTypes } from "./infer.ts";
+import { CORRECTION_OPS, FUSED_OPS, type Op } from "./ops.ts";
+import { sameType, type TensorType, typeText } from "./types.ts";
+import { isName } from "./build.ts";
+import { packedName, packedPaths, windowName } from "./naming.ts";
+import { formatText } from "../weights/format.ts";
+
+interface StageRule {
+  /** Ops that may not appear. */
+  readonly forbidden: ReadonlySet<Op>;
+  /** Formats on linears and embeddings, devices on nodes, budgets of windows, lanes on nodes. */
+  readonly formats: boolean;
+  readonly devices: boolean;
+  readonly budgets: boolean;
+  readonly lanes: boolean;
+}
+
+const CORRECTED: ReadonlySet<Op> = new Set<Op>([...CORRECTION_OPS, "merge"]);
+const NONE: ReadonlySet<Op> = new Set<Op>();
+const fused: StageRule = {
+  forbidden: CORRECTED,
+  formats: false,
+  devices: false,
+  budgets: false,
+  lanes: false,
+};
+
+/** What is legal at each stage: a property is demanded where it is true and must be absent where it is false. */
+const LEGAL: { readonly [S in Stage]: StageRule } = {
+  traced: { ...fused, forbidden: CORRECTED.union(FUSED_OPS) },
+  fused,
+  quantized: { ...fused, formats: true },
+  placed: { ...fused, formats: true, devices: true },
+  budgeted: { ...fused, formats: true, devices: true, budgets: true },
+  compensated: { forbidden: NONE, formats: true, devices: true, budgets: true, lanes: false },
+  scheduled: { forbidden: NONE, formats: true, devices: true, budgets: true, lanes: true },
+};
+
+/** The text that names a node in messages. */
+export function nodeText(node: Node): string {
+  return `${node.outputs.map((v) => v.name).join(", ")} = ${node.op}(...)`;
+}
+
+/** A GraphError about one node. */
+export class NodeError extends GraphError {
+  constructor(readonly index: number, node: Node, message: string) {
+    super(`${nodeText(node)}: ${message}`);
+  }
+}
+
+export function verify(graph: Graph): void {
+  const types = new Map<string, TensorType>();
+  const define = (value: Value) => {
+    if (!isName(value.name)) throw new GraphError(`"${value.name}" is not a name`);
+    if (types.has(value.name)) throw new GraphError(`${value.name} is assigned twice`);
+    types.set(value.name, value.type);
+  };
+  if (!STAGES.includes(graph.stage)) throw new GraphError(`unknown stage "${graph.stage}"`);
+  for (const value of graph.inputs) define(value);
+  const windows: string[] = [];
+  const merged = new Set<string>();
+  const packed = new Map<string, string>();
+  graph.nodes.forEach((node, index) => {
+    const fail = (message: string): never => {
+      throw new NodeError(index, node, message);
+    };
+    try {
+      const inputTypes = node.inputs.map((name) => {
+        const type = types.get(name);
+        if (type === undefined) throw new GraphError(`reads ${name}, which is not defined before it`);
+        return type;
+      });
+      const expected = inferTypes(node.op, inputTypes, node.params);
+      if (expected.length !== node.outputs.length) {
+        fail(`has ${node.outputs.length} outputs, ${node.op} makes ${expected.length}`);
+      }
+      expected.forEach((type, i) => {
+        const value = node.outputs[i];
+        if (value && !sameType(type, value.type)) {
+          fail(`${value.name} is ${typeText(value.type)}, ${node.op} makes ${typeText(type)}`);
+        }
+      });
+      for (const value of node.outputs) define(value);
+      checkStage(graph.stage, node, fail);
+      checkWeights(node, packed, fail);
+    } catch (error) {
+      if (error instanceof GraphError && !(error instanceof NodeError)) fail(error.message);
+      throw error;
+    }
+    if (node.op === "linear") {
+      const window = windowName(node.params.weights);
+      if (window !== undefined) windows.push(window);
+    } else if (node.op === "low_rank" || node.op === "sparse_residual" || node.op === "merge") {
+      if (!windows.includes(node.params.window)) {
+        fail(`no linear before it belongs to window ${node.params.window}`);
+      }
+      if (node.op === "merge") {
+        if (merged.has(node.params.window)) fail(`window ${node.params.window} is merged twice`);
+        merged.add(node.params.window);
+      }
+    }
+  });
+  if (graph.outputs.length === 0) throw new GraphError("the graph has no outputs");
+  for (const name of graph.outputs) {
+    if (!types.has(name)) throw new GraphError(`output ${name} is not defined`);
+  }
+  checkWindows(graph, windows);
+}
+
+function checkStage(stage: Stage, node: Node, fail: (message: string) => never): void {
+  const rule = LEGAL[stage];
+  const demand = (wanted: boolean, has: boolean, what: string) => {
+    if (wanted && !has) fail(`has no ${what}, which stage ${stage} demands`);
+    if (!wanted && has) fail(`has ${what}, which is not legal before a later stage than ${stage}`);
+  };
+  if (rule.forbidden.has(node.op)) fail(`${node.op} is not legal at stage ${stage}`);
+  if (node.op === "linear" || node.op === "embedding") {
+    demand(rule.formats, node.params.format !== undefined, "format");
+  }
+  if (stage === "traced" && node.op === "linear" && node.params.weights.length > 1) {
+    fail("several weights share one linear only after fuse");
+  }
+  demand(rule.devices, node.placement.device !== undefined, "device");
+  demand(rule.lanes, node.placement.lane !== undefined, "lane");
+  for (const cause of node.placement.causes) {
+    if (!isCause(cause)) fail(`the cause ${JSON.stringify(cause)} does not fit the graph's text`);
+  }
+}
+
+/** Causes stand in a comment, separated by " | ". */
+export function isCause(text: string): boolean {
+  return /^[^\s|](?:[^|\r\n]*[^\s|])?$/.test(text);
+}
+
+/** A packed weight that is used twice (a tied head) has one shape and one format. */
+function checkWeights(node: Node, packed: Map<string, string>, fail: (message: string) => never): void {
+  if (node.op !== "linear" && node.op !== "embedding") return;
+  const sections = node.op === "linear"
+    ? node.params.weights
+    : [{ path: node.params.path, outputs: node.params.rows }];
+  const name = packedName(sections);
+  if (packedPaths(name).join() !== sections.map((s) => s.path).join()) fail(`a path contains "+": ${name}`);
+  const format = node.params.format === undefined ? "no format yet" : formatText(node.params.format);
+  const what = `${sections.map((s) => s.outputs).join("+")} rows, ${format}`;
+  const before = packed.get(name);
+  if (before !== undefined && before !== what) fail(`${name} is ${what} here and ${before} before`);
+  packed.set(name, what);
+}
+
+function checkWindows(graph: Graph, windows: readonly string[]): void {
+  const twice = windows.find((w, i) => windows.indexOf(w) !== i);
+  if (LEGAL[graph.stage].budgets) {
+    if (twice !== undefined) throw new GraphError(`two linears belong to window ${twice}`);
+    const budgets = graph.budgets.map((b) => b.window);
+    if (budgets.join() !== windows.join()) {
+      throw new GraphError(
+        `expects one budget per window in the order of the nodes (${windows.join(" ")}), found ${
+          budgets.join(" ")
+        }`,
+      );
+    }
+    for (const budget of graph.budgets) {
+      if (!isCause(budget.cause)) {
+        throw new GraphError(`window ${budget.window} has no cause that fits the text`);
+      }
+    }
+  } else if (graph.budgets.length > 0) {
+    throw new GraphError(`budgets are not legal at stage ${graph.stage}`);
+  }
+}
