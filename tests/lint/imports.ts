@@ -8,6 +8,7 @@
  * node        No other use of Deno.* outside ffi/ and tests, so that the code also runs on Node.
  * registries  npm packages by their names in deno.json's import map and node: built-ins; no jsr:, https:, or npm: inline.
  */
+import { fileURLToPath } from "node:url";
 
 interface Layer {
   /** Files the row is about: the first row that matches decides. */
@@ -42,7 +43,7 @@ const LAYERS: readonly Layer[] = [
   },
 ];
 
-const ROOT = new URL("../../", import.meta.url).pathname;
+const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 
 /** Path in the repository of an absolute or relative file name. */
 function inRepository(filename: string): string {
@@ -72,7 +73,8 @@ function importVisitor(
     ExportNamedDeclaration: (node) => checkSource(node.source),
     ExportAllDeclaration: (node) => checkSource(node.source),
     ImportExpression: (node) => checkSource(node.source),
-    TSImportType: (node) => checkSource(node.argument),
+    TSImportType: (node) =>
+      checkSource(node.argument.type === "TSLiteralType" ? node.argument.literal : undefined),
   };
 }
 
