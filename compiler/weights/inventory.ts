@@ -1,0 +1,80 @@
+/**
+ * What a graph reads from a checkpoint and from a bundle: matrices, as they are packed together, and norm vectors.
+ * checkModel, the packer and openBundle ask here, so that a weight has one name and one shape for all of them.
+ */
+import { type Graph, type Node, values } from "../ir/graph.ts";
+import { packedName, paddedOutputs, windowName } from "../ir/naming.ts";
+import type { WeightRef } from "../ir/ops.ts";
+import type { WeightFormat } from "./format.ts";
+
+/** Matrices that share one packed weight: tensor `${name}.packed` of a bundle. */
+export interface Matrix {
+  readonly name: string;
+  readonly sections: readonly WeightRef[];
+  /** First row of each section in the packed weight, and its rows with the padding. */
+  readonly firstRows: readonly number[];
+  readonly rows: number;
+  readonly inputs: number;
+  /** Undefined before the pass `quantize`. */
+  readonly format: WeightFormat | undefined;
+  /** The window whose corrections belong to it; undefined outside layers. */
+  readonly window: string | undefined;
+}
+
+export interface Inventory {
+  /** In graph order; a matrix that is used twice (a tied head) is listed once. */
+  readonly matrices: readonly Matrix[];
+  /** Length of the norm vector of each module path, tensor `${path}.weight`. */
+  readonly vectors: ReadonlyMap<string, number>;
+}
+
+export function inventory(graph: Graph): Inventory {
+  const types = values(graph);
+  const width = (node: Node): number => {
+    const dim = types.get(node.inputs[0] ?? "")?.type.shape.at(-1);
+    if (typeof dim !== "number") throw new Error(`${node.op}: its input has no fixed width`);
+    return dim;
+  };
+  const matrices = new Map<string, Matrix>();
+  const vectors = new Map<string, number>();
+  const add = (
+    sections: readonly WeightRef[],
+    inputs: number,
+    format: WeightFormat | undefined,
+    window: string | undefined,
+  ) => {
+    const name = packedName(sections);
+    if (matrices.has(name)) return;
+    const { total, firstColumn } = paddedOutputs(sections);
+    matrices.set(name, { name, sections, firstRows: firstColumn, rows: total, inputs, format, window });
+  };
+  for (const node of graph.nodes) {
+    switch (node.op) {
+      case "embedding": {
+        const { path, rows, width, format } = node.params;
+        add([{ path, outputs: rows }], width, format, undefined);
+        break;
+      }
+      case "linear":
+        add(node.params.weights, width(node), node.params.format, windowName(node.params.weights));
+        break;
+      case "rms_norm":
+      case "add_rms_norm":
+        vectors.set(node.params.path, width(node));
+        break;
+      default: // no other op has weights of the checkpoint
+    }
+  }
+  return { matrices: [...matrices.values()], vectors };
+}
+
+/** Every tensor the graph needs of a checkpoint, by name, with its shape. */
+export function expectedTensors(graph: Graph): ReadonlyMap<string, readonly number[]> {
+  const { matrices, vectors } = inventory(graph);
+  const expected = new Map<string, readonly number[]>();
+  for (const { sections, inputs } of matrices) {
+    for (const { path, outputs } of sections) expected.set(`${path}.weight`, [outputs, inputs]);
+  }
+  for (const [path, length] of vectors) expected.set(`${path}.weight`, [length]);
+  return expected;
+}
