@@ -1,0 +1,258 @@
+/**
+ * budget: how much each window's correction may read per token, as a rank and a number of channels.
+ *
+ * Needs: stage "placed", statistics of every window (its error's energy; spectrum and norms where they are known).
+ * Guarantees: stage "budgeted". One budget per window in node order, each with the cause of its size; the bytes of
+ *   all windows stay within a budget of bytes. Rows and factors of one window compete in one greedy: the gain of
+ *   each falls as either grows, so the greedy on gain per byte is within a quantum of the best.
+ * Does not: insert nodes, look at weights, or (yet) know calibrated sensitivities and time: see `sensitivity`,
+ *   `WindowStatistics.inputRms` and `BudgetOptions.microseconds`.
+ */
+import { HcinferError } from "../errors.ts";
+import type { Graph, WindowBudget } from "../ir/graph.ts";
+import { windowName } from "../ir/naming.ts";
+import { verify } from "../ir/verify.ts";
+import type { FactorDType, ResidualWidth } from "../weights/correction.ts";
+import { factorBytesRead, residualBytesRead } from "../weights/correction.ts";
+import { channelCurve, rankCurve } from "./gain.ts";
+
+/** What corrections may cost. `share` is of the bytes of the backbone's linear weights that lie in windows. */
+export type Budget =
+  | { readonly kind: "bytes"; readonly share: number }
+  | { readonly kind: "rank"; readonly rank: number }
+  | { readonly kind: "channels"; readonly channels: number };
+
+export type Correct = "none" | "low_rank" | "sparse" | "both";
+
+/** What the compiler measured of a window once its weights were packed. */
+export interface WindowStatistics {
+  readonly window: string;
+  readonly inputs: number;
+  /** Columns of the delta: sections padded to multiples of 16. */
+  readonly outputs: number;
+  /** Bytes of the window's packed weights, all read per token. */
+  readonly backboneBytes: number;
+  /** ||E||^2 and ||W||^2. */
+  readonly errorEnergy: number;
+  readonly weightEnergy: number;
+  /** Singular values of E, largest first, as far as factors are kept; whitened ones once there is calibration. */
+  readonly spectrum?: Float32Array;
+  /** ||E_j|| per input channel. */
+  readonly norms?: Float32Array;
+  /** Root mean square of every input channel, from calibration. */
+  readonly inputRms?: Float32Array;
+}
+
+export interface BudgetOptions {
+  readonly correct: Correct;
+  readonly budget: Budget;
+  readonly statistics: readonly WindowStatistics[];
+  readonly residualWidth: ResidualWidth;
+  readonly factorDType: FactorDType;
+  readonly maxRank: number;
+  /**
+   * Loss that the whole error of a window costs, in any unit common to all windows. Calibration will measure it; the
+   * default makes windows comparable without: relative error energy times bytes of the backbone.
+   */
+  readonly sensitivity?: (window: WindowStatistics) => number;
+  /** Time each window may take beside the backbone. No time budgets yet: must be absent. */
+  readonly microseconds?: never;
+}
+
+/** Channels the greedy adds at a time; ranks are added one by one. */
+export const CHANNEL_QUANTUM = 8;
+
+/** Relative error energy by bytes of the backbone: nearly the same fraction of channels for every window. */
+export function defaultSensitivity(window: WindowStatistics): number {
+  return window.weightEnergy > 0 ? window.errorEnergy / window.weightEnergy * window.backboneBytes : 0;
+}
+
+export function budget(graph: Graph, options: BudgetOptions): Graph {
+  checkOptions(options);
+  const statistics = new Map(options.statistics.map((s) => [s.window, s]));
+  const windows = graph.nodes.flatMap((node) => {
+    const name = node.op === "linear" ? windowName(node.params.weights) : undefined;
+    return name === undefined ? [] : [name];
+  });
+  const budgets = options.correct === "none"
+    ? windows.map((window) => ({ window, rank: 0, channels: 0, cause: "no correction: corrections are off" }))
+    : allocate(
+      windows.map((window) => {
+        const found = statistics.get(window);
+        if (found === undefined) throw new Error(`no statistics of window ${window}`);
+        return found;
+      }),
+      options,
+    );
+  const result: Graph = { ...graph, stage: "budgeted", budgets };
+  verify(result);
+  return result;
+}
+
+function checkOptions({ correct, budget, maxRank }: BudgetOptions): void {
+  const refuse = (message: string): never => {
+    throw new HcinferError("usage", message);
+  };
+  if (correct === "none") return;
+  const whole = (value: number, what: string) => {
+    if (!Number.isSafeInteger(value) || value < 0) {
+      refuse(`${what} must be a whole number of 0 or more, found ${value}`);
+    }
+  };
+  if (budget.kind === "bytes") {
+    if (!(budget.share >= 0 && budget.share <= 10)) {
+      refuse(
+        `the budget's share of the backbone's bytes must be between 0 and 1000 %, found ${
+          100 * budget.share
+        } %`,
+      );
+    }
+  } else if (budget.kind === "rank") {
+    whole(budget.rank, "a rank");
+    if (correct !== "low_rank") {
+      refuse(`a budget of ranks needs the correction "low_rank", found "${correct}"`);
+    }
+    if (budget.rank > maxRank) {
+      refuse(`rank ${budget.rank} is more than the ${maxRank} components that are kept`);
+    }
+  } else {
+    whole(budget.channels, "a number of channels");
+    if (correct !== "sparse") {
+      refuse(`a budget of channels needs the correction "sparse", found "${correct}"`);
+    }
+  }
+}
+
+/** A window on its way through the greedy. */
+interface Account {
+  readonly window: WindowStatistics;
+  readonly sensitivity: number;
+  readonly maxRank: number;
+  readonly maxChannels: number;
+  readonly rankShare: (rank: number) => number;
+  readonly channelShare: (channels: number) => number;
+  rank: number;
+  channels: number;
+}
+
+interface Step {
+  readonly account: Account;
+  readonly form: "rank" | "channels";
+  readonly count: number;
+  /** Share of the window's error that the step wins. */
+  readonly share: number;
+  readonly bytes: number;
+  readonly gainPerByte: number;
+}
+
+/** Share of the error's energy that is captured; rows work on what the factors leave. */
+function captured(account: Account, rank: number, channels: number): number {
+  return 1 - (1 - account.rankShare(rank)) * (1 - account.channelShare(channels));
+}
+
+function allocate(statistics: readonly WindowStatistics[], options: BudgetOptions): WindowBudget[] {
+  const { budget, correct, sensitivity = defaultSensitivity } = options;
+  const accounts = statistics.map((window): Account => {
+    const exact = !(window.errorEnergy > 0);
+    const maxRank = exact || correct === "sparse"
+      ? 0
+      : Math.min(options.maxRank, window.inputs, window.outputs, window.spectrum?.length ?? Infinity);
+    return {
+      window,
+      sensitivity: sensitivity(window),
+      maxRank,
+      maxChannels: exact || correct === "low_rank" ? 0 : window.inputs,
+      rankShare: rankCurve(window.spectrum, window.errorEnergy),
+      channelShare: channelCurve(window.inputs, window.norms, window.inputRms),
+      rank: 0,
+      channels: 0,
+    };
+  });
+  let stopped: string;
+  if (budget.kind === "rank") {
+    for (const account of accounts) account.rank = Math.min(budget.rank, account.maxRank);
+    stopped = `fixed at rank ${budget.rank}`;
+  } else if (budget.kind === "channels") {
+    for (const account of accounts) account.channels = Math.min(budget.channels, account.maxChannels);
+    stopped = `fixed at ${budget.channels} channels`;
+  } else {
+    const backbone = statistics.reduce((sum, window) => sum + window.backboneBytes, 0);
+    spend(accounts, Math.floor(backbone * budget.share), options);
+    stopped = `stopped by the budget of ${percent(budget.share)} % bytes`;
+  }
+  return accounts.map((account) => ({
+    window: account.window.window,
+    rank: account.rank,
+    channels: account.channels,
+    cause: cause(account, options, stopped),
+  }));
+}
+
+/** The greedy: always the step with the most loss per byte that still fits. */
+function spend(accounts: readonly Account[], bytes: number, options: BudgetOptions): void {
+  let left = bytes;
+  const best = accounts.map((account) => bestStep(account, options, left));
+  while (true) {
+    let chosen = -1;
+    let most = 0;
+    best.forEach((step, i) => {
+      if (step !== undefined && step.gainPerByte > most) {
+        most = step.gainPerByte;
+        chosen = i;
+      }
+    });
+    const step = best[chosen];
+    if (step === undefined) return;
+    if (step.bytes <= left) {
+      left -= step.bytes;
+      step.account[step.form] += step.count;
+    }
+    best[chosen] = bestStep(step.account, options, left);
+  }
+}
+
+/** The best next step of a window among those that cost at most `limit` bytes. */
+function bestStep(account: Account, options: BudgetOptions, limit = Infinity): Step | undefined {
+  const { window, rank, channels } = account;
+  const now = captured(account, rank, channels);
+  const step = (form: Step["form"], count: number, share: number, bytes: number): Step => {
+    return { account, form, count, share, bytes, gainPerByte: account.sensitivity * share / bytes };
+  };
+  const steps: Step[] = [];
+  if (rank < account.maxRank) {
+    const bytes = factorBytesRead(options.factorDType, window.inputs, window.outputs, 1);
+    steps.push(step("rank", 1, captured(account, rank + 1, channels) - now, bytes));
+  }
+  const count = Math.min(CHANNEL_QUANTUM, account.maxChannels - channels);
+  if (count > 0) {
+    const bytes = residualBytesRead(options.residualWidth, window.outputs, count);
+    steps.push(step("channels", count, captured(account, rank, channels + count) - now, bytes));
+  }
+  return steps
+    .filter((s) => s.share > 0 && s.bytes <= limit)
+    .sort((a, b) => b.gainPerByte - a.gainPerByte)[0];
+}
+
+/** "96 channels of 4096: next 8 would win 0.8 % of the error for 2.3 kB; stopped by the budget of 10 % bytes". */
+function cause(account: Account, options: BudgetOptions, stopped: string): string {
+  const { window, rank, channels } = account;
+  if (!(window.errorEnergy > 0)) return "no correction: the weights are exact";
+  const spent = [
+    ...(options.correct === "sparse" ? [] : [`rank ${rank} of ${account.maxRank}`]),
+    ...(options.correct === "low_rank" ? [] : [`${channels} channels of ${window.inputs}`]),
+  ].join(" and ");
+  const next = bestStep(account, options);
+  if (next === undefined) return `${spent}: all there are`;
+  const what = next.form === "rank" ? "the next rank" : `next ${next.count}`;
+  return `${spent}: ${what} would win ${percent(next.share)} % of the error for ${
+    kilobytes(next.bytes)
+  }; ${stopped}`;
+}
+
+function percent(share: number): string {
+  return String(Number((100 * share).toPrecision(2)));
+}
+
+function kilobytes(bytes: number): string {
+  return `${(bytes / 1000).toFixed(1)} kB`;
+}
