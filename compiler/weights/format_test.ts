@@ -1,0 +1,127 @@
+import assert from "node:assert/strict";
+import fc from "fast-check";
+import {
+  FORMAT_KINDS,
+  formatText,
+  GROUP_SIZES,
+  packedShape,
+  parseFormat,
+  type WeightFormat,
+} from "./format.ts";
+import { GOLDEN } from "./format_golden.ts";
+import { fromBF16, fromF16, roundF16, toBF16, toF16 } from "./half.ts";
+import { dequantize, packCodes, quantize, quantizeGroup, unpackCodes } from "./reference.ts";
+
+const FORMATS: readonly WeightFormat[] = FORMAT_KINDS.flatMap((kind): WeightFormat[] =>
+  kind === "bf16" ? [{ kind }] : GROUP_SIZES.map((group) => ({ kind, group }))
+);
+
+for (const { format, rows, inputs, weights, packed } of GOLDEN) {
+  Deno.test(`golden bytes of ${formatText(format)}`, () => {
+    assert.equal(packed.length, packedShape(format, rows, inputs).bytes);
+    assert.deepEqual(dequantize(packed, format, rows, inputs), weights);
+    assert.deepEqual(quantize(weights, format, rows, inputs), packed);
+  });
+}
+
+Deno.test("tiles lie row block by row block, in each group by group", () => {
+  const format = { kind: "q4", group: 32 } as const;
+  const weights = new Float64Array(17 * 64);
+  weights[16 * 64 + 32] = 15; // row 16 is row 0 of the second block, input 32 begins the second group
+  const packed = quantize(weights, format, 17, 64);
+  const { tileBytes, headerBytes } = packedShape(format, 17, 64);
+  const nonzero = [...packed.entries()].filter(([, byte]) => byte !== 0).map(([at]) => at);
+  assert.deepEqual(nonzero, [3 * tileBytes + 1, 3 * tileBytes + headerBytes]); // f16 1.0 is 00 3c; the code
+});
+
+Deno.test("codes pack and unpack for every width", () => {
+  fc.assert(
+    fc.property(
+      fc.constantFrom(2, 3, 4, 8),
+      fc.constantFrom(...GROUP_SIZES),
+      fc.nat(),
+      (bits, group, seed) => {
+        const codes = Uint8Array.from(
+          { length: 16 * group },
+          (_, i) => (i * 31 + seed + (i >> 5)) & (2 ** bits - 1),
+        );
+        assert.deepEqual(unpackCodes(packCodes(codes, bits), bits), codes);
+      },
+    ),
+  );
+});
+
+Deno.test("ragged matrices round within half a step of their group", () => {
+  for (const format of FORMATS) {
+    const [rows, inputs] = [19, 77];
+    const weights = Float64Array.from(
+      { length: rows * inputs },
+      (_, i) => Math.sin(i * 1.7) + 0.3 * Math.cos(i * i),
+    );
+    const error = relativeError(
+      weights,
+      dequantize(quantize(weights, format, rows, inputs), format, rows, inputs),
+    );
+    const bound = { bf16: 1e-5, q8: 1e-4, q4: 0.02, q3: 0.06, q2: 0.25 }[format.kind];
+    assert.ok(error < bound, `${formatText(format)}: ${error}`);
+  }
+});
+
+Deno.test("the clip search never does worse than the plain range", () => {
+  const group = fc.array(fc.double({ min: -8, max: 8, noNaN: true }), { minLength: 1, maxLength: 64 });
+  fc.assert(fc.property(group, fc.constantFrom(2, 3, 4), (values, bits) => {
+    const weights = Float64Array.from(values);
+    const fit = quantizeGroup(weights, bits);
+    const most = 2 ** bits - 1;
+    const scale = roundF16((Math.max(0, ...values) - Math.min(0, ...values)) / most);
+    const zero = roundF16(-Math.min(0, ...values) / scale);
+    assert.ok(Number.isFinite(fit.scale) && Number.isFinite(fit.zero));
+    if (scale > 0 && Number.isFinite(zero)) {
+      assert.ok(errorOf(weights, fit.scale, fit.zero, most) <= errorOf(weights, scale, zero, most));
+    }
+  }));
+});
+
+Deno.test("groups of equal values, of zeros and of tiny values", () => {
+  const format = { kind: "q4", group: 32 } as const;
+  for (const value of [0, 0.75, -3, 1e-3]) {
+    const weights = new Float64Array(33).fill(value);
+    const found = dequantize(quantize(weights, format, 1, 33), format, 1, 33);
+    for (const w of found) assert.ok(Math.abs(w - value) <= 1e-3 * Math.abs(value), `${w} for ${value}`);
+  }
+  assert.throws(() => quantize(new Float64Array(32).fill(1e9), format, 1, 32), /leave the range of f16/);
+});
+
+Deno.test("f16 and bf16 round to the nearest, ties to even, and come back", () => {
+  for (let bits = 0; bits < 65536; bits++) {
+    if ((bits & 0x7c00) !== 0x7c00 || (bits & 0x3ff) === 0) assert.equal(toF16(fromF16(bits)), bits);
+    const bf16 = fromBF16(bits);
+    if (!Number.isNaN(bf16)) assert.equal(toBF16(bf16), bits);
+  }
+  assert.equal(toF16(1 + 2 ** -11), 0x3c00); // halfway: to even
+  assert.equal(toF16(1 + 3 * 2 ** -11), 0x3c02);
+  assert.equal(toF16(1 + 2 ** -11 + 2 ** -30), 0x3c01); // just above halfway
+  assert.equal(toF16(65519), 0x7bff);
+  assert.equal(toF16(65520), 0x7c00);
+  assert.equal(toF16(2 ** -25), 0); // halfway between zero and the smallest subnormal
+  assert.equal(toF16(3 * 2 ** -25), 2);
+  assert.equal(toBF16(1 + 2 ** -8), 0x3f80);
+  assert.equal(toBF16(1 + 3 * 2 ** -8), 0x3f82);
+});
+
+Deno.test("format names are read back", () => {
+  for (const format of FORMATS) assert.deepEqual(parseFormat(formatText(format)), format);
+  for (const text of ["q4", "q4g16", "bf16g64", "q5g64", ""]) assert.equal(parseFormat(text), undefined);
+});
+
+function relativeError(weights: Float64Array, found: Float64Array): number {
+  const energy = weights.reduce((sum, w) => sum + w * w, 0);
+  return weights.reduce((sum, w, i) => sum + (w - (found[i] ?? 0)) ** 2, 0) / energy;
+}
+
+function errorOf(weights: Float64Array, scale: number, zero: number, most: number): number {
+  return weights.reduce((sum, w) => {
+    const code = Math.min(most, Math.max(0, Math.round(w / scale + zero)));
+    return sum + (w - scale * (code - zero)) ** 2;
+  }, 0);
+}
