@@ -26,9 +26,11 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { HcinferError } from "../compiler/errors.ts";
+import { cppHeader } from "./instructions.ts";
 
 const FFI = dirname(fileURLToPath(import.meta.url));
 const SOURCES = join(FFI, "simd");
+const GENERATED = join(FFI, "build");
 
 /** Where the library lies; `sanitize` names a build of its own. */
 export function libraryPath(sanitize?: Sanitizer): string {
@@ -51,7 +53,16 @@ const VARIANT_SOURCES = [
   "factorise.cpp",
 ];
 
-const AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"];
+// GCC 12 warns of its own header's _mm512_undefined_ps where an intrinsic is inlined (GCC bug 105593).
+const AVX512 = [
+  "-Wno-uninitialized",
+  "-mavx512f",
+  "-mavx512bw",
+  "-mavx512dq",
+  "-mavx512vl",
+  "-mfma",
+  "-mf16c",
+];
 const VARIANTS: Readonly<Record<string, Readonly<Record<string, readonly string[]>>>> = {
   x64: {
     avx512vnni: [...AVX512, "-mavx512vnni"],
@@ -75,7 +86,7 @@ interface Compilation {
 
 function compilations(folder: string, extra: readonly string[]): Compilation[] {
   const variants = VARIANTS[arch()] ?? { scalar: [] };
-  const common = [...FLAGS.split(" "), ...extra];
+  const common = [...FLAGS.split(" "), `-I${GENERATED}`, ...extra];
   return readdirSync(SOURCES).filter((name) => name.endsWith(".cpp")).sort().flatMap((name) => {
     const source = join(SOURCES, name);
     const stem = name.slice(0, -".cpp".length);
@@ -106,6 +117,15 @@ function isStale(object: string, hash: string): boolean {
   if (readFileSync(record, "utf8") !== hash) return true;
   const built = modified(object);
   return dependencies(depfile).some((path) => modified(path) > built);
+}
+
+/** Writes the instruction table's C++ side where sources include it, when it changed. */
+function generate(): void {
+  const header = join(GENERATED, "instructions.h");
+  if (existsSync(header) && readFileSync(header, "utf8") === cppHeader()) return;
+  const temporary = `${header}.${process.pid}.tmp`;
+  writeFileSync(temporary, cppHeader());
+  renameSync(temporary, header);
 }
 
 async function compile(compiler: string, unit: Compilation, hash: string): Promise<void> {
@@ -173,6 +193,7 @@ export async function build(sanitize?: Sanitizer): Promise<void> {
   const library = libraryPath(sanitize);
   const folder = dirname(library);
   mkdirSync(folder, { recursive: true });
+  generate();
   const extra = sanitize ? [`-fsanitize=${sanitize}`, "-g", "-fno-omit-frame-pointer"] : [];
   const { compiler, version } = await findCompiler();
   const hashOf = (args: readonly string[]) =>
