@@ -2,7 +2,10 @@
 #pragma once
 
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 in its own header, when optimising
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 about its own header, when optimising
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 

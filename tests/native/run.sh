@@ -1,0 +1,56 @@
+#!/bin/sh
+# Builds and runs the native tests for every instruction set of this machine, and for 64-bit ARM where
+# aarch64-linux-gnu-g++ and qemu-aarch64-static are installed; all must print the same digest.
+#   tests/native/run.sh [test...]      e.g. tests/native/run.sh simd_test
+set -eu
+cd "$(dirname "$0")"
+build=../../ffi/build/native
+mkdir -p "$build"
+flags="-std=c++20 -O2 -Wall -Wextra -Werror -ffp-contract=off -fno-math-errno"
+avx512="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c"
+simd=../../ffi/simd
+
+sources() {
+  case $1 in
+    kernels_test) echo "kernels_test.cpp $simd/elementwise.cpp $simd/attention.cpp $simd/sampling.cpp" ;;
+    *) echo "$1.cpp" ;;
+  esac
+}
+
+variants() {
+  case $(uname -m) in
+    x86_64)
+      for variant in avx512vnni avx512 avx2; do
+        case $variant in avx512vnni) flag=avx512_vnni ;; avx512) flag=avx512bw ;; *) flag=avx2 ;; esac
+        grep -qw "$flag" /proc/cpuinfo && echo "$variant"
+      done
+      echo scalar
+      if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null; then
+        echo neon; echo neon-dotprod
+      fi ;;
+    *) echo neon; echo scalar ;;
+  esac
+}
+
+status=0
+for test in ${@:-simd_test kernels_test}; do
+  first=
+  for variant in $(variants); do
+    compiler=${CXX:-g++}; machine=; runner=
+    case $variant in
+      avx512vnni) machine="$avx512 -mavx512vnni" ;;
+      avx512) machine=$avx512 ;;
+      avx2) machine="-mavx2 -mfma -mf16c" ;;
+      neon*) if [ "$(uname -m)" = x86_64 ]; then
+          compiler=aarch64-linux-gnu-g++; machine=-static; runner=qemu-aarch64-static
+        fi
+        [ "$variant" = neon-dotprod ] && machine="$machine -march=armv8.2-a+dotprod" ;;
+    esac
+    $compiler $flags $machine -DHC_ISA="${variant%-*}" $(sources "$test") -o "$build/$test.$variant"
+    if digest=$($runner "$build/$test.$variant"); then result=ok; else result=FAILED; status=1; fi
+    [ -n "$first" ] || first=$digest
+    if [ "$digest" != "$first" ]; then result="$result, DIFFERS"; status=1; fi
+    echo "$test $variant $digest $result"
+  done
+done
+exit $status
