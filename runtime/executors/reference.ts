@@ -11,10 +11,10 @@ import { paddedOutputs } from "../../compiler/ir/naming.ts";
 import { CORRECTION_OPS, type Op } from "../../compiler/ir/ops.ts";
 import type { TensorType } from "../../compiler/ir/types.ts";
 import type { ModelInfo } from "../../compiler/plan.ts";
-import { checkStep, type Executor, type ExecutorOptions, logitRows } from "../executor.ts";
-import type { StepKind, StepRequest } from "../executor.ts";
+import { checkStep, logitRows } from "../executor.ts";
+import type { ExecutableBundle, Executor, ExecutorOptions, StepKind, StepRequest } from "../executor.ts";
 import * as math from "./reference_math.ts";
-import type { Numbers } from "./reference_numbers.ts";
+import { bundleNumbers, type Numbers } from "./reference_numbers.ts";
 
 /** Large enough for good blocks, small enough for the [tokens, vocabulary] logits of a step. */
 const DEFAULT_CAPACITY = 64;
@@ -196,4 +196,16 @@ export class ReferenceExecutor implements Executor {
   [Symbol.dispose](): void {
     this.#caches.clear();
   }
+}
+
+/** An executor of a bundle in double precision. Dequantised weights take 8 bytes a parameter of this process. */
+export function createReferenceExecutor(
+  bundle: ExecutableBundle,
+  options: Partial<ExecutorOptions> = {},
+): Executor {
+  const { graph, model, corrections } = bundle.plan;
+  const asked = options.corrections ?? "auto";
+  const mode = asked === "auto" ? corrections.mode : asked;
+  const numbers = bundleNumbers(bundle);
+  return new ReferenceExecutor({ graph, model, numbers }, { ...options, corrections: mode });
 }

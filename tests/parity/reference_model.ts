@@ -5,28 +5,13 @@ import { GraphBuilder } from "../../compiler/ir/build.ts";
 import type { Graph, Value } from "../../compiler/ir/graph.ts";
 import { tensor } from "../../compiler/ir/types.ts";
 import { type Config, parseConfig, parseTokenEnds } from "../../compiler/weights/config.ts";
+import { widen } from "../../compiler/weights/half.ts";
 import { readSafetensors, type TensorView } from "../../compiler/weights/safetensors.ts";
 import type { Numbers } from "../../runtime/executors/reference_numbers.ts";
 import type { ReferenceModel } from "../../runtime/executors/reference.ts";
 
 export function readTensors(file: string): ReadonlyMap<string, TensorView> {
   return readSafetensors(readFileSync(file), file).tensors;
-}
-
-/** Any float tensor in doubles. */
-export function toDoubles({ dtype, bytes }: TensorView): Float64Array {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  if (dtype === "F32") {
-    return Float64Array.from({ length: bytes.length / 4 }, (_, i) => view.getFloat32(4 * i, true));
-  }
-  if (dtype !== "BF16") throw new Error(`no ${dtype} here`);
-  const out = new Float64Array(bytes.length / 2);
-  const word = new DataView(new ArrayBuffer(4));
-  for (let i = 0; i < out.length; i++) {
-    word.setUint32(0, view.getUint16(2 * i, true) << 16);
-    out[i] = word.getFloat32(0);
-  }
-  return out;
 }
 
 /** The Llama decoder, with norms on queries and keys where the checkpoint is a Qwen3. */
@@ -78,7 +63,8 @@ export function checkpointModel(folder: string): ReferenceModel {
   const read = (path: string) => {
     const known = decoded.get(path);
     if (known) return known;
-    const numbers = toDoubles(tensors.get(`${path}.weight`)!);
+    const { bytes, dtype } = tensors.get(`${path}.weight`)!;
+    const numbers = Float64Array.from(widen(bytes, dtype as "BF16"));
     decoded.set(path, numbers);
     return numbers;
   };

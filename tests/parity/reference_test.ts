@@ -5,7 +5,8 @@ import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { ReferenceExecutor } from "../../runtime/executors/reference.ts";
-import { checkpointModel, readTensors, toDoubles } from "./reference_model.ts";
+import { widen } from "../../compiler/weights/half.ts";
+import { checkpointModel, readTensors } from "./reference_model.ts";
 
 const here = fileURLToPath(new URL(".", import.meta.url));
 const tinyDense = join(here, "../../examples/models/tiny-dense");
@@ -13,7 +14,7 @@ const tinyDense = join(here, "../../examples/models/tiny-dense");
 const smollm2 = process.env["HCINFER_SMOLLM2"] ?? "";
 
 /** ||a - b|| / ||b|| */
-function relativeError(a: ArrayLike<number>, b: Float64Array): number {
+function relativeError(a: ArrayLike<number>, b: Float32Array): number {
   let error = 0, energy = 0;
   for (let i = 0; i < b.length; i++) {
     error += (a[i]! - b[i]!) ** 2;
@@ -35,14 +36,14 @@ function compare(folder: string, prompts: readonly number[]): void {
   for (const prompt of prompts) {
     const ids = tensors.get(`input_ids_${prompt}`)!.bytes;
     const tokens = Int32Array.from(new BigInt64Array(new Uint8Array(ids).buffer), Number);
-    const expected = toDoubles(tensors.get(`logits_${prompt}`)!);
+    const expected = widen(tensors.get(`logits_${prompt}`)!.bytes, "F32");
     using executor = new ReferenceExecutor(model);
     const logits = executor.step({ tokens, position: 0, as: "prefill", logits: "all" });
     assert.equal(logits.length, expected.length);
     const error = relativeError(logits, expected);
     let same = 0;
     for (let t = 0; t < tokens.length; t++) {
-      const row = (all: Float32Array | Float64Array) => all.subarray(t * vocabulary, (t + 1) * vocabulary);
+      const row = (all: Float32Array) => all.subarray(t * vocabulary, (t + 1) * vocabulary);
       if (argMax(row(logits)) === argMax(row(expected))) same++;
     }
     console.log(
