@@ -20,6 +20,11 @@ export interface Cost {
   /** Multiply-adds, and the arithmetic they use. */
   readonly operations: number;
   readonly arithmetic: "int8" | "fp32";
+  /**
+   * Instructions of the step that the node becomes: two for a correction, none for what other nodes do in passing (views,
+   * merges, norms of heads), half for each rope, as queries and keys are rotated together.
+   */
+  readonly instructions: number;
 }
 
 /** Cached positions that attention reads in a predicted step. */
@@ -37,6 +42,7 @@ function width(inputs: readonly TensorType[]): number {
 /** Elementwise work over the first input, plus a vector of f32 weights. */
 function elementwise(inputs: readonly TensorType[], perElement: number, weightBytes = 0): Cost {
   return {
+    instructions: 1,
     bytesRead: weightBytes,
     bytesStored: weightBytes,
     operations: perElement * width(inputs),
@@ -44,7 +50,7 @@ function elementwise(inputs: readonly TensorType[], perElement: number, weightBy
   };
 }
 
-const FREE: Cost = { bytesRead: 0, bytesStored: 0, operations: 0, arithmetic: "fp32" };
+const FREE: Cost = { bytesRead: 0, bytesStored: 0, operations: 0, arithmetic: "fp32", instructions: 0 };
 
 function lastDim(inputs: readonly TensorType[]): number {
   return fixed(inputs[0]?.shape.at(-1));
@@ -58,6 +64,7 @@ const COSTS: { readonly [P in Op]: CostRule<P> } = {
       bytesStored: stored,
       operations: params.width,
       arithmetic: "fp32",
+      instructions: 1,
     };
   },
   linear({ params }, inputs) {
@@ -69,11 +76,15 @@ const COSTS: { readonly [P in Op]: CostRule<P> } = {
       bytesStored: bytes,
       operations: total * width(inputs),
       arithmetic: format.kind === "bf16" ? "fp32" : "int8",
+      instructions: 1,
     };
   },
-  rms_norm: (_, inputs) => elementwise(inputs, 4, 4 * lastDim(inputs)),
+  rms_norm: (_, inputs) => ({
+    ...elementwise(inputs, 4, 4 * lastDim(inputs)),
+    instructions: inputs[0]?.shape.length === 3 ? 0 : 1,
+  }),
   add_rms_norm: (_, inputs) => elementwise(inputs, 5, 4 * lastDim(inputs)),
-  rope: (_, inputs) => elementwise(inputs, 2),
+  rope: (_, inputs) => ({ ...elementwise(inputs, 2), instructions: 0.5 }),
   split_heads: () => FREE,
   merge_heads: () => FREE,
   attention(_, inputs) {
@@ -86,6 +97,7 @@ const COSTS: { readonly [P in Op]: CostRule<P> } = {
       bytesStored: 0,
       operations: PREDICTED_CONTEXT * queryWidth * 2,
       arithmetic: "fp32",
+      instructions: 1,
     };
   },
   silu: (_, inputs) => elementwise(inputs, 8),
@@ -99,6 +111,7 @@ const COSTS: { readonly [P in Op]: CostRule<P> } = {
       bytesStored: bytes,
       operations: rank * (factorStride(width(inputs)) + factorStride(outputs)),
       arithmetic: "fp32",
+      instructions: 2,
     };
   },
   sparse_residual({ params: { width: bits, channels, outputs } }, inputs) {
@@ -108,6 +121,7 @@ const COSTS: { readonly [P in Op]: CostRule<P> } = {
       bytesStored: n * residualShape(bits, outputs).rowBytes + 4 * (2 * n + outputs),
       operations: channels * outputs + 4 * n,
       arithmetic: "fp32",
+      instructions: 2,
     };
   },
   // Added where the outputs are consumed.
@@ -130,14 +144,13 @@ export interface Share {
   readonly bandwidth?: number;
 }
 
-/** Predicted microseconds of a cost: the slower of reading and computing, plus the instruction's own overhead. */
+/** Predicted microseconds of a cost: the slower of reading and computing, plus the overhead of its instructions. */
 export function predict(
   cost: Cost,
   profile: MachineProfile,
   device: "gpu" | "cpu",
   share: Share = { threads: profile.cpu.cores },
 ): number {
-  if (cost === FREE || (cost.bytesRead === 0 && cost.operations === 0)) return 0;
   const { cpu, gpu } = profile;
   let bytesPerSecond: number;
   let operationsPerSecond: number;
@@ -154,7 +167,7 @@ export function predict(
     overhead = cpu.instructionOverhead;
   }
   const seconds = Math.max(cost.bytesRead / bytesPerSecond, cost.operations / operationsPerSecond);
-  return round(1e6 * seconds + overhead);
+  return round(1e6 * seconds + overhead * cost.instructions);
 }
 
 /** Predictions are kept to 0.01 microseconds, which also keeps the graph's text short. */

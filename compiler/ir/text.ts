@@ -1,0 +1,79 @@
+/**
+ * The text of a graph: straight-line Python, one node a line, that parse.ts reads back to the same graph. What the comment
+ * after a node says (type, device and lane, bytes, predicted time, causes) is part of the text and is read back.
+ *
+ *     architecture = "qwen3"
+ *     stage = "scheduled"
+ *     tokens = input("i32", "T")
+ *
+ *     # layer 3, window qkv
+ *     budget("3.qkv", rank=0, channels=96)  # 96 channels of 4096: next 8 would win 0.8 % of the error for 2.3 kB
+ *     q3, k3, v3 = linear(x7, "model.layers.3.self_attn.q_proj+k_proj+v_proj", outputs=(4096, 1024, 1024), format="q4g64")
+ *         # [T,4096] f32, [T,1024] f32, [T,1024] f32 | cpu backbone | 14155776 B read | 372.5 us | q4g64: format of the layers
+ *
+ * A comment too long for its line stands on the next, indented.
+ */
+import type { Graph, Node, Placement } from "./graph.ts";
+import type { Op } from "./ops.ts";
+import { typeText } from "./types.ts";
+import { windowName } from "./naming.ts";
+import { literalText, writeParams } from "./syntax.ts";
+
+/** Longest line with its comment beside it; longer comments go below. */
+const LINE_WIDTH = 110;
+
+export function printGraph(graph: Graph): string {
+  const lines = [
+    `architecture = ${JSON.stringify(graph.architecture)}`,
+    `stage = ${JSON.stringify(graph.stage)}`,
+  ];
+  for (const { name, type } of graph.inputs) {
+    lines.push(`${name} = input(${[type.dtype, ...type.shape].map((d) => literalText(d)).join(", ")})`);
+  }
+  lines.push("");
+  const budgets = new Map(graph.budgets.map((b) => [b.window, b]));
+  for (const node of graph.nodes) {
+    const window = node.op === "linear" ? windowName(node.params.weights) : undefined;
+    const budget = window === undefined ? undefined : budgets.get(window);
+    if (budget !== undefined) {
+      const [layer, ...rest] = budget.window.split(".");
+      lines.push("", `# layer ${layer}, window ${rest.join(".")}`);
+      const call = `budget(${
+        JSON.stringify(budget.window)
+      }, rank=${budget.rank}, channels=${budget.channels})`;
+      lines.push(...withComment(call, budget.cause));
+    }
+    lines.push(...withComment(nodeCall(node), nodeComment(node)));
+  }
+  lines.push("", `return ${graph.outputs.join(", ")}`, "");
+  return lines.join("\n");
+}
+
+/** `q, k, v = linear(x, "...", outputs=(...))`. */
+export function nodeCall(node: Node): string {
+  const { strings, keywords } = writeParams<Op>(node.op, node.params);
+  const args = [
+    ...node.inputs,
+    ...strings.map((s) => JSON.stringify(s)),
+    ...Object.entries(keywords).map(([name, value]) => `${name}=${literalText(value)}`),
+  ];
+  return `${node.outputs.map((v) => v.name).join(", ")} = ${node.op}(${args.join(", ")})`;
+}
+
+/** Fields of a placement in the text, each with its unit; parse.ts has the inverse. */
+function nodeComment(node: Node): string {
+  const { device, lane, bytesRead, bytesStored, microseconds, causes }: Placement = node.placement;
+  return [
+    node.outputs.map((v) => typeText(v.type)).join(", "),
+    ...(device === undefined ? [] : [lane === undefined ? device : `${device} ${lane}`]),
+    ...(bytesRead === undefined ? [] : [`${bytesRead} B read`]),
+    ...(bytesStored === undefined ? [] : [`${bytesStored} B stored`]),
+    ...(microseconds === undefined ? [] : [`${microseconds} us`]),
+    ...causes.map((cause) => `because ${cause}`),
+  ].join(" | ");
+}
+
+function withComment(line: string, comment: string): string[] {
+  const beside = `${line}  # ${comment}`;
+  return beside.length <= LINE_WIDTH ? [beside] : [line, `    # ${comment}`];
+}
