@@ -3,6 +3,7 @@
  * native code (parsing, passes, help) works before `deno task build`.
  */
 import { existsSync } from "node:fs";
+import process from "node:process";
 import { HcinferError } from "../compiler/errors.ts";
 import { libraryPath } from "./build.ts";
 import { abi, ABI_VERSION, symbols } from "./symbols.ts";
@@ -11,9 +12,12 @@ type Library = Deno.DynamicLibrary<typeof symbols>["symbols"];
 
 let opened: Library | undefined;
 
-/** The library's functions. Throws HcinferError("environment") when it is not built or is of another version. */
+/**
+ * The functions of ffi/build/libhcinfer.so, or of the library that HCINFER_LIBRARY names. Throws
+ * HcinferError("environment") when it is not built or is of another version.
+ */
 export function library(): Library {
-  return opened ??= open(libraryPath());
+  return opened ??= open(process.env["HCINFER_LIBRARY"] || libraryPath());
 }
 
 /** Opens the library at `path`: `library` without its memory of what is open. */

@@ -19,4 +19,45 @@ export const mapping = {
   hc_unmap: { parameters: ["pointer", "u64"], result: "void" },
 } as const;
 
-export const symbols = { ...abi, ...mapping } as const;
+/** Arguments stand at the functions in simd/packing.cpp; results are PACKING_STATUS, hc_quantize's also an index. */
+export const packing = {
+  hc_quantize: {
+    parameters: ["buffer", "i32", "i64", "i64", "i32", "i32", "buffer", "buffer", "i32"],
+    result: "i64",
+  },
+  hc_error: {
+    parameters: ["buffer", "i32", "i64", "i64", "i32", "i32", "buffer", "buffer", "i32"],
+    result: "i64",
+  },
+  hc_pack_residual: {
+    parameters: ["buffer", "i64", "i64", "i32", "buffer", "i64", "buffer", "buffer", "buffer", "i32"],
+    result: "i64",
+  },
+} as const;
+
+export const PACKING_STATUS = { done: -1n, outOfMemory: -2n, wrongIsa: -3n } as const;
+
+export const engine = {
+  /** () -> the instruction set in use, null with hc_engine_error() set. */
+  hc_isa: { parameters: [], result: "pointer" },
+  hc_engine_error: { parameters: [], result: "pointer" },
+  /**
+   * (backbone records, count, compensation records, count, segment addresses u64[], sizes i64[], events, backbone
+   * threads, compensation threads) -> engine, null with hc_engine_error() set.
+   */
+  hc_engine_create: {
+    parameters: ["buffer", "i64", "buffer", "i64", "buffer", "buffer", "i32", "i32", "i32"],
+    result: "pointer",
+  },
+  /** (engine, tokens i32[], count, position, mode, logit rows). */
+  hc_engine_step: { parameters: ["pointer", "buffer", "i32", "i32", "i32", "i32"], result: "void" },
+  /** (engine, times i64[] out, count). */
+  hc_engine_trace: { parameters: ["pointer", "buffer", "i64"], result: "void" },
+  hc_engine_destroy: { parameters: ["pointer"], result: "void" },
+  /** (logits f32[], count) -> index of the largest, the first among equals. */
+  hc_argmax: { parameters: ["buffer", "i64"], result: "i64" },
+  /** (logits, reference logits or null, count, target, negative log-likelihood f64[1] out, KL f64[1] out). */
+  hc_token_loss: { parameters: ["buffer", "buffer", "i64", "i64", "buffer", "buffer"], result: "void" },
+} as const;
+
+export const symbols = { ...abi, ...mapping, ...packing, ...engine } as const;
