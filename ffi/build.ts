@@ -4,7 +4,7 @@
  *
  *   deno task build [--sanitize address|thread|undefined]
  *
- * Kernels (VARIANT_SOURCES) are compiled once per instruction set of this processor family and chosen at run time;
+ * Kernels (sources in namespace hc::HC_ISA) are compiled once per instruction set of this processor family and chosen at run time;
  * everything else once, for the family's baseline. An object is compiled again when its source, a header it
  * included (-MMD) or the command changed. Outputs are renamed into place, so an interrupted build leaves nothing half
  * written. The compiler is $CXX, or the first of g++, clang++, c++.
@@ -41,17 +41,8 @@ export function libraryPath(sanitize?: Sanitizer): string {
 const SANITIZERS = ["address", "thread", "undefined"] as const;
 type Sanitizer = typeof SANITIZERS[number];
 
-/** Sources compiled once per instruction set, with -DHC_ISA=<name>. */
-const VARIANT_SOURCES = [
-  "elementwise.cpp",
-  "attention.cpp",
-  "sampling.cpp",
-  "linear.cpp",
-  "correction.cpp",
-  "quantize.cpp",
-  "residual.cpp",
-  "factorise.cpp",
-];
+/** What a source compiled once per instruction set, with -DHC_ISA=<name>, contains. */
+const VARIANT_MARK = "namespace hc::HC_ISA";
 
 // GCC 12 warns of its own header's _mm512_undefined_ps where an intrinsic is inlined (GCC bug 105593).
 const AVX512 = [
@@ -90,7 +81,7 @@ function compilations(folder: string, extra: readonly string[]): Compilation[] {
   return readdirSync(SOURCES).filter((name) => name.endsWith(".cpp")).sort().flatMap((name) => {
     const source = join(SOURCES, name);
     const stem = name.slice(0, -".cpp".length);
-    if (!VARIANT_SOURCES.includes(name)) {
+    if (!readFileSync(source, "utf8").includes(VARIANT_MARK)) {
       return [{ object: join(folder, `${stem}.o`), args: [...common, "-c", source] }];
     }
     return Object.entries(variants).map(([isa, flags]) => ({
