@@ -8,11 +8,16 @@ import { library } from "./open.ts";
 
 const MESSAGE_BYTES = 256;
 
-class NativeMemory implements Disposable {
+export class NativeMemory implements Disposable {
   #address: Deno.PointerObject | null;
 
   constructor(address: Deno.PointerObject | null, readonly byteLength: number) {
     this.#address = address;
+  }
+
+  /** For ffi/ alone: the address native code is given. */
+  static addressOf(memory: NativeMemory): Deno.PointerValue {
+    return memory.#address;
   }
 
   /** `length` bytes from `offset`, without a copy. */

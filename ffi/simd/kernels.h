@@ -105,7 +105,8 @@ struct AttentionArgs {  // items: kvHeads * tiles; item = tile * kvHeads + head;
   float* scratch;  // of this thread: attention_scratch_floats(...) floats, 64-byte aligned
 };
 
-// y = x W^T over packed W. items: blocks of 16 rows.
+// y = x W^T over packed W. items: blocks of 16 rows. Prompt steps may add a residual; then even one token takes the
+// unpacking path.
 struct LinearArgs {
   const uint8_t* packed;
   Format format;
@@ -183,6 +184,7 @@ constexpr int32_t SILU_CHUNK = 512;      // a multiple of every group size
 constexpr int32_t LOW_RANK_DOWN = 8;     // components an item
 constexpr int32_t LOW_RANK_UP = 256;     // outputs an item
 constexpr int32_t SPARSE_BLOCKS = 4;     // 32-byte blocks of a residual row an item
+constexpr int32_t LINEAR_BLOCKS = 4;     // row blocks that `linear` unpacks at once for several tokens
 
 struct Kernels {
   const char* isa;
