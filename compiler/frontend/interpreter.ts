@@ -1,0 +1,588 @@
+/**
+ * Evaluates a description symbolically: static values are computed, tensors are symbols whose ops are appended to a
+ * graph. Nothing is executed: there is no input, no output, and no value but those of values.ts.
+ *
+ * An error is reported once and its value becomes `UNKNOWN`, which spreads in silence, so that one run reports every
+ * independent error. The work is bounded: steps, depth and nodes have limits that no model comes near.
+ */
+import { GraphError } from "../ir/infer.ts";
+import type { GraphBuilder } from "../ir/build.ts";
+import type { Op, Params } from "../ir/ops.ts";
+import { BUILTINS } from "./builtins.ts";
+import { type Argument, Arguments, bind, type CallSite, type Context, type Signature } from "./calls.ts";
+import { type Diagnostics, didYouMean, type Span } from "./diagnostics.ts";
+import { layerRule } from "./layers.ts";
+import { binary, compare } from "./operators.ts";
+import type {
+  ClassDefinition,
+  Expression,
+  ExpressionOf,
+  FunctionDefinition,
+  Program,
+  Statement,
+  Target,
+} from "./syntax.ts";
+import {
+  type Callable,
+  describe,
+  fromJson,
+  isModule,
+  isObject,
+  isRecord,
+  isSequence,
+  isTensor,
+  isUnknown,
+  type Layer,
+  LAYERS,
+  type ModuleInstance,
+  modulePath,
+  moduleType,
+  type Tensor,
+  text,
+  truth,
+  UNKNOWN,
+  type Unknown,
+  type Value,
+} from "./values.ts";
+
+/** A model of a hundred layers takes some 50,000 steps. */
+const MOST_STEPS = 2_000_000;
+/** Nested evaluations, each a few frames of the engine's stack. */
+const DEEPEST = 500;
+const MOST_NODES = 200_000;
+/** Longest list or loop: above any number of layers or experts, below what would fill memory. */
+const LONGEST = 100_000;
+/** Lists within lists in which modules are named. */
+const DEEPEST_LIST = 4;
+
+/** Thrown when a limit is passed, after it was reported; never leaves the frontend. */
+export class LimitReached extends Error {}
+
+type Scope = Map<string, Value>;
+/** What a block of statements came to: a returned value, or undefined when it ran to its end. */
+type Outcome = { readonly value: Value } | undefined;
+const GIVEN_UP: Outcome = { value: UNKNOWN };
+
+export class Interpreter implements Context {
+  readonly #globals: Scope = new Map();
+  #steps = 0;
+  #depth = 0;
+  #nodes = 0;
+  #attentions = 0;
+  /** The name being assigned: values of the graph are called after it. */
+  #hint: string | undefined;
+  /** Modules whose methods are running, innermost last; for messages. */
+  readonly #running: ModuleInstance[] = [];
+  /** Fields of config.json read since the list was last emptied; messages of `assert` show them. */
+  #fieldsRead = new Map<string, unknown>();
+  #root: ModuleInstance | undefined;
+
+  constructor(
+    readonly program: Program,
+    readonly builder: GraphBuilder,
+    readonly diagnostics: Diagnostics,
+  ) {
+    for (const name of BUILTINS.keys()) this.#globals.set(name, { kind: "builtin", name });
+    for (const layer of LAYERS) this.#globals.set(layer, { kind: "layer", layer });
+    for (const definition of program.functions.values()) {
+      this.#globals.set(definition.name, { kind: "function", definition });
+    }
+    for (const definition of program.classes.values()) {
+      this.#globals.set(definition.name, { kind: "class", definition });
+    }
+    for (const { target, value } of program.constants) {
+      this.#assign(target, this.#evaluate(value, new Map()), this.#globals);
+    }
+  }
+
+  /** Makes the model: an instance of `definition` at the root, whose attribute paths are the tensor names. */
+  construct(definition: ClassDefinition, config: Value): ModuleInstance {
+    const root = newModule(definition);
+    this.#root = root;
+    const span = definition.span;
+    this.#initialise(root, definition, { positional: [{ value: config, span }], keywords: new Map(), span });
+    return root;
+  }
+
+  /** Calls a method of a module with tensors; used for the root's forward. */
+  forward(module: ModuleInstance, method: FunctionDefinition, tensors: readonly Tensor[]): Value {
+    const span = method.span;
+    return this.#callFunction(method, module, {
+      positional: tensors.map((value) => ({ value, span })),
+      keywords: new Map(),
+      span,
+    });
+  }
+
+  // Context: what built-ins need.
+
+  fail(span: Span, message: string, ...notes: string[]): Unknown {
+    const module = this.#running.at(-1);
+    const path = module && this.#root && modulePath(module, this.#root);
+    const where = path ? [`while tracing ${path}, a ${moduleType(module)}`] : [];
+    this.diagnostics.report(span, message, ...notes, ...where);
+    return UNKNOWN;
+  }
+
+  spend(steps: number): void {
+    this.#steps += steps;
+    if (this.#steps > MOST_STEPS) throw new LimitReached();
+  }
+
+  node<P extends Op>(op: P, inputs: readonly Tensor[], params: Params[P], span: Span): Value {
+    if (++this.#nodes > MOST_NODES) {
+      this.fail(
+        span,
+        `the graph has more than ${MOST_NODES} nodes`,
+        "check num_hidden_layers in config.json",
+      );
+      throw new LimitReached();
+    }
+    try {
+      const [value] = this.builder.node(op, inputs.map((t) => t.value), params, this.#hint ?? op);
+      return value ? { kind: "tensor", value } : UNKNOWN;
+    } catch (error) {
+      if (error instanceof GraphError) return this.fail(span, error.message);
+      throw error;
+    }
+  }
+
+  path(module: ModuleInstance, span: Span): string | undefined {
+    const path = this.#root && modulePath(module, this.#root);
+    if (path) return path;
+    this.fail(
+      span,
+      `this ${moduleType(module)} has no name, so its weights cannot be found in the checkpoint`,
+      "assign it to an attribute of self in __init__: the attribute path is the tensor's name",
+    );
+    return undefined;
+  }
+
+  nextAttention(): number {
+    return this.#attentions++;
+  }
+
+  items(value: Value, span: Span): readonly Value[] | undefined {
+    if (isUnknown(value)) return undefined;
+    if (isObject(value)) {
+      const length = isSequence(value) ? value.items.length : value.kind === "range" ? value.length : 0;
+      if (length > LONGEST) {
+        this.fail(span, `${describe(value)} is too long to go through`, `accepted: at most ${LONGEST} items`);
+        return undefined;
+      }
+      this.spend(length);
+      if (isSequence(value)) return value.items;
+      if (value.kind === "range") return Array.from({ length }, (_, i) => value.start + i * value.step);
+    }
+    this.fail(span, `cannot go through ${describe(value)}`, "accepted: a list, a tuple or a range");
+    return undefined;
+  }
+
+  field(object: Value, name: string): Value | undefined {
+    if (isModule(object)) return object.attributes.get(name);
+    if (!isRecord(object) || !Object.hasOwn(object.fields, name)) return undefined;
+    const json = object.fields[name];
+    this.#fieldsRead.set(name, json);
+    if (Array.isArray(json)) this.spend(json.length);
+    return fromJson(json, `${object.label}'s ${name}`);
+  }
+
+  // Statements.
+
+  #run(statements: readonly Statement[], scope: Scope): Outcome {
+    for (const statement of statements) {
+      const outcome = this.#execute(statement, scope);
+      if (outcome) return outcome;
+    }
+    return undefined;
+  }
+
+  #execute(statement: Statement, scope: Scope): Outcome {
+    this.spend(1);
+    switch (statement.kind) {
+      case "expression":
+        this.#evaluate(statement.value, scope);
+        return undefined;
+      case "assign":
+        this.#assign(statement.target, this.#named(statement.target, statement.value, scope), scope);
+        return undefined;
+      case "return":
+        return { value: statement.value ? this.#evaluate(statement.value, scope) : null };
+      case "if": {
+        for (const { condition, body } of statement.branches) {
+          const met = this.#condition(condition, scope);
+          if (met === undefined) return GIVEN_UP;
+          if (met) return this.#run(body, scope);
+        }
+        return this.#run(statement.otherwise, scope);
+      }
+      case "for": {
+        const items = this.items(this.#evaluate(statement.iterable, scope), statement.iterable.span);
+        if (!items) return GIVEN_UP;
+        for (const item of items) {
+          this.#assign(statement.target, item, scope);
+          const outcome = this.#run(statement.body, scope);
+          if (outcome) return outcome;
+        }
+        return undefined;
+      }
+      case "assert":
+        this.#assert(statement, scope);
+        return undefined;
+    }
+  }
+
+  /** Every failed assertion is reported; tracing goes on, since the graph will not be used. */
+  #assert(statement: Extract<Statement, { readonly kind: "assert" }>, scope: Scope): void {
+    this.#fieldsRead = new Map();
+    if (this.#condition(statement.condition, scope) !== false) return;
+    const read = [...this.#fieldsRead].map(([name, json]) => `${name} = ${text(json)}`);
+    const message = statement.message ? this.#evaluate(statement.message, scope) : null;
+    const notes = read.length > 0 ? [`config.json has ${read.join(", ")}`] : [];
+    this.fail(
+      statement.span,
+      typeof message === "string" ? message : "this assertion does not hold",
+      ...notes,
+    );
+  }
+
+  /** A condition's truth, or undefined when it has none that is static, which is reported. */
+  #condition(expression: Expression, scope: Scope): boolean | undefined {
+    return this.#truth(this.#evaluate(expression, scope), expression.span);
+  }
+
+  #truth(value: Value, span: Span): boolean | undefined {
+    const known = truth(value);
+    if (known === undefined && !isUnknown(value)) {
+      this.fail(span, `a condition must be known when the model is compiled, found ${describe(value)}`);
+    }
+    return known;
+  }
+
+  /** Evaluates with the target's name as hint for the values of the graph: `q, k = f(x), g(x)` names both. */
+  #named(target: Target, expression: Expression, scope: Scope): Value {
+    if (target.kind === "targets" && expression.kind === "tuple") {
+      const items = expression.items.map((item, i) => {
+        const own = target.items[i];
+        return own ? this.#named(own, item, scope) : this.#evaluate(item, scope);
+      });
+      return { kind: "tuple", items };
+    }
+    if (target.kind !== "name") return this.#evaluate(expression, scope);
+    const outer = this.#hint;
+    this.#hint = target.name;
+    const value = this.#evaluate(expression, scope);
+    this.#hint = outer;
+    return value;
+  }
+
+  #assign(target: Target, value: Value, scope: Scope): void {
+    switch (target.kind) {
+      case "name":
+        scope.set(target.name, value);
+        return;
+      case "attribute": {
+        const object = this.#evaluate(target.object, scope);
+        if (isModule(object) && object.constructing) {
+          object.attributes.set(target.name, value);
+          this.#adopt(object, target.name, value);
+        } else if (!isUnknown(object)) {
+          const found = isModule(object)
+            ? "an attribute set outside __init__"
+            : `an attribute of ${describe(object)}`;
+          this.fail(target.span, `cannot assign to ${found}`, "accepted: self.name = value, in __init__");
+        }
+        return;
+      }
+      case "targets": {
+        if (isUnknown(value)) {
+          for (const item of target.items) this.#assign(item, UNKNOWN, scope);
+          return;
+        }
+        const items = this.items(value, target.span);
+        if (items && items.length !== target.items.length) {
+          this.fail(target.span, `${target.items.length} names for ${items.length} values`);
+        }
+        const fits = items?.length === target.items.length;
+        target.items.forEach((item, i) => this.#assign(item, fits ? items?.[i] ?? null : UNKNOWN, scope));
+      }
+    }
+  }
+
+  /** The first attribute that holds a module names it; items of lists by their index. */
+  #adopt(owner: ModuleInstance, name: string, value: Value, depth = 0): void {
+    if (isModule(value) && value.owner === undefined && value !== this.#root) {
+      value.owner = owner;
+      value.name = name;
+    } else if (isSequence(value) && depth < DEEPEST_LIST) {
+      this.spend(value.items.length);
+      value.items.forEach((item, i) => {
+        if (isModule(item) || isSequence(item)) this.#adopt(owner, `${name}.${i}`, item, depth + 1);
+      });
+    }
+  }
+
+  // Expressions.
+
+  #evaluate(expression: Expression, scope: Scope): Value {
+    this.spend(1);
+    if (this.#depth >= DEEPEST) {
+      this.fail(expression.span, `calls nested too deeply`, "a description may not call itself without end");
+      throw new LimitReached();
+    }
+    this.#depth++;
+    const value = this.#evaluateKind(expression, scope);
+    this.#depth--;
+    return value;
+  }
+
+  #evaluateKind(expression: Expression, scope: Scope): Value {
+    const { span } = expression;
+    switch (expression.kind) {
+      case "constant":
+        return expression.value;
+      case "name": {
+        const value = scope.get(expression.name) ?? this.#globals.get(expression.name);
+        if (value !== undefined || scope.has(expression.name)) return value ?? null;
+        return this.fail(span, `${expression.name} is read before it has a value`);
+      }
+      case "list":
+      case "tuple":
+        return { kind: expression.kind, items: expression.items.map((item) => this.#evaluate(item, scope)) };
+      case "attribute":
+        return this.#attribute(expression, scope);
+      case "subscript":
+        return this.#subscript(expression, scope);
+      case "call":
+        return this.#call(expression, scope);
+      case "comprehension":
+        return this.#comprehension(expression, scope);
+      case "negate": {
+        const value = this.#evaluate(expression.operand, scope);
+        if (typeof value === "number") return -value;
+        return isUnknown(value) ? UNKNOWN : this.fail(span, `cannot negate ${describe(value)}`);
+      }
+      case "not": {
+        const met = this.#condition(expression.operand, scope);
+        return met === undefined ? UNKNOWN : !met;
+      }
+      case "binary": {
+        const left = this.#evaluate(expression.left, scope);
+        const right = this.#evaluate(expression.right, scope);
+        return binary(expression.operator, left, right, span, this);
+      }
+      case "boolean": {
+        const left = this.#evaluate(expression.left, scope);
+        const met = this.#truth(left, expression.left.span);
+        if (met === undefined) return UNKNOWN;
+        return met === (expression.operator === "or") ? left : this.#evaluate(expression.right, scope);
+      }
+      case "comparison":
+        return this.#comparison(expression, scope);
+      case "conditional": {
+        const met = this.#condition(expression.condition, scope);
+        if (met === undefined) return UNKNOWN;
+        return this.#evaluate(met ? expression.then : expression.otherwise, scope);
+      }
+      case "invalid":
+        return UNKNOWN;
+    }
+  }
+
+  #comparison({ operands, operators, span }: ExpressionOf<"comparison">, scope: Scope): Value {
+    let [left, ...rest] = operands.map((operand) => this.#evaluate(operand, scope));
+    for (const [i, right] of rest.entries()) {
+      const operator = operators[i];
+      if (left === undefined || operator === undefined) return UNKNOWN;
+      const met = compare(operator, left, right, span, this);
+      if (met !== true) return met;
+      left = right;
+    }
+    return true;
+  }
+
+  #comprehension(expression: ExpressionOf<"comprehension">, scope: Scope): Value {
+    const items = this.items(this.#evaluate(expression.iterable, scope), expression.iterable.span);
+    if (!items) return UNKNOWN;
+    const inner: Scope = new Map(scope);
+    const made: Value[] = [];
+    for (const item of items) {
+      this.#assign(expression.target, item, inner);
+      const kept = expression.conditions.every((condition) => this.#condition(condition, inner) === true);
+      if (kept) made.push(this.#evaluate(expression.body, inner));
+    }
+    return { kind: "list", items: made };
+  }
+
+  #attribute({ object, name, nameSpan, span }: ExpressionOf<"attribute">, scope: Scope): Value {
+    const value = this.#evaluate(object, scope);
+    if (isUnknown(value)) return UNKNOWN;
+    const found = this.field(value, name);
+    if (found !== undefined) return found;
+    if (isRecord(value)) {
+      const near = didYouMean(name, Object.keys(value.fields));
+      const note = `where a field may be missing: getattr(config, "${name}", default)`;
+      return this.fail(nameSpan, `${value.label} has no field "${name}"${near}`, note);
+    }
+    if (isModule(value)) return this.#method(value, name, nameSpan);
+    const shape = isTensor(value) ? "; its operations are functions, as rope(x, ...)" : "";
+    return this.fail(span, `${describe(value)} has no attribute ${name}${shape}`);
+  }
+
+  #method(module: ModuleInstance, name: string, span: Span): Value {
+    if (typeof module.type === "string") {
+      const methods = layerRule(module.type).methods;
+      if (methods.has(name)) return { kind: "layer_method", self: module, name };
+      const near = didYouMean(name, [...methods.keys(), ...module.attributes.keys()]);
+      return this.fail(span, `${module.type} has no attribute ${name}${near}`);
+    }
+    const definition = module.type.methods.get(name);
+    if (definition) return { kind: "function", definition, self: module };
+    if (module.incomplete) return UNKNOWN;
+    const near = didYouMean(name, [...module.attributes.keys(), ...module.type.methods.keys()]);
+    return this.fail(
+      span,
+      `${module.type.name} has no attribute ${name}${near}`,
+      "attributes are set in __init__",
+    );
+  }
+
+  #subscript({ object, index, span }: ExpressionOf<"subscript">, scope: Scope): Value {
+    const value = this.#evaluate(object, scope);
+    const at = this.#evaluate(index, scope);
+    if (isUnknown(value) || isUnknown(at)) return UNKNOWN;
+    if (isRecord(value) && typeof at === "string") {
+      const found = this.field(value, at);
+      const near = didYouMean(at, Object.keys(value.fields));
+      return found ?? this.fail(index.span, `${value.label} has no field ${text(at)}${near}`);
+    }
+    if (isSequence(value) && typeof at === "number") {
+      const item = Number.isInteger(at) ? value.items.at(at) : undefined;
+      return item === undefined ? this.fail(index.span, `no item ${at} in ${describe(value)}`) : item;
+    }
+    return this.fail(
+      span,
+      `cannot take ${describe(at)} of ${describe(value)}`,
+      "accepted: an index of a list",
+    );
+  }
+
+  // Calls.
+
+  #call(expression: ExpressionOf<"call">, scope: Scope): Value {
+    if (isSuperInit(expression)) return null;
+    const callee = this.#evaluate(expression.callee, scope);
+    const argument = (value: Expression): Argument => ({
+      value: this.#evaluate(value, scope),
+      span: value.span,
+    });
+    const site: CallSite = {
+      positional: expression.positional.map(argument),
+      keywords: new Map(expression.keywords.map((k) => [k.name, argument(k.value)])),
+      span: expression.span,
+    };
+    if (isUnknown(callee)) return UNKNOWN;
+    if (isModule(callee)) {
+      const forward = this.#method(callee, "forward", expression.callee.span);
+      return isObject(forward) && isCallable(forward) ? this.#invoke(forward, site) : UNKNOWN;
+    }
+    if (isObject(callee) && isCallable(callee)) return this.#invoke(callee, site);
+    return this.fail(expression.callee.span, `${describe(callee)} cannot be called`);
+  }
+
+  #invoke(callee: Callable, site: CallSite): Value {
+    switch (callee.kind) {
+      case "function":
+        return this.#callFunction(callee.definition, callee.self, site);
+      case "class": {
+        const module = newModule(callee.definition);
+        this.#initialise(module, callee.definition, site);
+        return module;
+      }
+      case "builtin": {
+        const builtin = BUILTINS.get(callee.name);
+        return builtin ? this.#callBuiltin(builtin.signature, site, builtin.call) : UNKNOWN;
+      }
+      case "layer": {
+        const rule = layerRule(callee.layer);
+        return this.#callBuiltin(rule.constructor, site, (found) => {
+          const attributes = rule.construct(found);
+          return found.unlessFailed(() => ({ ...newModule(callee.layer), attributes: new Map(attributes) }));
+        });
+      }
+      case "layer_method": {
+        const { self } = callee;
+        const method = typeof self.type === "string"
+          ? layerRule(self.type).methods.get(callee.name)
+          : undefined;
+        if (!method) return UNKNOWN;
+        return this.#callBuiltin(method.signature, site, (found) => method.call(self, found, this));
+      }
+    }
+  }
+
+  #callBuiltin(
+    signature: Signature,
+    site: CallSite,
+    call: (found: Arguments, context: Context) => Value,
+  ): Value {
+    const bound = bind(signature, site, this);
+    return bound ? call(new Arguments(signature, bound, site.span, this), this) : UNKNOWN;
+  }
+
+  #initialise(module: ModuleInstance, definition: ClassDefinition, site: CallSite): void {
+    const init = definition.methods.get("__init__");
+    module.constructing = true;
+    if (init) {
+      module.incomplete = isUnknown(this.#callFunction(init, module, site));
+    } else {
+      bind({ name: definition.name, parameters: [] }, site, this);
+    }
+    module.constructing = false;
+  }
+
+  #callFunction(definition: FunctionDefinition, self: ModuleInstance | undefined, site: CallSite): Value {
+    const parameters = self ? definition.parameters.slice(1) : definition.parameters;
+    const name = self ? `${moduleType(self)}.${definition.name}` : definition.name;
+    const signature = {
+      name,
+      parameters: parameters.map((p) => ({
+        name: p.name,
+        optional: p.default !== null,
+        keywordOnly: p.keywordOnly,
+      })),
+    };
+    const bound = bind(signature, site, this);
+    if (!bound) return UNKNOWN;
+    const scope: Scope = new Map();
+    const own = definition.parameters[0];
+    if (self && own) scope.set(own.name, self);
+    for (const parameter of parameters) {
+      const given = bound.get(parameter.name);
+      const value = given
+        ? given.value
+        : parameter.default
+        ? this.#evaluate(parameter.default, new Map())
+        : UNKNOWN;
+      scope.set(parameter.name, value);
+    }
+    if (self) this.#running.push(self);
+    const outcome = this.#run(definition.body, scope);
+    if (self) this.#running.pop();
+    return outcome ? outcome.value : null;
+  }
+}
+
+function newModule(type: ClassDefinition | Layer): ModuleInstance {
+  return { kind: "module", type, attributes: new Map(), constructing: false, incomplete: false };
+}
+
+function isCallable(value: Exclude<Value, number | string | boolean | null>): value is Callable {
+  return ["function", "class", "builtin", "layer", "layer_method"].includes(value.kind);
+}
+
+/** `super().__init__()`, which PyTorch needs and which does nothing here. */
+function isSuperInit({ callee }: ExpressionOf<"call">): boolean {
+  return callee.kind === "attribute" && callee.name === "__init__" && callee.object.kind === "call" &&
+    callee.object.callee.kind === "name" && callee.object.callee.name === "super";
+}
