@@ -28,9 +28,9 @@ export interface Arguments {
   fail(message: string): never;
 }
 
-interface Syntax<P extends Op> {
-  write(params: Params[P]): Call;
-  read(call: Arguments): Params[P];
+interface Syntax<T> {
+  write(params: T): Call;
+  read(call: Arguments): T;
 }
 
 const number = (value: Literal) => typeof value === "number" ? value : undefined;
@@ -59,9 +59,12 @@ function readFormat(call: Arguments): { format?: WeightFormat } {
   return found === undefined ? {} : { format: found };
 }
 
-const nothing: Syntax<"silu"> = { write: () => ({ strings: [], keywords: {} }), read: () => ({}) };
+const nothing: Syntax<Record<never, never>> = {
+  write: () => ({ strings: [], keywords: {} }),
+  read: () => ({}),
+};
 
-const norm: Syntax<"rms_norm"> = {
+const norm: Syntax<Params["rms_norm" | "add_rms_norm"]> = {
   write: ({ path, epsilon }) => ({ strings: [path], keywords: { epsilon } }),
   read: (call) => ({
     path: call.string("the norm's path"),
@@ -69,7 +72,7 @@ const norm: Syntax<"rms_norm"> = {
   }),
 };
 
-export const SYNTAX: { readonly [P in Op]: Syntax<P> } = {
+export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
   embedding: {
     write: ({ path, rows, width, format }) => ({
       strings: [path],

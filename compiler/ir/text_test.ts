@@ -1,0 +1,114 @@
+import assert from "node:assert/strict";
+import fc from "fast-check";
+import { HcinferError } from "../errors.ts";
+import { arbitraryChoices, CHOICES, passes } from "../passes/fixture.ts";
+import { arbitraryGraph, arbitrarySizes, TINY, transformer } from "./fixture.ts";
+import { parseGraph } from "./parse.ts";
+import { printGraph } from "./text.ts";
+
+Deno.test("the text of every stage parses back to the same graph", async () => {
+  for (const correct of ["none", "sparse", "low_rank", "both"] as const) {
+    for (const graph of passes(transformer(), { ...CHOICES, correct }).stages) {
+      const text = printGraph(graph);
+      const parsed = await parseGraph(text);
+      assert.deepEqual(parsed, graph);
+      assert.equal(printGraph(parsed), text);
+    }
+  }
+});
+
+Deno.test("random graphs parse back to the same graph", async () => {
+  await fc.assert(
+    fc.asyncProperty(
+      fc.oneof(arbitraryGraph, arbitrarySizes.map(transformer)),
+      arbitraryChoices,
+      async (traced, choices) => {
+        for (const graph of passes(traced, choices).stages) {
+          assert.deepEqual(await parseGraph(printGraph(graph)), graph);
+        }
+      },
+    ),
+    { numRuns: 15 },
+  );
+});
+
+Deno.test("lines stay readable", () => {
+  const scheduled = passes(transformer()).schedule.graph;
+  for (const line of printGraph(scheduled).split("\n")) assert.ok(line.length <= 240, line);
+});
+
+async function errorOf(text: string): Promise<string> {
+  try {
+    await parseGraph(text, "graph.py");
+  } catch (error) {
+    assert.ok(error instanceof HcinferError, String(error));
+    assert.equal(error.kind, "model-description");
+    return error.message;
+  }
+  throw new Error("no error");
+}
+
+Deno.test("errors have the line and a caret", async () => {
+  const text = printGraph(passes(transformer({ ...TINY, layers: 1 })).schedule.graph);
+  const edits: [string, string, RegExp][] = [
+    ["theta=1000000", "theta=fast", /expected a number or a string, found fast/],
+    ["theta=1000000", "base=1000000", /expected theta=, a number/],
+    ["split_heads(q_merged,", "split_heads(nobody,", /nobody is not defined before this line/],
+    ["= attention(", "= atention(", /unknown op "atention"/],
+    ['format="q3g64"', 'format="q5g64"', /format must be a format such as "q4g64"/],
+    ["head_dim=16", "head_dim=15", /cannot split 64 columns into heads of 15/],
+    ["outputs=(64, 32, 32)", "outputs=(64, 32)", /expected outputs of 3 weights, found 2/],
+    ['stage = "scheduled"', 'stage = "done"', /expected a stage/],
+    ['stage = "scheduled"', 'stage = "traced"', /not legal/],
+    ["return logits", "", /expected return/],
+    ["return logits", "return logits\nx = 1", /nothing after return|expected a line/],
+    ["[T,64] f32 |", "[T,63] f32 |", /the comment says \[T,63\] f32, the op makes \[T,64\] f32/],
+    [" us |", " ms |", /cannot read ".* ms"/],
+    ["deltas=1", "deltas=9", /deltas/],
+    ["q, k, v = linear(", "q, k = linear(", /makes 3 values here, found 2 names/],
+    ["tokens = input(", "tokens = input((", /not Python|expected/],
+    ["channels=", "channels=-", /channels must be/],
+  ];
+  for (const [from, to, expected] of edits) {
+    assert.ok(text.includes(from), from);
+    const message = await errorOf(text.replace(from, to));
+    assert.match(message, expected);
+    assert.match(message, /graph\.py:\d+:\d+: error: /);
+    assert.match(message, /\^/);
+  }
+});
+
+Deno.test("several errors are reported at once, and none that follows from another", async () => {
+  const text = printGraph(transformer({ ...TINY, layers: 1 }));
+  const message = await errorOf(
+    text.replace("epsilon=0.000001", "epsilon=-1").replace("layer=0", "layer=-1"),
+  );
+  assert.equal(message.match(/error: /g)?.length, 1, message);
+  const two = await errorOf(text.replaceAll("theta=1000000", "theta=0"));
+  assert.equal(two.match(/error: /g)?.length, 2, two);
+});
+
+Deno.test("any text is a graph or an error", async () => {
+  const text = printGraph(passes(transformer({ ...TINY, layers: 1 })).schedule.graph);
+  await fc.assert(
+    fc.asyncProperty(
+      fc.nat(text.length),
+      fc.nat(30),
+      fc.string({ maxLength: 6 }),
+      async (at, length, put) => {
+        try {
+          await parseGraph(text.slice(0, at) + put + text.slice(at + length));
+        } catch (error) {
+          assert.ok(error instanceof HcinferError, String(error));
+        }
+      },
+    ),
+    { numRuns: 150 },
+  );
+});
+
+Deno.test("comments of the reader's own are ignored", async () => {
+  const graph = transformer({ ...TINY, layers: 1 });
+  const text = printGraph(graph).replace("\n\n", "\n\n# mine\n").replace(/ +# .*\n/, "  # mine too\n");
+  assert.deepEqual(await parseGraph(text), graph);
+});
