@@ -7,9 +7,9 @@
 //
 //   F32x16   zero set1 load store load_n store_n add sub mul div max min fma neg abs sqrt sum reduce_max exp
 //            load_f16 store_f16 load_bf16 load_f16_n store_f16_n from_i32 round_to_i32 as_i32
-//   I32x16   zero set1 load store add sub mul sum and_ or_ shl<N> shr<N> dot16 widen_{u16,i8,u8} store_i8 as_f32
+//   I32x16   zero set1 load store add sub mul max sum reduce_max and_ or_ shl<N> shr<N> dot16 widen_{u16,i8,u8} store_i8 as_f32
 //            (zero of integers is zero_i32)
-//   U8x64    load set1 and_ or_ select shl<N> shr<N>, and the products dot_small and dot_any
+//   U8x64    load store set1 and_ or_ select shl<N> shr<N>, and the products dot_small and dot_any
 //
 // dot_small and dot_any: acc[lane] += sum over i < 4 of codes[4 * lane + i] * x4[i], the four signed bytes x4 the same
 // for all lanes; dot_small is for codes up to 127 (cheaper without VNNI), dot_any for all codes; both exact.

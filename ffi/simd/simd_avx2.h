@@ -16,9 +16,11 @@ HC_INLINE __m256i first(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 HC_INLINE F32x16 load_n(const float* p, int n) {
+  if (n >= LANES) return load(p);
   return {_mm256_maskload_ps(p, first(n)), _mm256_maskload_ps(p + 8, first(n - 8))};
 }
 HC_INLINE void store_n(float* p, int n, F32x16 a) {
+  if (n >= LANES) return store(p, a);
   _mm256_maskstore_ps(p, first(n), a.lo), _mm256_maskstore_ps(p + 8, first(n - 8), a.hi);
 }
 HC_INLINE F32x16 add(F32x16 a, F32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
@@ -95,6 +97,9 @@ HC_INLINE I32x16 sub(I32x16 a, I32x16 b) { return {_mm256_sub_epi32(a.lo, b.lo),
 HC_INLINE I32x16 mul(I32x16 a, I32x16 b) {
   return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
 }
+HC_INLINE I32x16 max(I32x16 a, I32x16 b) {
+  return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)};
+}
 HC_INLINE I32x16 and_(I32x16 a, I32x16 b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
 HC_INLINE I32x16 or_(I32x16 a, I32x16 b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
 template <int N> HC_INLINE I32x16 shl(I32x16 a) { return {_mm256_slli_epi32(a.lo, N), _mm256_slli_epi32(a.hi, N)}; }
@@ -104,6 +109,12 @@ HC_INLINE int32_t sum(I32x16 a) {
   __m128i c = _mm_add_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1));
   c = _mm_add_epi32(c, _mm_shuffle_epi32(c, 0x4E));
   return _mm_cvtsi128_si32(_mm_add_epi32(c, _mm_shuffle_epi32(c, 0xB1)));
+}
+HC_INLINE int32_t reduce_max(I32x16 a) {
+  __m256i b = _mm256_max_epi32(a.lo, a.hi);
+  __m128i c = _mm_max_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1));
+  c = _mm_max_epi32(c, _mm_shuffle_epi32(c, 0x4E));
+  return _mm_cvtsi128_si32(_mm_max_epi32(c, _mm_shuffle_epi32(c, 0xB1)));
 }
 HC_INLINE I32x16 widen_u16(const void* p) {
   const auto* bytes = static_cast<const uint8_t*>(p);
@@ -134,6 +145,10 @@ HC_INLINE I32x16 dot16(I32x16 acc, I32x16 a, I32x16 b) {
 }
 
 HC_INLINE U8x64 load(const uint8_t* p) { return {load256(p), load256(p + 32)}; }
+HC_INLINE void store(uint8_t* p, U8x64 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), a.hi);
+}
 HC_INLINE U8x64 set1(uint8_t x) {
   __m256i all = _mm256_set1_epi8(static_cast<char>(x));
   return {all, all};

@@ -21,8 +21,14 @@ HC_INLINE F32x16 zero() { return {_mm512_setzero_ps()}; }
 HC_INLINE F32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
 HC_INLINE F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 HC_INLINE void store(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
-HC_INLINE F32x16 load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
-HC_INLINE void store_n(float* p, int n, F32x16 a) { _mm512_mask_storeu_ps(p, first(n), a.v); }
+HC_INLINE F32x16 load_n(const float* p, int n) {
+  if (n >= LANES) return load(p);
+  return {_mm512_maskz_loadu_ps(first(n), p)};
+}
+HC_INLINE void store_n(float* p, int n, F32x16 a) {
+  if (n >= LANES) return store(p, a);
+  _mm512_mask_storeu_ps(p, first(n), a.v);
+}
 HC_INLINE F32x16 add(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 HC_INLINE F32x16 sub(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 HC_INLINE F32x16 mul(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -72,6 +78,7 @@ HC_INLINE void store(int32_t* p, I32x16 a) { _mm512_storeu_si512(p, a.v); }
 HC_INLINE I32x16 add(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 HC_INLINE I32x16 sub(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 HC_INLINE I32x16 mul(I32x16 a, I32x16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+HC_INLINE I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
 HC_INLINE I32x16 and_(I32x16 a, I32x16 b) { return {_mm512_and_si512(a.v, b.v)}; }
 HC_INLINE I32x16 or_(I32x16 a, I32x16 b) { return {_mm512_or_si512(a.v, b.v)}; }
 template <int N> HC_INLINE I32x16 shl(I32x16 a) { return {_mm512_slli_epi32(a.v, N)}; }
@@ -81,6 +88,12 @@ HC_INLINE int32_t sum(I32x16 a) {
   __m128i c = _mm_add_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1));
   c = _mm_add_epi32(c, _mm_shuffle_epi32(c, 0x4E));
   return _mm_cvtsi128_si32(_mm_add_epi32(c, _mm_shuffle_epi32(c, 0xB1)));
+}
+HC_INLINE int32_t reduce_max(I32x16 a) {
+  __m256i b = _mm256_max_epi32(_mm512_castsi512_si256(a.v), _mm512_extracti32x8_epi32(a.v, 1));
+  __m128i c = _mm_max_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1));
+  c = _mm_max_epi32(c, _mm_shuffle_epi32(c, 0x4E));
+  return _mm_cvtsi128_si32(_mm_max_epi32(c, _mm_shuffle_epi32(c, 0xB1)));
 }
 HC_INLINE I32x16 widen_u16(const void* p) {
   return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
@@ -106,6 +119,7 @@ HC_INLINE I32x16 dot16(I32x16 acc, I32x16 a, I32x16 b) {
 }
 
 HC_INLINE U8x64 load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+HC_INLINE void store(uint8_t* p, U8x64 a) { _mm512_storeu_si512(p, a.v); }
 HC_INLINE U8x64 set1(uint8_t x) { return {_mm512_set1_epi8(static_cast<char>(x))}; }
 HC_INLINE U8x64 and_(U8x64 a, U8x64 b) { return {_mm512_and_si512(a.v, b.v)}; }
 HC_INLINE U8x64 or_(U8x64 a, U8x64 b) { return {_mm512_or_si512(a.v, b.v)}; }

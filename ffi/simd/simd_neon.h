@@ -99,6 +99,7 @@ HC_INLINE void store(int32_t* p, I32x16 a) {
 HC_INLINE I32x16 add(I32x16 a, I32x16 b) { return each_i32([&](int i) { return vaddq_s32(a.v[i], b.v[i]); }); }
 HC_INLINE I32x16 sub(I32x16 a, I32x16 b) { return each_i32([&](int i) { return vsubq_s32(a.v[i], b.v[i]); }); }
 HC_INLINE I32x16 mul(I32x16 a, I32x16 b) { return each_i32([&](int i) { return vmulq_s32(a.v[i], b.v[i]); }); }
+HC_INLINE I32x16 max(I32x16 a, I32x16 b) { return each_i32([&](int i) { return vmaxq_s32(a.v[i], b.v[i]); }); }
 HC_INLINE I32x16 and_(I32x16 a, I32x16 b) { return each_i32([&](int i) { return vandq_s32(a.v[i], b.v[i]); }); }
 HC_INLINE I32x16 or_(I32x16 a, I32x16 b) { return each_i32([&](int i) { return vorrq_s32(a.v[i], b.v[i]); }); }
 template <int N> HC_INLINE I32x16 shl(I32x16 a) {
@@ -113,6 +114,9 @@ template <int N> HC_INLINE I32x16 shr(I32x16 a) {
 }
 HC_INLINE int32_t sum(I32x16 a) {
   return vaddvq_s32(vaddq_s32(vaddq_s32(a.v[0], a.v[1]), vaddq_s32(a.v[2], a.v[3])));
+}
+HC_INLINE int32_t reduce_max(I32x16 a) {
+  return vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.v[0], a.v[1]), vmaxq_s32(a.v[2], a.v[3])));
 }
 HC_INLINE I32x16 widen_u16(const void* p) {
   const auto* bytes = static_cast<const uint8_t*>(p);
@@ -149,6 +153,9 @@ HC_INLINE I32x16 dot16(I32x16 acc, I32x16 a, I32x16 b) {
 }
 
 HC_INLINE U8x64 load(const uint8_t* p) { return each_u8([&](int i) { return vld1q_u8(p + 16 * i); }); }
+HC_INLINE void store(uint8_t* p, U8x64 a) {
+  for (int i = 0; i < 4; i++) vst1q_u8(p + 16 * i, a.v[i]);
+}
 HC_INLINE U8x64 set1(uint8_t x) { return each_u8([&](int) { return vdupq_n_u8(x); }); }
 HC_INLINE U8x64 and_(U8x64 a, U8x64 b) { return each_u8([&](int i) { return vandq_u8(a.v[i], b.v[i]); }); }
 HC_INLINE U8x64 or_(U8x64 a, U8x64 b) { return each_u8([&](int i) { return vorrq_u8(a.v[i], b.v[i]); }); }

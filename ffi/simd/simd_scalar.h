@@ -93,6 +93,7 @@ HC_INLINE void store(int32_t* p, I32x16 a) { std::memcpy(p, a.v, sizeof a.v); }
 HC_INLINE I32x16 add(I32x16 a, I32x16 b) { return each_i32([&](int i) { return wrap(u32(a.v[i]) + u32(b.v[i])); }); }
 HC_INLINE I32x16 sub(I32x16 a, I32x16 b) { return each_i32([&](int i) { return wrap(u32(a.v[i]) - u32(b.v[i])); }); }
 HC_INLINE I32x16 mul(I32x16 a, I32x16 b) { return each_i32([&](int i) { return wrap(u32(a.v[i]) * u32(b.v[i])); }); }
+HC_INLINE I32x16 max(I32x16 a, I32x16 b) { return each_i32([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
 HC_INLINE I32x16 and_(I32x16 a, I32x16 b) { return each_i32([&](int i) { return a.v[i] & b.v[i]; }); }
 HC_INLINE I32x16 or_(I32x16 a, I32x16 b) { return each_i32([&](int i) { return a.v[i] | b.v[i]; }); }
 template <int N> HC_INLINE I32x16 shl(I32x16 a) { return each_i32([&](int i) { return wrap(u32(a.v[i]) << N); }); }
@@ -101,6 +102,11 @@ HC_INLINE int32_t sum(I32x16 a) {
   uint32_t total = 0;
   for (int i = 0; i < LANES; i++) total += u32(a.v[i]);
   return wrap(total);
+}
+HC_INLINE int32_t reduce_max(I32x16 a) {
+  int32_t r = a.v[0];
+  for (int i = 1; i < LANES; i++) r = a.v[i] > r ? a.v[i] : r;
+  return r;
 }
 HC_INLINE I32x16 widen_u16(const void* p) {
   uint16_t lanes[LANES];
@@ -128,6 +134,7 @@ HC_INLINE I32x16 dot16(I32x16 acc, I32x16 a, I32x16 b) {
 }
 
 HC_INLINE U8x64 load(const uint8_t* p) { return each_u8([&](int i) { return p[i]; }); }
+HC_INLINE void store(uint8_t* p, U8x64 a) { std::memcpy(p, a.v, 64); }
 HC_INLINE U8x64 set1(uint8_t x) { return each_u8([&](int) { return x; }); }
 HC_INLINE U8x64 and_(U8x64 a, U8x64 b) { return each_u8([&](int i) { return static_cast<uint8_t>(a.v[i] & b.v[i]); }); }
 HC_INLINE U8x64 or_(U8x64 a, U8x64 b) { return each_u8([&](int i) { return static_cast<uint8_t>(a.v[i] | b.v[i]); }); }

@@ -151,6 +151,8 @@ static void integers() {
     }
     I32x16 x = load(a.data()), y = load(b.data()), z = load(c.data());
     Integers sums = lanes(add(x, y)), differences = lanes(sub(x, y)), products = lanes(mul(x, y));
+    Integers greater = lanes(max(x, y));
+    int32_t top = reduce_max(x), highest = a[0];
     Integers both = lanes(and_(x, y)), either = lanes(or_(x, y)), left = lanes(shl<5>(x)), right = lanes(shr<16>(x));
     Integers pairs = lanes(dot16(z, x, y)), wide16 = lanes(widen_u16(a.data()));
     Integers wide8 = lanes(widen_u8(a.data())), signed8 = lanes(widen_i8(a.data()));
@@ -161,6 +163,8 @@ static void integers() {
     for (int i = 0; i < 16; i++) {
       uint32_t u = bits<uint32_t>(a[i]), v = bits<uint32_t>(b[i]);
       total += u;
+      highest = a[i] > highest ? a[i] : highest;
+      expect(greater[i] == (a[i] > b[i] ? a[i] : b[i]), "max i32");
       expect(bits<uint32_t>(sums[i]) == u + v, "add i32");
       expect(bits<uint32_t>(differences[i]) == u - v, "sub i32");
       expect(bits<uint32_t>(products[i]) == u * v, "mul i32");
@@ -176,6 +180,7 @@ static void integers() {
       expect(bytes[i] == static_cast<int8_t>(a[i]), "store_i8");
       expect(floats[i] == static_cast<float>(a[i]) && same_bits[i] == floats[i], "from_i32");
     }
+    expect(top == highest, "reduce_max i32");
     expect(bits<uint32_t>(sum(x)) == total, "sum i32");
   }
 }

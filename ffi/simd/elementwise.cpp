@@ -1,0 +1,204 @@
+// Embedding rows, norms, products and the quantisation of activations.
+#include "kernels_variant.h"
+
+namespace hc::HC_ISA {
+namespace {
+
+// A whole vector's number of lanes, known to the compiler.
+struct Whole {
+  constexpr operator int() const { return LANES; }
+};
+
+// f(i, lanes) for each vector of [0, width): `lanes` is Whole, then what remains.
+template <class F> HC_INLINE void each_vector(int width, F f) {
+  int i = 0;
+  for (; i + LANES <= width; i += LANES) f(i, Whole{});
+  if (i < width) f(i, width - i);
+}
+
+// One token's row of a merged value.
+struct Row {
+  const float *base, *first, *second;
+  HC_INLINE Row(const Merged& merged, int64_t token)
+      : base(at(merged.base, merged, token)),
+        first(at(merged.delta[0] ? merged.delta[0] : merged.delta[1], merged, token)),
+        second(merged.delta[0] ? at(merged.delta[1], merged, token) : nullptr) {}
+  // base + (first + second)
+  template <class N> HC_INLINE F32x16 operator()(int i, N n) const {
+    F32x16 value = load_n(base + i, n);
+    if (!first) return value;
+    F32x16 delta = load_n(first + i, n);
+    if (second) delta = add(delta, load_n(second + i, n));
+    return add(value, delta);
+  }
+
+ private:
+  static HC_INLINE const float* at(const float* p, const Merged& merged, int64_t token) {
+    return p ? p + token * merged.stride : nullptr;
+  }
+};
+
+// Groups smaller than this count as zero, so that 127 / absmax stays finite.
+constexpr float TINY = 0x1p-100f, HUGEST = 0x1.fffffep127f;
+
+// One group of n values; codes up to `group` are written, those of missing values 0. A NaN or an infinity makes the
+// scale NaN, and so every product with the group.
+HC_INLINE void quantize_group(const float* x, int n, int group, int8_t* codes, float* scale, int32_t* sum) {
+  // The bits of |x| compare as integers as the numbers do, and those of a NaN are the largest.
+  I32x16 top = zero_i32();
+  each_vector(n, [&](int i, auto lanes) { top = max(top, as_i32(abs(load_n(x + i, lanes)))); });
+  const float absmax = bits<float>(reduce_max(top));
+  if (!(absmax >= TINY && absmax <= HUGEST)) {
+    std::memset(codes, 0, group);
+    *scale = absmax < TINY ? 0.0f : bits<float>(0x7FC00000);
+    *sum = 0;
+    return;
+  }
+  const F32x16 inverse = set1(127.0f / absmax);
+  I32x16 total = zero_i32();
+  int i = 0;
+  for (; i < n; i += LANES) {
+    I32x16 code = round_to_i32(mul(i + LANES <= n ? load(x + i) : load_n(x + i, n - i), inverse));
+    total = add(total, code);
+    store_i8(codes + i, code);
+  }
+  if (i < group) std::memset(codes + i, 0, group - i);
+  *scale = absmax / 127.0f;
+  *sum = HC_ISA::sum(total);
+}
+
+// Elements [begin, end) of a token's row x; `begin` is a multiple of the group. The row's last part pads the codes.
+void quantize_row(const QuantizedRows& to, int64_t token, const float* x, int begin, int end, int width) {
+  if (to.group == 0) return;
+  int8_t* codes = to.codes + token * to.stride;
+  for (int i = begin; i < end; i += to.group) {
+    const int n = end - i < to.group ? end - i : to.group;
+    const int64_t at = token * to.groups + i / to.group;
+    quantize_group(x + i, n, to.group, codes + i, to.scales + at, to.sums + at);
+  }
+  const int padded = to.groups * to.group;
+  if (end == width && padded < to.stride) std::memset(codes + padded, 0, to.stride - padded);
+}
+
+}  // namespace
+
+// Layouts: compiler/weights/format.ts. A row's part of a tile is 4 bytes of every 64-byte quad.
+void embed(const EmbedArgs& args, int64_t begin, int64_t end) {
+  const bool brain = args.format == Format::bf16;
+  const int group = brain ? 2 : args.group, groups = (args.width + group - 1) / group;
+  const int width_bits = brain                        ? 16
+                         : args.format == Format::q8 ? 8
+                         : args.format == Format::q4 ? 4
+                         : args.format == Format::q3 ? 3
+                                                     : 2;
+  const int header = brain ? 0 : args.format == Format::q8 ? 32 : 64;
+  const int64_t tile_bytes = header + 16 * group * width_bits / 8;
+  for (int64_t item = begin; item < end; item++) {
+    const int64_t row = args.tokens[item];
+    const uint8_t* tile = args.packed + row / 16 * groups * tile_bytes;
+    const int lane = static_cast<int>(row % 16);
+    float* out = args.out + item * args.width;
+    for (int start = 0; start < args.width; start += group, tile += tile_bytes) {
+      const int n = args.width - start < group ? args.width - start : group;
+      uint16_t half[2];
+      if (brain) {
+        std::memcpy(half, tile + 4 * lane, 4);
+        for (int i = 0; i < n; i++) out[start + i] = bits<float>(static_cast<uint32_t>(half[i]) << 16);
+        continue;
+      }
+      std::memcpy(half, tile + 2 * lane, 2);
+      if (header == 64) std::memcpy(half + 1, tile + 32 + 2 * lane, 2);
+      const float scale = f16_to_f32(half[0]), zero = header == 64 ? f16_to_f32(half[1]) : 128.0f;
+      const uint8_t* codes = tile + header + 4 * lane;
+      for (int i = 0; i < n; i++) {
+        const int quad = i / 4, byte = i % 4;
+        int code;
+        switch (args.format) {
+          case Format::q8: code = codes[64 * quad + byte]; break;
+          case Format::q4: code = codes[64 * (quad / 2) + byte] >> 4 * (quad % 2) & 15; break;
+          default:
+            code = codes[64 * (quad / 4) + byte] >> 2 * (quad % 4) & 3;
+            if (args.format == Format::q3) {
+              code |= (codes[4 * group + 64 * (quad / 8) + byte] >> quad % 8 & 1) << 2;
+            }
+        }
+        out[start + i] = scale * (static_cast<float>(code) - zero);
+      }
+    }
+  }
+}
+
+void norm(const NormArgs& args, int64_t begin, int64_t end) {
+  for (int64_t token = begin; token < end; token++) {
+    const float* residual = args.residual + token * args.width;
+    float* out = args.out + token * args.width;
+    float* total = args.sum ? args.sum + token * args.width : out;
+    const Row merged(args.merged, token);
+    F32x16 squares[4] = {zero(), zero(), zero(), zero()};  // several, because each waits for its predecessor
+    int turn = 0;
+    auto accumulate = [&](int i, auto lanes) {
+      F32x16 value = load_n(residual + i, lanes);
+      if (merged.base) value = add(value, merged(i, lanes));
+      store_n(total + i, lanes, value);
+      return value;
+    };
+    int i = 0;
+    for (; i + 4 * LANES <= args.width; i += 4 * LANES) {
+      for (int k = 0; k < 4; k++) {
+        F32x16 value = accumulate(i + k * LANES, Whole{});
+        squares[k] = fma(value, value, squares[k]);
+      }
+    }
+    for (; i < args.width; i += LANES, turn++) {
+      F32x16 value = accumulate(i, args.width - i < LANES ? args.width - i : LANES);
+      squares[turn] = fma(value, value, squares[turn]);
+    }
+    const float mean = sum(add(add(squares[0], squares[1]), add(squares[2], squares[3]))) / static_cast<float>(args.width);
+    const F32x16 inverse = set1(1.0f / __builtin_sqrtf(mean + args.epsilon));
+    each_vector(args.width, [&](int j, auto lanes) {
+      store_n(out + j, lanes, mul(load_n(args.weight + j, lanes), mul(load_n(total + j, lanes), inverse)));
+    });
+    quantize_row(args.quantized, token, out, 0, args.width, args.width);
+  }
+}
+
+void quantize(const QuantizeArgs& args, int64_t begin, int64_t end) {
+  for (int64_t token = begin; token < end; token++) {
+    quantize_row(args.quantized, token, args.x + token * args.width, 0, args.width, args.width);
+  }
+}
+
+static HC_INLINE F32x16 silu(F32x16 x) { return div(x, add(set1(1.0f), exp(neg(x)))); }
+
+void silu_mul(const SiluMulArgs& args, int64_t begin, int64_t end) {
+  for (int64_t item = begin; item < end; item++) {
+    const int64_t token = item / args.chunks;
+    const int first = static_cast<int>(item % args.chunks) * SILU_CHUNK;
+    const int last = first + SILU_CHUNK < args.width ? first + SILU_CHUNK : args.width;
+    const Row gate(args.gate, token), up(args.up, token);
+    float* out = args.out + token * args.width;
+    each_vector(last - first, [&](int i, auto lanes) {
+      store_n(out + first + i, lanes, mul(silu(gate(first + i, lanes)), up(first + i, lanes)));
+    });
+    quantize_row(args.quantized, token, out, first, last, args.width);
+  }
+}
+
+void elementwise(const ElementwiseArgs& args, int64_t begin, int64_t end) {
+  for (int64_t token = begin; token < end; token++) {
+    const Row a(args.a, token), b(args.b, token);
+    float* out = args.out + token * args.width;
+    switch (args.kind) {
+      case Elementwise::add:
+        each_vector(args.width, [&](int i, auto n) { store_n(out + i, n, add(a(i, n), b(i, n))); });
+        break;
+      case Elementwise::mul:
+        each_vector(args.width, [&](int i, auto n) { store_n(out + i, n, mul(a(i, n), b(i, n))); });
+        break;
+      case Elementwise::silu:
+        each_vector(args.width, [&](int i, auto n) { store_n(out + i, n, silu(a(i, n))); });
+    }
+  }
+}
+
+}  // namespace hc::HC_ISA
