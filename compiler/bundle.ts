@@ -1,0 +1,242 @@
+/**
+ * A bundle: what `hcinfer compile` writes and the runtime reads. A folder of
+ *
+ *   plan.zip              manifest.json  version, checksums of everything else
+ *                         plan.json      the plan (plan.ts)
+ *                         graph.py       the graph as text
+ *                         report.json    what compiling measured
+ *   weights.safetensors   every tensor at a multiple of 64 bytes, mapped and never copied
+ *   tokenizer.json, ...   the checkpoint's own files
+ *   run.ts                runs the bundle
+ *
+ * Opening checks everything it reads against the manifest, and every size that native code will trust against the
+ * weights. Checksums find accidents and edits; they are no signature.
+ */
+import { createHash } from "node:crypto";
+import { closeSync, existsSync, fstatSync, openSync, readFileSync, readSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { unzipSync } from "fflate";
+import { z } from "zod";
+import { mapFile, type Mapping } from "../ffi/mapping.ts";
+import { checkTensors } from "./bundle_check.ts";
+import { HcinferError } from "./errors.ts";
+import { Plan, PLAN_VERSION } from "./plan.ts";
+import { bytesChecksum } from "./weights/checksum.ts";
+import { readSafetensors, type TensorView } from "./weights/safetensors.ts";
+
+export const BUNDLE_FORMAT = "hcinfer bundle";
+export const PLAN_FILE = "plan.zip";
+export const WEIGHTS_FILE = "weights.safetensors";
+
+/** Raised when an older hcinfer could not read a new bundle, or a new one an old bundle. */
+export const BUNDLE_VERSION = PLAN_VERSION;
+
+const Sha256 = z.string().regex(/^[0-9a-f]{64}$/);
+
+export const Manifest = z.strictObject({
+  format: z.literal(BUNDLE_FORMAT),
+  version: z.literal(BUNDLE_VERSION),
+  /** sha256 of plan.json, graph.py, report.json, and of the files copied beside them. */
+  files: z.record(z.string(), Sha256),
+  /** Bytes of weights.safetensors and their checksum (weights/checksum.ts). */
+  weights: z.strictObject({ bytes: z.int().positive(), checksum: z.string() }),
+});
+export type Manifest = z.infer<typeof Manifest>;
+
+/** plan.zip, checked. */
+export interface PlanFile {
+  readonly path: string;
+  readonly plan: Plan;
+  readonly graphText: string;
+  /** What compiling measured: bytes by kind, relative errors, spectra. */
+  readonly report: unknown;
+  readonly manifest: Manifest;
+}
+
+/** More than any model's plan takes; what is larger is refused before it is decompressed. */
+const MOST_PLAN_BYTES = 512 * 2 ** 20;
+const PLAN_PARTS = ["manifest.json", "plan.json", "graph.py", "report.json"] as const;
+
+/**
+ * Reads a bundle's plan without touching its weights. Throws HcinferError("bundle") with the reason when `path` is
+ * no bundle, or one that is cut off, edited or of another version.
+ */
+export function readPlan(path: string): PlanFile {
+  const file = join(path, PLAN_FILE);
+  const fail = refuser(path);
+  if (!statSync(path, { throwIfNoEntry: false })?.isDirectory()) {
+    throw new HcinferError("bundle", `${path} is not a bundle: there is no such folder`);
+  }
+  if (!existsSync(file)) {
+    const hint = existsSync(join(path, "config.json")) ? "; it is a model: compile it first" : "";
+    throw new HcinferError("bundle", `${path} is not a bundle: it has no ${PLAN_FILE}${hint}`);
+  }
+  const parts = unzip(file, fail);
+  const text = (name: typeof PLAN_PARTS[number]): string => {
+    const bytes = parts[name] ?? fail(`${PLAN_FILE} has no ${name}`);
+    if (name !== "manifest.json") checkSha256(name, bytes, manifest, fail);
+    return new TextDecoder().decode(bytes);
+  };
+  const manifest: Manifest = readManifest(text("manifest.json"), fail);
+  const parsed = Plan.safeParse(json(text("plan.json"), fail));
+  if (!parsed.success) return fail(`its plan does not fit: ${z.prettifyError(parsed.error)}`);
+  return {
+    path,
+    plan: parsed.data,
+    graphText: text("graph.py"),
+    report: json(text("report.json"), fail),
+    manifest,
+  };
+}
+
+export class Bundle implements Disposable {
+  readonly path: string;
+  readonly plan: Plan;
+  readonly graphText: string;
+  readonly report: unknown;
+  readonly #tensors: ReadonlyMap<string, TensorView>;
+  readonly #mapping: Mapping;
+
+  constructor(file: PlanFile, tensors: ReadonlyMap<string, TensorView>, mapping: Mapping) {
+    this.path = file.path;
+    this.plan = file.plan;
+    this.graphText = file.graphText;
+    this.report = file.report;
+    this.#tensors = tensors;
+    this.#mapping = mapping;
+  }
+
+  /** A tensor of weights.safetensors; its bytes are a view of the mapping, valid until `close`. */
+  tensor(name: string): TensorView {
+    const tensor = this.#tensors.get(name);
+    if (tensor === undefined) throw new HcinferError("bundle", `${this.path} has no tensor ${name}`);
+    return tensor;
+  }
+
+  /** The weights file, for executors that address it whole. */
+  get mapping(): Mapping {
+    return this.#mapping;
+  }
+
+  has(name: string): boolean {
+    return this.#tensors.has(name);
+  }
+
+  close(): void {
+    this.#mapping.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+export interface OpenOptions {
+  /**
+   * Compares the checksum of all weights, which reads the whole file at the speed of memory (or of the disk, the
+   * first time). Default true. Sizes and shapes are checked in any case.
+   */
+  readonly verify?: boolean;
+  /** Threads that compute the checksum. Default 2. */
+  readonly threads?: number;
+}
+
+/**
+ * Opens the bundle at `path`. Throws HcinferError("bundle") with the reason when it is cut off, edited, of another
+ * version, or says what its weights do not hold.
+ */
+export function openBundle(path: string, { verify = true, threads = 2 }: OpenOptions = {}): Bundle {
+  const file = readPlan(path);
+  const fail = refuser(path);
+  for (const [name, expected] of Object.entries(file.manifest.files)) {
+    if ((PLAN_PARTS as readonly string[]).includes(name)) continue;
+    if (!/^[^/\\]+$/.test(name)) fail(`its manifest names ${JSON.stringify(name)}, which is no file of it`);
+    if (!existsSync(join(path, name))) fail(`${name} is missing`);
+    if (sha256(readFileSync(join(path, name))) !== expected) {
+      fail(`${name} was changed since it was compiled`);
+    }
+  }
+  const weightsPath = join(path, WEIGHTS_FILE);
+  if (!existsSync(weightsPath)) fail(`${WEIGHTS_FILE} is missing`);
+  const mapping = mapFile(weightsPath);
+  try {
+    const { bytes, checksum: expected } = file.manifest.weights;
+    if (mapping.byteLength !== bytes) {
+      fail(`${WEIGHTS_FILE} has ${mapping.byteLength} bytes, ${bytes} were written`);
+    }
+    if (verify && bytesChecksum(mapping.bytes, threads) !== expected) {
+      fail(`${WEIGHTS_FILE} was changed since it was compiled`);
+    }
+    const { tensors } = readSafetensors(mapping.bytes, weightsPath, "bundle");
+    const problem = checkTensors(file.plan, tensors);
+    if (problem !== undefined) fail(problem);
+    return new Bundle(file, tensors, mapping);
+  } catch (error) {
+    mapping.close();
+    throw error;
+  }
+}
+
+export function sha256(bytes: Uint8Array): string {
+  return createHash("sha256").update(bytes).digest("hex");
+}
+
+type Refuse = (reason: string) => never;
+
+function refuser(path: string): Refuse {
+  return (reason) => {
+    throw new HcinferError("bundle", `${path} cannot be used: ${reason}. Compile it again.`);
+  };
+}
+
+function unzip(file: string, fail: Refuse): Record<string, Uint8Array> {
+  const descriptor = openSync(file, "r");
+  try {
+    const { size } = fstatSync(descriptor);
+    if (size > MOST_PLAN_BYTES) fail(`${PLAN_FILE} has ${size} bytes`);
+    const bytes = new Uint8Array(size);
+    for (let at = 0; at < size;) {
+      const read = readSync(descriptor, bytes, at, size - at, at);
+      if (read === 0) fail(`${PLAN_FILE} is cut off`);
+      at += read;
+    }
+    let total = 0;
+    return unzipSync(bytes, {
+      filter: ({ name, originalSize }) => {
+        total += originalSize;
+        if (total > MOST_PLAN_BYTES) fail(`${PLAN_FILE} holds more than ${MOST_PLAN_BYTES} bytes`);
+        return (PLAN_PARTS as readonly string[]).includes(name);
+      },
+    });
+  } catch (error) {
+    if (error instanceof HcinferError) throw error;
+    return fail(`${PLAN_FILE} is damaged or cut off (${(error as Error).message})`);
+  } finally {
+    closeSync(descriptor);
+  }
+}
+
+function readManifest(text: string, fail: Refuse): Manifest {
+  const found = json(text, fail);
+  const head = z.looseObject({ format: z.literal(BUNDLE_FORMAT), version: z.int() }).safeParse(found);
+  if (!head.success) return fail("its manifest is none of hcinfer's");
+  if (head.data.version !== BUNDLE_VERSION) {
+    fail(`it is of version ${head.data.version}, and this hcinfer reads version ${BUNDLE_VERSION}`);
+  }
+  const parsed = Manifest.safeParse(found);
+  return parsed.success ? parsed.data : fail(`its manifest does not fit: ${z.prettifyError(parsed.error)}`);
+}
+
+function checkSha256(name: string, bytes: Uint8Array, manifest: Manifest, fail: Refuse): void {
+  const expected = manifest.files[name];
+  if (expected === undefined) fail(`its manifest has no checksum of ${name}`);
+  if (sha256(bytes) !== expected) fail(`${name} in ${PLAN_FILE} was changed since it was compiled`);
+}
+
+function json(text: string, fail: Refuse): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    return fail(`${PLAN_FILE} is damaged (${(error as Error).message})`);
+  }
+}

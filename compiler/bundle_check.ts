@@ -1,0 +1,117 @@
+/**
+ * Whether a plan and the weights beside it fit together: every size that native code computes addresses from. A
+ * bundle that passes cannot make an executor read or write outside its tensors and its arena, whoever wrote it.
+ */
+import { values } from "./ir/graph.ts";
+import { paddedOutputs } from "./ir/naming.ts";
+import { elementsPerToken } from "./ir/types.ts";
+import { verify } from "./ir/verify.ts";
+import type { Plan, WindowStore } from "./plan.ts";
+import { factorStride, RESIDUAL_WIDTHS, residualShape, type ResidualWidth } from "./weights/correction.ts";
+import { formatText, packedShape } from "./weights/format.ts";
+import { inventory } from "./weights/inventory.ts";
+import type { TensorDType, TensorView } from "./weights/safetensors.ts";
+
+/** The first thing that does not fit, or undefined. */
+export function checkTensors(plan: Plan, tensors: ReadonlyMap<string, TensorView>): string | undefined {
+  try {
+    verify(plan.graph);
+    const lacks = (name: string, dtype: TensorDType, ...shape: number[]): string[] => {
+      const found = tensors.get(name);
+      const expected = `${dtype} [${shape}]`;
+      if (found === undefined) return [`the tensor ${name}, ${expected}, is missing`];
+      const text = `${found.dtype} [${found.shape}]`;
+      return text === expected ? [] : [`the tensor ${name} is ${text}, the plan expects ${expected}`];
+    };
+    return [
+      ...checkWeights(plan, lacks),
+      ...plan.windows.flatMap((window) => checkWindow(window, lacks)),
+      ...checkCorrections(plan),
+      ...checkMemory(plan),
+    ][0];
+  } catch (error) {
+    // A graph that is not even shaped like one.
+    return `its graph is not sound: ${error instanceof Error ? error.message : String(error)}`;
+  }
+}
+
+type Lacks = (name: string, dtype: TensorDType, ...shape: number[]) => string[];
+
+function checkWeights(plan: Plan, lacks: Lacks): string[] {
+  const { matrices, vectors } = inventory(plan.graph);
+  const weights = new Map(plan.weights.map((w) => [w.sections.map((s) => s.path).join("+"), w]));
+  return [
+    ...matrices.flatMap((matrix): string[] => {
+      const { name, sections, rows, inputs, format } = matrix;
+      const weight = weights.get(sections.map((s) => s.path).join("+"));
+      if (format === undefined || weight === undefined) return [`the plan has no packed weight ${name}`];
+      const firstRows = weight.sections.map((s) => s.firstRow).join();
+      const { bytes } = packedShape(format, rows, inputs);
+      const same = weight.format === formatText(format) && weight.rows === rows && weight.inputs === inputs &&
+        weight.bytes === bytes && firstRows === matrix.firstRows.join() &&
+        weight.sections.every((s, i) => s.rows === sections[i]?.outputs);
+      if (!same) {
+        return [`the packed weight ${name} is not the graph's ${formatText(format)} [${rows},${inputs}]`];
+      }
+      return lacks(weight.tensor, "U8", bytes);
+    }),
+    ...[...vectors].flatMap(([path, length]) => lacks(`${path}.weight`, "F32", length)),
+  ];
+}
+
+function checkWindow(store: WindowStore, lacks: Lacks): string[] {
+  const { window, inputs, outputs, residual, factors } = store;
+  const problems: string[] = [];
+  if (residual !== null) {
+    const width = RESIDUAL_WIDTHS.find((w) => w === residual.width);
+    if (width === undefined) return [`window ${window} has residuals of ${residual.width} bits`];
+    problems.push(
+      ...lacks(`${window}.residual.codes`, "U8", inputs, residualShape(width, outputs).rowBytes),
+      ...lacks(`${window}.residual.output_scale`, "F32", outputs),
+      ...lacks(`${window}.residual.channel_scale`, "F32", inputs),
+      ...lacks(`${window}.residual.norm`, "F32", inputs),
+    );
+  }
+  if (factors !== null) {
+    const dtype = factors.dtype === "i8" ? "I8" : "BF16";
+    problems.push(
+      ...lacks(`${window}.factors.a`, dtype, factors.maxRank, factorStride(inputs)),
+      ...lacks(`${window}.factors.b`, dtype, factors.maxRank, factorStride(outputs)),
+      ...["a_scale", "b_scale", "spectrum"].flatMap((name) =>
+        lacks(`${window}.factors.${name}`, "F32", factors.maxRank)
+      ),
+    );
+  }
+  return problems;
+}
+
+/** Every correction node has its window's store, of its own sizes. */
+function checkCorrections(plan: Plan): string[] {
+  const stores = new Map(plan.windows.map((w) => [w.window, w]));
+  const types = values(plan.graph);
+  return plan.graph.nodes.flatMap((node): string[] => {
+    if (node.op !== "low_rank" && node.op !== "sparse_residual") return [];
+    const { window, outputs } = node.params;
+    const store = stores.get(window);
+    const inputs = types.get(node.inputs[0] ?? "")?.type.shape.at(-1);
+    const fits = store !== undefined && store.outputs === outputs && store.inputs === inputs &&
+      (node.op === "low_rank"
+        ? store.factors?.dtype === node.params.dtype && node.params.rank <= store.factors.maxRank
+        : store.residual?.width === (node.params.width satisfies ResidualWidth) &&
+          node.params.channels <= store.inputs);
+    return fits ? [] : [`the correction of window ${window} is not what the bundle stores`];
+  });
+}
+
+/** Values lie inside the arena; the outputs of a linear and of its merge are columns of one padded row. */
+function checkMemory({ graph, memory }: Plan): string[] {
+  return graph.nodes.flatMap(({ op, outputs }): string[] => {
+    const row = paddedOutputs(outputs.map(({ type }) => ({ outputs: elementsPerToken(type) }))).total;
+    return outputs.flatMap(({ name, type }) => {
+      const offset = memory.offsets[name] ?? 0;
+      const bytes = 4 * (op === "linear" || op === "merge" ? row : elementsPerToken(type));
+      const inside = !Object.hasOwn(memory.offsets, name) || offset + bytes <= memory.bytesPerToken;
+      return inside ? [] : [`the value ${name} lies outside the arena`];
+    });
+  });
+}

@@ -1,0 +1,268 @@
+/**
+ * Writes a bundle so that a reader sees all of it or nothing. Everything goes to `<output>.partial-<process id>`,
+ * reaches the disk (fsync), and becomes `<output>` by one rename. A bundle that is already there is moved aside only
+ * then; a killed writer leaves a partial folder, which is no bundle and which the next one removes.
+ */
+import {
+  closeSync,
+  cpSync,
+  existsSync,
+  fsyncSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statfsSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
+import { basename, dirname, join, resolve } from "node:path";
+import process from "node:process";
+import { zipSync } from "fflate";
+import { BUNDLE_FORMAT, BUNDLE_VERSION, type Manifest, PLAN_FILE, sha256, WEIGHTS_FILE } from "./bundle.ts";
+import { HcinferError } from "./errors.ts";
+import type { Plan } from "./plan.ts";
+import { layoutSafetensors, type SafetensorsLayout, type TensorSpec } from "./weights/safetensors.ts";
+
+export interface BundleContents {
+  readonly plan: Plan;
+  readonly graphText: string;
+  readonly report: unknown;
+  /** Files copied into the bundle under their own names: the tokenizer's. */
+  readonly copies: readonly string[];
+  /** The checksum of the weights' bytes, from the path of the finished file. */
+  readonly checksum: (weightsPath: string) => string;
+}
+
+export class BundleWriter implements Disposable {
+  readonly #output: string;
+  readonly #partial: string;
+  readonly #layout: SafetensorsLayout;
+  readonly #missing: Set<string>;
+  #weights: number | undefined;
+
+  /**
+   * Starts a bundle at `output` whose weights are `tensors`. Throws HcinferError("usage") when something else than a
+   * bundle is at `output`, and HcinferError("environment") when the disk has no room.
+   */
+  constructor(output: string, tensors: readonly TensorSpec[]) {
+    this.#output = resolve(output);
+    this.#partial = `${this.#output}.partial-${process.pid}`;
+    this.#layout = layoutSafetensors(tensors, { format: BUNDLE_FORMAT });
+    this.#missing = new Set(tensors.map((t) => t.name));
+    refuseOthers(this.#output);
+    removeLeftOvers(this.#output);
+    this.#guard(() => {
+      mkdirSync(this.#partial, { recursive: true });
+      requireSpace(this.#partial, this.#layout.fileBytes);
+      this.#weights = openSync(join(this.#partial, WEIGHTS_FILE), "w");
+      ftruncateSync(this.#weights, this.#layout.fileBytes);
+      this.#put(this.#layout.header, 0);
+    });
+  }
+
+  /** Bytes of weights.safetensors. */
+  get bytes(): number {
+    return this.#layout.fileBytes;
+  }
+
+  /** Writes a tensor whose bytes are `parts`, one after another. Any order; each tensor once. */
+  write(name: string, ...parts: readonly Uint8Array[]): void {
+    const range = this.#layout.ranges.get(name);
+    if (range === undefined || !this.#missing.delete(name)) throw new Error(`tensor ${name} is not awaited`);
+    const bytes = parts.reduce((sum, part) => sum + part.length, 0);
+    if (bytes !== range.bytes) {
+      throw new Error(`tensor ${name} has ${bytes} bytes, ${range.bytes} were announced`);
+    }
+    this.#guard(() => {
+      let at = range.offset;
+      for (const part of parts) {
+        this.#put(part, at);
+        at += part.length;
+      }
+    });
+  }
+
+  /** Writes everything else, and makes the bundle visible at `output`. */
+  finish({ plan, graphText, report, copies, checksum }: BundleContents): void {
+    if (this.#missing.size > 0) throw new Error(`${this.#missing.size} tensors were not written`);
+    this.#guard(() => {
+      this.#closeWeights();
+      const weightsPath = join(this.#partial, WEIGHTS_FILE);
+      const encode = (text: string) => new TextEncoder().encode(text);
+      const parts = {
+        "plan.json": encode(JSON.stringify(plan)),
+        "graph.py": encode(graphText),
+        "report.json": encode(JSON.stringify(report)),
+      };
+      for (const file of copies) cpSync(file, join(this.#partial, basename(file)), { dereference: true });
+      const manifest: Manifest = {
+        format: BUNDLE_FORMAT,
+        version: BUNDLE_VERSION,
+        files: {
+          ...Object.fromEntries(Object.entries(parts).map(([name, bytes]) => [name, sha256(bytes)])),
+          ...Object.fromEntries(copies.map((file) => [basename(file), sha256(readFileSync(file))])),
+        },
+        weights: { bytes: this.#layout.fileBytes, checksum: checksum(weightsPath) },
+      };
+      // The time is fixed, so that one model and one set of options give one file.
+      const zip = zipSync({ "manifest.json": encode(JSON.stringify(manifest, null, 1)), ...parts }, {
+        mtime: "1980-01-01",
+      });
+      writeFileSync(join(this.#partial, PLAN_FILE), zip);
+      writeFileSync(join(this.#partial, "run.ts"), runScript());
+      for (const name of readdirSync(this.#partial)) flush(join(this.#partial, name), "r+");
+      flush(this.#partial, "r");
+      this.#publish();
+    });
+  }
+
+  /** Removes what was written, unless the bundle is finished. */
+  [Symbol.dispose](): void {
+    this.#closeWeights();
+    rmSync(this.#partial, { recursive: true, force: true });
+  }
+
+  #put(bytes: Uint8Array, position: number): void {
+    if (this.#weights === undefined) throw new Error("the bundle is closed");
+    for (let done = 0; done < bytes.length;) {
+      const length = Math.min(bytes.length - done, MOST_WRITE_BYTES);
+      done += writeSync(this.#weights, bytes, done, length, position + done);
+    }
+  }
+
+  #closeWeights(): void {
+    if (this.#weights !== undefined) closeSync(this.#weights);
+    this.#weights = undefined;
+  }
+
+  #publish(): void {
+    const old = `${this.#output}.old-${process.pid}`;
+    const replaces = existsSync(this.#output);
+    if (replaces) renameSync(this.#output, old);
+    renameSync(this.#partial, this.#output);
+    flush(dirname(this.#output), "r");
+    rmSync(old, { recursive: true, force: true });
+  }
+
+  #guard(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      this[Symbol.dispose]();
+      throw explain(error, this.#output);
+    }
+  }
+}
+
+/** A write of 2 GiB or more is cut short on some systems. */
+const MOST_WRITE_BYTES = 2 ** 30;
+
+function isBundle(folder: string): boolean {
+  return existsSync(join(folder, PLAN_FILE)) && existsSync(join(folder, WEIGHTS_FILE));
+}
+
+function refuseOthers(output: string): void {
+  const stat = statSync(output, { throwIfNoEntry: false });
+  if (stat === undefined) return;
+  const refuse = (what: string): never => {
+    throw new HcinferError("usage", `${output} ${what}; nothing was touched. Choose another output folder.`);
+  };
+  if (!stat.isDirectory()) return refuse("exists and is not a folder");
+  if (!isBundle(output) && readdirSync(output).length > 0) refuse("exists and is not a bundle");
+}
+
+/** Removes partial folders of processes that are gone, and puts back a bundle whose replacement was cut off. */
+function removeLeftOvers(output: string): void {
+  const parent = dirname(output);
+  if (!existsSync(parent)) return;
+  const prefix = `${basename(output)}.`;
+  for (const name of readdirSync(parent)) {
+    const match = name.startsWith(prefix) ? /^(partial|old)-(\d+)$/.exec(name.slice(prefix.length)) : null;
+    if (match === null || (Number(match[2]) !== process.pid && isAlive(Number(match[2])))) continue;
+    const folder = join(parent, name);
+    if (match[1] === "old" && !existsSync(output) && isBundle(folder)) renameSync(folder, output);
+    else rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return codeOf(error) === "EPERM";
+  }
+}
+
+function requireSpace(folder: string, bytes: number): void {
+  const { bavail, bsize } = statfsSync(folder);
+  const free = bavail * bsize;
+  if (free >= bytes || bsize === 0) return;
+  throw noSpace(folder, `${megabytes(bytes)} are needed and ${megabytes(free)} are free`);
+}
+
+function noSpace(path: string, what: string, cause?: unknown): HcinferError {
+  const message = `no space left on the disk of ${dirname(path)}: ${what}. ` +
+    "Free some, or choose another output folder. Nothing was left behind.";
+  return new HcinferError("environment", message, { cause });
+}
+
+function megabytes(bytes: number): string {
+  return `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+/** Turns what a file system refuses into an error that says what to do. */
+export function explain(error: unknown, output: string): unknown {
+  const code = codeOf(error);
+  if (code === "ENOSPC" || code === "EDQUOT") return noSpace(output, "it is full", error);
+  if (["EACCES", "EPERM", "EROFS", "ENOTDIR", "EIO", "EFBIG"].includes(code ?? "")) {
+    return new HcinferError("environment", `cannot write ${output}: ${(error as Error).message}`, {
+      cause: error,
+    });
+  }
+  return error;
+}
+
+function codeOf(error: unknown): string | undefined {
+  return error instanceof Error && "code" in error ? String(error.code) : undefined;
+}
+
+/** Waits until a file or folder is on the disk. Folders cannot be flushed everywhere (Windows): then it is skipped. */
+function flush(path: string, flags: "r" | "r+"): void {
+  let descriptor: number | undefined;
+  try {
+    descriptor = openSync(path, flags);
+    fsyncSync(descriptor);
+  } catch (error) {
+    if (flags === "r+" && ["ENOSPC", "EDQUOT", "EIO"].includes(codeOf(error) ?? "")) throw error;
+  } finally {
+    if (descriptor !== undefined) closeSync(descriptor);
+  }
+}
+
+/** run.ts: finds the hcinfer that compiled the bundle, or the one on npm, and hands over to `hcinfer run`. */
+function runScript(): string {
+  const installed = (name: string) => JSON.stringify(new URL(`../${name}`, import.meta.url).href);
+  return `// Runs this bundle: deno run -A run.ts "prompt" [options of hcinfer run]
+import { spawnSync } from "node:child_process";
+import { existsSync } from "node:fs";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+
+// The hcinfer that compiled it, or the one on npm.
+const main = ${installed("main.ts")};
+const config = ${installed("deno.json")};
+const local = main.startsWith("file:") && existsSync(fileURLToPath(main));
+const program = local ? ["--config", fileURLToPath(config), fileURLToPath(main)] : ["npm:hcinfer/cli"];
+const bundle = fileURLToPath(new URL(".", import.meta.url));
+const options = ["run", "-A", ...program, "run", bundle, ...process.argv.slice(2)];
+const { status, error } = spawnSync(process.execPath, options, { stdio: "inherit" });
+if (error) console.error(error.message);
+process.exit(status ?? 1);
+`;
+}

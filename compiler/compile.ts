@@ -1,0 +1,203 @@
+/**
+ * The compiler: a checkpoint becomes a bundle. This file is the ordered list of what happens; each step is a file of
+ * its own.
+ *
+ *   open the checkpoint, trace its model description                      weights/checkpoint.ts, frontend/
+ *   fuse, quantize, place                                                 passes/
+ *   compare tensors with the graph, pack weights, measure errors          weights/
+ *   budget, compensate, schedule, layout                                  passes/
+ *   write the bundle                                                      bundle_writer.ts
+ *
+ * Every pass verifies its graph. Numbers depend on the checkpoint and the options alone, not on the number of
+ * threads or the machine: the same model compiled twice gives the same bytes.
+ */
+import { readFileSync } from "node:fs";
+import { basename } from "node:path";
+import manifest from "../deno.json" with { type: "json" };
+import { sha256 } from "./bundle.ts";
+import { BundleWriter } from "./bundle_writer.ts";
+import { architectureFile, traceModel } from "./frontend/trace.ts";
+import type { Graph, Stage } from "./ir/graph.ts";
+import { printGraph } from "./ir/text.ts";
+import { type Budget, budget, type Correct, type WindowStatistics } from "./passes/budget.ts";
+import { compensate } from "./passes/compensate.ts";
+import { fuse } from "./passes/fuse.ts";
+import { layout } from "./passes/layout.ts";
+import { place } from "./passes/place.ts";
+import { quantize } from "./passes/quantize.ts";
+import { schedule } from "./passes/schedule.ts";
+import { type ModelInfo, type Plan, PLAN_VERSION } from "./plan.ts";
+import type { MachineProfile } from "./profile.ts";
+import { checkModel, type Checkpoint, openCheckpoint } from "./weights/checkpoint.ts";
+import type { FactorDType, ResidualWidth } from "./weights/correction.ts";
+import type { FormatKind, GroupSize } from "./weights/format.ts";
+import { fileChecksum } from "./weights/checksum.ts";
+import { inventory } from "./weights/inventory.ts";
+import { packAll, type StoredForms, tensorSpecs } from "./weights/pack.ts";
+
+export type { Budget, Correct } from "./passes/budget.ts";
+
+export interface CompileOptions {
+  /** A Hugging Face folder. */
+  readonly model: string;
+  /** The folder to write; a bundle that is there is replaced. */
+  readonly output: string;
+  /** Format of the layers' weights, and inputs that share a scale. */
+  readonly weights: FormatKind;
+  readonly group: GroupSize;
+  /** Format of the embedding and the output head. */
+  readonly head: FormatKind;
+  readonly correct: Correct;
+  readonly budget: Budget;
+  readonly residualWidth: ResidualWidth;
+  readonly factorDType: FactorDType;
+  readonly maxRank: number;
+  readonly threads: number;
+  /** The machine that times are predicted for. */
+  readonly profile: MachineProfile;
+  /** Weights done, of how many, and what is next. */
+  readonly onProgress?: (done: number, total: number, what: string) => void;
+  /** Prints the graph after these stages. */
+  readonly printAfter?: { readonly stages: readonly Stage[]; readonly sink: (text: string) => void };
+}
+
+/** What is not said otherwise: 4 bits, sparse residuals at a tenth of the backbone's bytes per token. */
+export const COMPILE_DEFAULTS = {
+  weights: "q4",
+  group: 64,
+  head: "q8",
+  correct: "sparse",
+  budget: { kind: "bytes", share: 0.1 },
+  residualWidth: 4,
+  factorDType: "i8",
+  maxRank: 64,
+} as const satisfies Partial<CompileOptions>;
+
+export interface CompileReport {
+  readonly plan: Plan;
+  readonly graphText: string;
+  readonly seconds: number;
+  /** Size of weights.safetensors, which is nearly all of the bundle. */
+  readonly bytes: number;
+}
+
+/**
+ * Compiles the model and writes its bundle. Throws HcinferError: "checkpoint" and "model-description" for the model,
+ * "usage" for options that contradict each other, "environment" for a full disk or a missing native library. When it
+ * throws, what was at `output` before is still there.
+ */
+export async function compileModel(options: CompileOptions): Promise<CompileReport> {
+  const start = performance.now();
+  using checkpoint = openCheckpoint(options.model);
+  const file = architectureFile(checkpoint.config.model_type);
+  const source = readFileSync(file, "utf8");
+  const print = (graph: Graph): Graph => {
+    if (options.printAfter?.stages.includes(graph.stage)) options.printAfter.sink(printGraph(graph));
+    return graph;
+  };
+
+  let graph = print(await traceModel({ source, file, config: checkpoint.config }));
+  checkModel(graph, checkpoint);
+  graph = print(fuse(graph));
+  graph = print(quantize(graph, options));
+  graph = print(place(graph, options));
+
+  const needs = inventory(graph);
+  const forms = storedForms(options);
+  using writer = new BundleWriter(options.output, tensorSpecs(needs, forms));
+  const packed = packAll(needs, checkpoint, writer, { ...options, forms });
+
+  graph = print(budget(graph, { ...options, statistics: packed.statistics }));
+  graph = print(compensate(graph, options));
+  const scheduled = schedule(graph, options);
+  graph = print(scheduled.graph);
+
+  const plan: Plan = {
+    version: PLAN_VERSION,
+    model: modelInfo(checkpoint, graph, packed.parameters),
+    graph,
+    weights: packed.weights,
+    vectors: Object.fromEntries([...needs.vectors].map(([path, length]) => [`${path}.weight`, length])),
+    windows: packed.windows,
+    lanes: scheduled.lanes,
+    memory: layout(graph),
+    corrections: scheduled.corrections,
+    provenance: provenance(options, checkpoint, source),
+  };
+  const graphText = printGraph(graph);
+  writer.finish({
+    plan,
+    graphText,
+    report: measurements(plan, packed.statistics),
+    copies: checkpoint.tokenizerFiles,
+    checksum: (path) => fileChecksum(path, options.threads),
+  });
+  return { plan, graphText, seconds: (performance.now() - start) / 1000, bytes: writer.bytes };
+}
+
+/** Only what is asked for is stored. */
+function storedForms({ correct, residualWidth, factorDType, maxRank }: CompileOptions): StoredForms {
+  return {
+    residual: correct === "sparse" || correct === "both" ? { width: residualWidth } : null,
+    factors: correct === "low_rank" || correct === "both" ? { dtype: factorDType, maxRank } : null,
+  };
+}
+
+function modelInfo(checkpoint: Checkpoint, graph: Graph, parameters: number): ModelInfo {
+  const { config, ends } = checkpoint;
+  return {
+    architecture: graph.architecture,
+    name: checkpoint.name,
+    hiddenSize: config.hidden_size,
+    layers: config.num_hidden_layers,
+    heads: config.num_attention_heads,
+    kvHeads: config.num_key_value_heads,
+    headDim: config.head_dim,
+    vocabularySize: config.vocab_size,
+    contextLength: config.max_position_embeddings,
+    stopTokens: [...ends.stopTokens],
+    bosToken: ends.bosToken,
+    parameters,
+  };
+}
+
+/** Where a bundle comes from: files by name and content, never by their place on a machine. */
+function provenance(
+  options: CompileOptions,
+  checkpoint: Checkpoint,
+  description: string,
+): Plan["provenance"] {
+  const { weights, group, head, correct, budget, residualWidth, factorDType, maxRank, profile } = options;
+  return {
+    compiler: `hcinfer ${manifest.version}`,
+    model: checkpoint.name,
+    description: sha256(new TextEncoder().encode(description)),
+    files: Object.fromEntries(
+      checkpoint.weightFiles.map((file) => [basename(file), fileChecksum(file, options.threads)]),
+    ),
+    options: { weights, group, head, correct, budget, residualWidth, factorDType, maxRank },
+    profile,
+  };
+}
+
+/** report.json: what compiling measured, for `inspect` and for budgets to come. */
+function measurements(plan: Plan, statistics: readonly WindowStatistics[]): unknown {
+  const sum = (values: readonly number[]) => values.reduce((a, b) => a + b, 0);
+  const windowBytes = sum(statistics.map((s) => s.backboneBytes));
+  const packedBytes = sum(plan.weights.map((w) => w.bytes));
+  return {
+    bytes: {
+      backbone: windowBytes,
+      embeddingAndHead: packedBytes - windowBytes,
+      vectors: 4 * sum(Object.values(plan.vectors)),
+      residuals: sum(plan.windows.map((w) => w.residual?.bytes ?? 0)),
+      factors: sum(plan.windows.map((w) => w.factors?.bytes ?? 0)),
+    },
+    windows: statistics.map((s) => ({
+      window: s.window,
+      relativeError: s.weightEnergy > 0 ? s.errorEnergy / s.weightEnergy : 0,
+      errorEnergy: s.errorEnergy,
+      ...(s.spectrum ? { spectrum: [...s.spectrum] } : {}),
+    })),
+  };
+}
