@@ -5,7 +5,7 @@ import { cpus } from "node:os";
 import { HcinferError } from "../../compiler/errors.ts";
 import type { ModelInfo } from "../../compiler/plan.ts";
 import { Engine, instructionSet } from "../../ffi/engine.ts";
-import { allocate, type NativeBuffer, type NativeMemory } from "../../ffi/mapping.ts";
+import { allocate, type Mapping, type NativeBuffer } from "../../ffi/mapping.ts";
 import {
   checkStep,
   type ExecutableBundle,
@@ -17,16 +17,9 @@ import {
 import { lower, type Lowered, type LoweredMode } from "./cpu_lower.ts";
 import { layOut, resolve } from "./cpu_memory.ts";
 
-/** What this executor reads of a bundle: besides tensors, where they lie in the mapped file. */
+/** What this executor reads of a bundle: tensors are views of the mapped file. */
 export interface MappedBundle extends ExecutableBundle {
-  readonly mapping: NativeMemory;
-  tensor(name: string): {
-    readonly dtype: string;
-    readonly shape: readonly number[];
-    readonly bytes: Uint8Array;
-    /** Bytes from the start of the mapping. */
-    readonly offset: number;
-  };
+  readonly mapping: Mapping;
 }
 
 /** Tokens a step: enough that unpacking a weight costs little beside its products, few enough for the caches. */
@@ -69,7 +62,10 @@ export class CpuExecutor implements Executor {
     const lowered = lower(plan, {
       mode: this.mode,
       contextLength: this.contextLength,
-      weight: (tensor) => ({ segment: "weights", offset: bundle.tensor(tensor).offset }),
+      weight: (tensor) => {
+        const { byteOffset } = bundle.tensor(tensor).bytes;
+        return { segment: "weights", offset: byteOffset - bundle.mapping.bytes.byteOffset };
+      },
     });
     const layout = layOut(lowered.backbone, lowered.flights, this.capacity);
     const arena = allocate(layout.bytes);
