@@ -52,69 +52,66 @@ export class Sampler {
     const best = largest(logits);
     if (this.temperature === 0) return best;
     const most = logits[best]!;
-    const weight = (id: number) => Math.exp((logits[id]! - most) / this.temperature);
-    const survivors = this.#survivors(logits, most, weight);
+    const { least, ties } = this.#cut(logits, most);
+    // 0 for those that do not survive.
+    const weights = new Float64Array(logits.length);
     let total = 0;
-    for (const id of survivors) total += weight(id);
-    let left = this.#uniform() * total;
-    for (const id of survivors) {
-      left -= weight(id);
-      if (left < 0) return id;
+    let left = ties;
+    for (let id = 0; id < logits.length; id++) {
+      const logit = logits[id]!;
+      if (logit < least || (logit === least && left-- <= 0)) continue;
+      const weight = this.#weight(logit, most);
+      if (weight < this.minP) continue;
+      weights[id] = weight;
+      total += weight;
+    }
+    let share = this.#uniform() * total;
+    for (let id = 0; id < weights.length; id++) {
+      share -= weights[id]!;
+      if (share < 0) return id;
     }
     // Rounding of the sums can leave a last bit over; the most probable token is never wrong.
     return best;
   }
 
-  /** Ids that survive steps 2 to 4, ascending. */
-  #survivors(logits: Float32Array, most: number, weight: (id: number) => number): Iterable<number> {
-    const count = this.topK === 0 ? logits.length : Math.min(this.topK, logits.length);
-    if (count === logits.length && this.topP === 1) {
-      return this.minP === 0 ? logits.keys() : [...logits.keys()].filter((id) => weight(id) >= this.minP);
-    }
-    const sorted = this.#descending(logits, most, weight, count);
-    let end = Math.min(count, sorted.length);
-    if (this.topP < 1) {
-      const enough = this.topP * this.#total(logits, weight, sorted, count);
-      let reached = 0;
-      let kept = 0;
-      while (kept < end && (kept === 0 || reached < enough)) reached += weight(sorted[kept++]!);
-      end = kept;
-    }
-    while (end > 1 && weight(sorted[end - 1]!) < this.minP) end--;
-    return sorted.subarray(0, end).sort();
+  #weight(logit: number, most: number): number {
+    return Math.exp((logit - most) / this.temperature);
   }
 
-  /** The mass that top-p is a share of: the top k, or everything. */
-  #total(logits: Float32Array, weight: (id: number) => number, sorted: Int32Array, count: number): number {
+  /** What top-k and top-p keep: logits above `least`, and the first `ties` of those equal to it. */
+  #cut(logits: Float32Array, most: number): { readonly least: number; readonly ties: number } {
+    const count = this.topK === 0 ? logits.length : Math.min(this.topK, logits.length);
+    const all = count === logits.length;
+    if (all && this.topP === 1) return { least: -Infinity, ties: Infinity };
     let total = 0;
-    if (count < logits.length) { for (const id of sorted.subarray(0, count)) total += weight(id); }
-    else for (let id = 0; id < logits.length; id++) total += weight(id);
-    return total;
+    if (all) { for (const logit of logits) total += this.#weight(logit, most); }
+    const sorted = this.#descending(logits, most, all ? this.topP * total : Infinity, count);
+    let kept = Math.min(count, sorted.length);
+    if (this.topP < 1) {
+      if (!all) { for (let i = 0; i < kept; i++) total += this.#weight(sorted[i]!, most); }
+      let reached = 0;
+      let enough = 0;
+      while (enough < kept && (enough === 0 || reached < this.topP * total)) {
+        reached += this.#weight(sorted[enough++]!, most);
+      }
+      kept = enough;
+    }
+    const least = sorted[kept - 1]!;
+    return { least, ties: kept - sorted.indexOf(least) };
   }
 
   /**
-   * Ids by descending logit, ties by lower id; not all of a large vocabulary but at least as many as top-k and top-p
-   * need. Takes those within a distance of the largest and doubles the distance until they are enough.
+   * The largest logits, descending: at least `count` of them, or of at least the weight `mass`; most of a large
+   * vocabulary need not be sorted. Takes those within a distance of the largest, and doubles it until they are
+   * enough.
    */
-  #descending(
-    logits: Float32Array,
-    most: number,
-    weight: (id: number) => number,
-    count: number,
-  ): Int32Array {
-    const all = count === logits.length;
-    const enough = all ? this.topP * this.#total(logits, weight, new Int32Array(0), count) : 0;
-    for (let distance = 8 * Math.max(this.temperature, 0.01);; distance *= 2) {
-      const near: number[] = [];
-      let mass = 0;
-      for (let id = 0; id < logits.length; id++) {
-        if (logits[id]! < most - distance) continue;
-        near.push(id);
-        mass += weight(id);
-      }
-      const done = all ? mass >= enough * (1 + 1e-12) : near.length >= count;
-      if (done || near.length === logits.length || distance === Infinity) {
-        return Int32Array.from(near).sort((a, b) => logits[b]! - logits[a]! || a - b);
+  #descending(logits: Float32Array, most: number, mass: number, count: number): Float32Array {
+    for (let distance = 4 * Math.max(this.temperature, 0.01);; distance *= 2) {
+      const near = logits.filter((logit) => logit >= most - distance);
+      let reached = 0;
+      if (mass < Infinity) { for (const logit of near) reached += this.#weight(logit, most); }
+      if (near.length >= count || reached > mass * (1 + 1e-12) || distance === Infinity) {
+        return near.sort().reverse();
       }
     }
   }

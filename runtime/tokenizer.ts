@@ -18,6 +18,8 @@ const MOST_UNUSED_SHARE = 0.1;
 const id = z.int().nonnegative().max(MOST_IDS);
 const TokenizerFile = z.looseObject({
   model: z.looseObject({
+    // Files older than the field are told apart by their other fields.
+    type: z.enum(["BPE", "Unigram", "WordPiece"]).nullish(),
     vocab: z.union([z.record(z.string(), id), z.array(z.unknown()).max(MOST_IDS)]),
   }),
   added_tokens: z.array(z.looseObject({ id, content: z.string() })).max(MOST_IDS).default([]),
@@ -81,7 +83,10 @@ export class Tokenizer {
     try {
       // The library takes absent fields for errors and null ones for defaults.
       const given = Object.fromEntries(Object.entries(config).filter(([, value]) => value !== null));
-      return new Tokenizer(new Library(description, given), size, config);
+      const library = new Library(description, given);
+      // Faults of rules and merges show only when they are used.
+      library.decode(library.encode("Aa 1, é\n").ids.filter(Number.isInteger).concat(0));
+      return new Tokenizer(library, size, config);
     } catch (cause) {
       const message = `${file} is not supported: ${(cause as Error).message}`;
       throw new HcinferError("checkpoint", message, { cause });
