@@ -112,24 +112,25 @@ export function lossOfToken(
   reference: Float32Array | undefined,
   target: number,
 ): { nll: number; kl: number } {
-  const normaliser = logSumExp(logits);
-  const nll = normaliser - logits[target]!;
+  const own = scale(logits);
+  const nll = own.logSum - (logits[target]! - own.most);
   if (!reference) return { nll, kl: 0 };
-  const referenceNormaliser = logSumExp(reference);
+  const other = scale(reference);
   let kl = 0;
   for (let i = 0; i < logits.length; i++) {
-    const logP = reference[i]! - referenceNormaliser;
+    const logP = reference[i]! - other.most - other.logSum;
     const p = Math.exp(logP);
     // A token that the reference rules out contributes nothing, whatever the model says.
-    if (p !== 0) kl += p * (logP - (logits[i]! - normaliser));
+    if (p !== 0) kl += p * (logP - (logits[i]! - own.most - own.logSum));
   }
   return { nll, kl };
 }
 
-function logSumExp(logits: Float32Array): number {
+/** log softmax(x)[i] = (x[i] - most) - logSum: the largest logit is taken off first, so that nothing overflows. */
+function scale(logits: Float32Array): { readonly most: number; readonly logSum: number } {
   let most = -Infinity;
   for (let i = 0; i < logits.length; i++) if (!(logits[i]! <= most)) most = logits[i]!;
   let sum = 0;
   for (let i = 0; i < logits.length; i++) sum += Math.exp(logits[i]! - most);
-  return most + Math.log(sum);
+  return { most, logSum: Math.log(sum) };
 }

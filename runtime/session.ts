@@ -166,34 +166,39 @@ export class Generation implements AsyncIterable<Piece> {
     const stream = tokenizer && new TextStream(tokenizer);
 
     let began = performance.now();
-    if (signal?.aborted) return void (this.#end = "aborted");
-    if (maxTokens < 1) return void (this.#end = "length");
-    let logits = session.prefill(this.#prompt);
-    this.#promptSeconds = secondsSince(began);
     let lastPause = began;
-    while (true) {
-      const token = sampler.next(logits);
-      this.#generated++;
-      if (this.#generated === 1) this.#secondsToFirstToken = secondsSince(began);
-      else this.#decodeSeconds += secondsSince(began);
-      if (stops.has(token)) {
-        this.#end = "stop";
-        break;
+    try {
+      if (signal?.aborted) return;
+      if (maxTokens < 1) return void (this.#end = "length");
+      let logits = session.prefill(this.#prompt);
+      this.#promptSeconds = secondsSince(began);
+      while (true) {
+        const token = sampler.next(logits);
+        this.#generated++;
+        if (this.#generated === 1) this.#secondsToFirstToken = secondsSince(began);
+        else this.#decodeSeconds += secondsSince(began);
+        if (stops.has(token)) {
+          this.#end = "stop";
+          break;
+        }
+        yield { token, text: stream?.push(token) ?? "" };
+        if (performance.now() - lastPause > MOST_MILLISECONDS_BUSY) {
+          await setImmediate();
+          lastPause = performance.now();
+        }
+        if (signal?.aborted) break;
+        if (this.#generated >= maxTokens) this.#end = "length";
+        else if (session.position >= session.executor.contextLength) this.#end = "context";
+        if (this.#end) break;
+        began = performance.now();
+        logits = session.decode(token);
       }
-      yield { token, text: stream?.push(token) ?? "" };
-      if (performance.now() - lastPause > MOST_MILLISECONDS_BUSY) {
-        await setImmediate();
-        lastPause = performance.now();
-      }
-      if (signal?.aborted) this.#end = "aborted";
-      else if (this.#generated >= maxTokens) this.#end = "length";
-      else if (session.position >= session.executor.contextLength) this.#end = "context";
-      if (this.#end) break;
-      began = performance.now();
-      logits = session.decode(token);
+      const rest = stream?.end() ?? "";
+      if (rest !== "") yield { token: undefined, text: rest };
+    } finally {
+      // Also when whoever iterates stops, or a step throws.
+      this.#end ??= "aborted";
     }
-    const rest = stream?.end() ?? "";
-    if (rest !== "") yield { token: undefined, text: rest };
   }
 }
 
