@@ -59,8 +59,10 @@ export interface BudgetOptions {
   readonly microseconds?: never;
 }
 
-/** Channels the greedy adds at a time; ranks are added one by one. */
-export const CHANNEL_QUANTUM = 8;
+/** Channels the greedy adds at a time, about 0.4 % of a window's inputs and even; ranks are added one by one. */
+export function channelQuantum(inputs: number): number {
+  return 2 * Math.max(1, Math.round(inputs / 512));
+}
 
 /** Relative error energy by bytes of the backbone: nearly the same fraction of channels for every window. */
 export function defaultSensitivity(window: WindowStatistics): number {
@@ -223,7 +225,7 @@ function bestStep(account: Account, options: BudgetOptions, limit = Infinity): S
     const bytes = factorBytesRead(options.factorDType, window.inputs, window.outputs, 1);
     steps.push(step("rank", 1, captured(account, rank + 1, channels) - now, bytes));
   }
-  const count = Math.min(CHANNEL_QUANTUM, account.maxChannels - channels);
+  const count = Math.min(channelQuantum(window.inputs), account.maxChannels - channels);
   if (count > 0) {
     const bytes = residualBytesRead(options.residualWidth, window.outputs, count);
     steps.push(step("channels", count, captured(account, rank, channels + count) - now, bytes));
