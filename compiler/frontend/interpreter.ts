@@ -119,7 +119,7 @@ export class Interpreter implements Context {
   fail(span: Span, message: string, ...notes: string[]): Unknown {
     const module = this.#running.at(-1);
     const path = module && this.#root && modulePath(module, this.#root);
-    const where = path ? [`while tracing ${path}, a ${moduleType(module)}`] : [];
+    const where = path ? [`while tracing ${path} (${moduleType(module)})`] : [];
     this.diagnostics.report(span, message, ...notes, ...where);
     return UNKNOWN;
   }
@@ -477,8 +477,8 @@ export class Interpreter implements Context {
       span: value.span,
     });
     const site: CallSite = {
-      positional: expression.positional.map(argument),
-      keywords: new Map(expression.keywords.map((k) => [k.name, argument(k.value)])),
+      positional: expression.positional.map((value) => argument(value, value.span)),
+      keywords: new Map(expression.keywords.map((k) => [k.name, argument(k.value, k.span)])),
       span: expression.span,
     };
     if (isUnknown(callee)) return UNKNOWN;

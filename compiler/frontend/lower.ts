@@ -41,13 +41,14 @@ const INSTEAD: Readonly<Record<string, string>> = {
 
 /** The part of a file that parsed, in the subset; everything else is in `diagnostics`. */
 export function lower(tree: Tree, diagnostics: Diagnostics): Program {
-  return new Lowering(diagnostics).program(tree.rootNode);
+  return new Lowering(diagnostics, tree.rootNode.hasError).program(tree.rootNode);
 }
 
 class Lowering implements Reporter {
   #depth = 0;
 
-  constructor(readonly diagnostics: Diagnostics) {}
+  /** `broken`: the file has syntax errors, so that parts may stand in blocks they do not belong to. */
+  constructor(readonly diagnostics: Diagnostics, readonly broken: boolean) {}
 
   program(root: Node): Program {
     const classes = new Map<string, ClassDefinition>();
@@ -55,7 +56,9 @@ class Lowering implements Reporter {
     const constants: Program["constants"][number][] = [];
     const names = new Set<string>();
     const define = (name: string, span: Span) => {
-      if (names.has(name)) this.diagnostics.report(span, `${name} is defined twice in this file`);
+      if (names.has(name) && !this.broken) {
+        this.diagnostics.report(span, `${name} is defined twice in this file`);
+      }
       names.add(name);
     };
     for (const node of parts(root)) {
@@ -73,7 +76,7 @@ class Lowering implements Reporter {
           if (statement.kind === "assign" && statement.target.kind === "name") {
             define(statement.target.name, statement.span);
             constants.push(statement);
-          } else if (!node.hasError) {
+          } else if (!this.broken) {
             this.diagnostics.report(
               statement.span,
               "this statement cannot stand outside a class or function",
@@ -87,7 +90,8 @@ class Lowering implements Reporter {
   }
 
   unsupported(node: Node, what: string, ...notes: string[]): void {
-    if (!node.hasError) this.diagnostics.report(spanOf(node), what, ...notes);
+    const doubtful = this.broken && (node.hasError || this.diagnostics.hasOnRow(node.startPosition.row));
+    if (!doubtful) this.diagnostics.report(spanOf(node), what, ...notes);
   }
 
   /** Runs `visit` one level deeper; `otherwise` stands for a level too many. */
@@ -113,7 +117,7 @@ class Lowering implements Reporter {
     const name = nameNode?.text ?? "";
     const bases = node.childForFieldName("superclasses");
     const base = bases ? parts(bases) : [];
-    if (base.length !== 1 || base[0]?.text !== "Module") {
+    if (!node.hasError && (base.length !== 1 || base[0]?.text !== "Module")) {
       this.unsupported(
         bases ?? nameNode ?? node,
         `class ${name} must derive from Module and nothing else`,
@@ -125,13 +129,16 @@ class Lowering implements Reporter {
     for (const member of body ? parts(body) : []) {
       if (member.isError || isDocumentation(member) || member.type === "pass_statement") continue;
       if (member.type !== "function_definition") {
-        const note = INSTEAD[member.type] ??
-          "accepted: methods (def); attributes are set on self in __init__";
-        this.unsupported(member, `${described(member)} cannot stand in a class body`, note);
+        const note = INSTEAD[member.type];
+        if (note !== undefined) this.unsupported(member, `${described(member)} is outside the subset`, note);
+        else if (!this.broken) {
+          const accepted = "accepted: methods (def); attributes are set on self in __init__";
+          this.unsupported(member, `${described(member)} cannot stand in a class body`, accepted);
+        }
         continue;
       }
       const method = this.#function(member);
-      if (methods.has(method.name)) {
+      if (methods.has(method.name) && !this.broken) {
         this.diagnostics.report(method.span, `class ${name} defines ${method.name} twice`);
       }
       if (method.parameters.length === 0 && !member.hasError) {

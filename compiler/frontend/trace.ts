@@ -78,10 +78,11 @@ export async function traceModel({ source, file, config }: TraceOptions): Promis
 async function check(source: string, diagnostics: Diagnostics): Promise<Program> {
   const tree = await parsePython(source);
   try {
+    const broken = tree.rootNode.hasError;
+    if (broken) await reportSyntaxErrors(source, tree, diagnostics);
     const program = lower(tree, diagnostics);
     // With syntax errors, definitions may be lost, and their names would be reported as unknown.
-    if (tree.rootNode.hasError) await reportSyntaxErrors(source, tree, diagnostics);
-    else checkNames(program, diagnostics);
+    if (!broken) checkNames(program, diagnostics);
     return program;
   } finally {
     tree.delete();
