@@ -4,7 +4,7 @@
  */
 import { costs, predict, round, type Share } from "./cost.ts";
 import type { Device, Graph, Lane } from "./ir/graph.ts";
-import type { LanePlan } from "./plan.ts";
+import type { LanePlan, Plan } from "./plan.ts";
 import { type MachineProfile, readBandwidth } from "./profile.ts";
 
 export interface TraceStep {
@@ -153,4 +153,28 @@ export function serialTimeline(graph: Graph, mode: "inline" | "off", options: Ti
     lanes: [{ lane: "backbone", device: "cpu", threads, busy: microseconds, stalled: 0 }],
     microseconds,
   };
+}
+
+/** Bytes a running plan is predicted to hold. */
+export interface PeakMemory {
+  readonly weights: number;
+  readonly corrections: number;
+  /** Keys and values in f16 for the whole context. */
+  readonly cache: number;
+  /** Activations of a step of `capacity` tokens, and its last logits. */
+  readonly arena: number;
+  readonly total: number;
+}
+
+export function peakMemory(
+  plan: Plan,
+  { capacity, contextLength }: { readonly capacity: number; readonly contextLength: number },
+): PeakMemory {
+  const sum = (values: readonly number[]) => values.reduce((a, b) => a + b, 0);
+  const { model } = plan;
+  const weights = sum(plan.weights.map((w) => w.bytes)) + 4 * sum(Object.values(plan.vectors));
+  const corrections = sum(plan.windows.map((w) => (w.residual?.bytes ?? 0) + (w.factors?.bytes ?? 0)));
+  const cache = 4 * model.layers * model.kvHeads * model.headDim * contextLength;
+  const arena = plan.memory.bytesPerToken * capacity + 4 * model.vocabularySize;
+  return { weights, corrections, cache, arena, total: weights + corrections + cache + arena };
 }

@@ -1,0 +1,150 @@
+import assert from "node:assert/strict";
+import fc from "fast-check";
+import { HcinferError } from "../errors.ts";
+import { TINY, transformer } from "../ir/fixture.ts";
+import type { Graph } from "../ir/graph.ts";
+import { factorBytesRead, residualBytesRead } from "../weights/correction.ts";
+import { budget, type BudgetOptions } from "./budget.ts";
+import { arbitraryChoices, CHOICES, profile, statisticsOf } from "./fixture.ts";
+import { fuse } from "./fuse.ts";
+import { channelCurve, laplaceShare, rankCurve } from "./gain.ts";
+import { place } from "./place.ts";
+import { quantize } from "./quantize.ts";
+
+const placed = place(quantize(fuse(transformer({ ...TINY, hidden: 512, intermediate: 1536 })), CHOICES), {
+  profile,
+});
+const statistics = statisticsOf(placed);
+
+function run(options: Partial<BudgetOptions>): Graph {
+  const { correct, residualWidth, factorDType, maxRank } = CHOICES;
+  return budget(placed, {
+    correct,
+    residualWidth,
+    factorDType,
+    maxRank,
+    statistics,
+    budget: CHOICES.budget,
+    ...options,
+  });
+}
+
+function bytes(graph: Graph, options: Pick<BudgetOptions, "residualWidth" | "factorDType">): number {
+  return graph.budgets.reduce((sum, { rank, channels }, i) => {
+    const { inputs = 0, outputs = 0 } = statistics[i] ?? {};
+    return sum + residualBytesRead(options.residualWidth, outputs, channels) +
+      factorBytesRead(options.factorDType, inputs, outputs, rank);
+  }, 0);
+}
+
+const backbone = statistics.reduce((sum, s) => sum + s.backboneBytes, 0);
+
+Deno.test("a budget of bytes is spent and never exceeded", () => {
+  fc.assert(
+    fc.property(arbitraryChoices, ({ budget, correct, residualWidth, factorDType, maxRank }) => {
+      const graph = run({ budget, correct, residualWidth, factorDType, maxRank });
+      const share = budget.kind === "bytes" ? budget.share : 0;
+      const spent = bytes(graph, { residualWidth, factorDType });
+      assert.ok(spent <= share * backbone, `${spent} of ${share * backbone}`);
+      if (correct === "sparse" && share < 0.2) assert.ok(spent >= share * backbone - 2500);
+    }),
+    { numRuns: 60 },
+  );
+});
+
+Deno.test("more budget never takes from a window, and wins at least as much", () => {
+  fc.assert(
+    fc.property(
+      fc.double({ min: 0, max: 0.5, noNaN: true }),
+      fc.double({ min: 1, max: 2, noNaN: true }),
+      (share, more) => {
+        const little = run({ budget: { kind: "bytes", share } });
+        const much = run({ budget: { kind: "bytes", share: share * more } });
+        const channels = (graph: Graph) => graph.budgets.reduce((n, b) => n + b.channels, 0);
+        assert.ok(channels(much) >= channels(little) - 4);
+      },
+    ),
+    { numRuns: 30 },
+  );
+});
+
+Deno.test("equal windows get nearly the same fraction of channels", () => {
+  const graph = run({});
+  const fractions = graph.budgets.map((b, i) => b.channels / (statistics[i]?.inputs ?? 1));
+  const mean = fractions.reduce((a, b) => a + b) / fractions.length;
+  assert.ok(mean > 0.05 && mean < 0.12, String(mean));
+  // The window `o` has 64 inputs, so one step is 3 %.
+  for (const fraction of fractions) assert.ok(Math.abs(fraction - mean) < 0.035, fractions.join(" "));
+});
+
+Deno.test("a window of higher sensitivity gets more", () => {
+  const graph = run({
+    sensitivity: ({ window, backboneBytes }) => backboneBytes * (window === "1.down" ? 4 : 1),
+  });
+  const channels = new Map(graph.budgets.map((b) => [b.window, b.channels]));
+  assert.ok((channels.get("1.down") ?? 0) > 2 * (channels.get("0.down") ?? 0));
+});
+
+Deno.test("causes say what the next step would buy", () => {
+  assert.match(
+    run({}).budgets[2]?.cause ?? "",
+    /^\d+ channels of 512: next 2 would win \d[\d.]* % of the error for \d+\.\d kB; stopped by the budget of 10 % bytes$/,
+  );
+  assert.match(run({ correct: "both" }).budgets[2]?.cause ?? "", /^rank \d+ of 16 and \d+ channels of 512: /);
+  assert.match(run({ correct: "none" }).budgets[0]?.cause ?? "", /corrections are off/);
+  const exact = statistics.map((s) => ({ ...s, errorEnergy: 0 }));
+  assert.match(run({ statistics: exact }).budgets[0]?.cause ?? "", /the weights are exact/);
+  assert.match(run({ budget: { kind: "bytes", share: 9 } }).budgets[0]?.cause ?? "", /all there are/);
+});
+
+Deno.test("fixed ranks and channels, and options that contradict each other", () => {
+  const ranks = run({ correct: "low_rank", budget: { kind: "rank", rank: 8 } });
+  assert.ok(ranks.budgets.every((b) => b.rank === 8 && b.channels === 0));
+  const channels = run({ budget: { kind: "channels", channels: 100 } });
+  assert.ok(channels.budgets.every((b, i) => b.channels === Math.min(100, statistics[i]?.inputs ?? 0)));
+  const refused: Partial<BudgetOptions>[] = [
+    { correct: "sparse", budget: { kind: "rank", rank: 8 } },
+    { correct: "low_rank", budget: { kind: "channels", channels: 8 } },
+    { correct: "low_rank", budget: { kind: "rank", rank: 17 } },
+    { budget: { kind: "channels", channels: 1.5 } },
+    { budget: { kind: "bytes", share: -0.1 } },
+    { budget: { kind: "bytes", share: NaN } },
+  ];
+  for (const options of refused) {
+    assert.throws(() => run(options), (e) => e instanceof HcinferError && e.kind === "usage");
+  }
+});
+
+Deno.test("the curves: Laplace's share, measured and concave", () => {
+  // Sampled: |x| of a Laplace variable is exponential; the i-th of n quantiles is -ln((i + 1/2) / n).
+  const n = 20_000;
+  const squares = Array.from({ length: n }, (_, i) => Math.log((i + 0.5) / n) ** 2);
+  const total = squares.reduce((a, b) => a + b, 0);
+  for (const fraction of [0.01, 0.1, 0.5]) {
+    const share = squares.slice(0, fraction * n).reduce((a, b) => a + b, 0) / total;
+    assert.ok(Math.abs(laplaceShare(fraction) - share) < 1e-3);
+  }
+  const norms = Float32Array.from({ length: 300 }, (_, j) => 0.1 + j % 7);
+  const curves: ((x: number) => number)[] = [
+    channelCurve(300),
+    channelCurve(300, norms),
+    channelCurve(300, norms, norms),
+    channelCurve(300, new Float32Array(300)),
+    rankCurve(Float32Array.of(3, 2, 1), 14),
+  ];
+  for (const curve of curves) {
+    assert.equal(curve(0), 0);
+    let step = Infinity;
+    for (let x = 1; x <= 300; x++) {
+      const gain = curve(x) - curve(x - 1);
+      assert.ok(gain >= -1e-12 && gain <= step + 1e-9, `${x}: ${gain} after ${step}`);
+      step = gain;
+    }
+    assert.ok(Math.abs(curve(300) - 1) < 1e-6);
+  }
+  // Equal norms are the closed form.
+  const equal = channelCurve(300, new Float32Array(300).fill(2));
+  for (const x of [10, 30, 150]) assert.ok(Math.abs(equal(x) - laplaceShare(x / 300)) < 4e-3);
+  // Unequal ones win more.
+  assert.ok((curves[1]?.(30) ?? 0) > laplaceShare(0.1));
+});
