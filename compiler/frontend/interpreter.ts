@@ -5,12 +5,9 @@
  * An error is reported once and its value becomes `UNKNOWN`, which spreads in silence, so that one run reports every
  * independent error. The work is bounded: steps, depth and nodes have limits that no model comes near.
  */
-import { GraphError } from "../ir/infer.ts";
-import type { GraphBuilder } from "../ir/build.ts";
-import type { Op, Params } from "../ir/ops.ts";
 import { BUILTINS } from "./builtins.ts";
 import { type Argument, Arguments, bind, type CallSite, type Context, type Signature } from "./calls.ts";
-import { type Diagnostics, didYouMean, type Span } from "./diagnostics.ts";
+import { didYouMean, type Span } from "./diagnostics.ts";
 import { layerRule } from "./layers.ts";
 import { binary, compare } from "./operators.ts";
 import type {
@@ -22,10 +19,10 @@ import type {
   Statement,
   Target,
 } from "./syntax.ts";
+import type { Tracing } from "./tracing.ts";
 import {
   type Callable,
   describe,
-  fromJson,
   isModule,
   isObject,
   isRecord,
@@ -35,53 +32,26 @@ import {
   type Layer,
   LAYERS,
   type ModuleInstance,
-  modulePath,
   moduleType,
   type Tensor,
   text,
   truth,
   UNKNOWN,
-  type Unknown,
   type Value,
 } from "./values.ts";
 
-/** A model of a hundred layers takes some 50,000 steps. */
-const MOST_STEPS = 2_000_000;
-/** Nested evaluations, each a few frames of the engine's stack. */
-const DEEPEST = 500;
-const MOST_NODES = 200_000;
-/** Longest list or loop: above any number of layers or experts, below what would fill memory. */
-const LONGEST = 100_000;
 /** Lists within lists in which modules are named. */
 const DEEPEST_LIST = 4;
-
-/** Thrown when a limit is passed, after it was reported; never leaves the frontend. */
-export class LimitReached extends Error {}
 
 type Scope = Map<string, Value>;
 /** What a block of statements came to: a returned value, or undefined when it ran to its end. */
 type Outcome = { readonly value: Value } | undefined;
 const GIVEN_UP: Outcome = { value: UNKNOWN };
 
-export class Interpreter implements Context {
+export class Interpreter {
   readonly #globals: Scope = new Map();
-  #steps = 0;
-  #depth = 0;
-  #nodes = 0;
-  #attentions = 0;
-  /** The name being assigned: values of the graph are called after it. */
-  #hint: string | undefined;
-  /** Modules whose methods are running, innermost last; for messages. */
-  readonly #running: ModuleInstance[] = [];
-  /** Fields of config.json read since the list was last emptied; messages of `assert` show them. */
-  #fieldsRead = new Map<string, unknown>();
-  #root: ModuleInstance | undefined;
 
-  constructor(
-    readonly program: Program,
-    readonly builder: GraphBuilder,
-    readonly diagnostics: Diagnostics,
-  ) {
+  constructor(readonly program: Program, readonly tracing: Tracing) {
     for (const name of BUILTINS.keys()) this.#globals.set(name, { kind: "builtin", name });
     for (const layer of LAYERS) this.#globals.set(layer, { kind: "layer", layer });
     for (const definition of program.functions.values()) {
@@ -98,7 +68,7 @@ export class Interpreter implements Context {
   /** Makes the model: an instance of `definition` at the root, whose attribute paths are the tensor names. */
   construct(definition: ClassDefinition, config: Value): ModuleInstance {
     const root = newModule(definition);
-    this.#root = root;
+    this.tracing.root = root;
     const span = definition.span;
     this.#initialise(root, definition, { positional: [{ value: config, span }], keywords: new Map(), span });
     return root;
@@ -114,79 +84,6 @@ export class Interpreter implements Context {
     });
   }
 
-  // Context: what built-ins need.
-
-  fail(span: Span, message: string, ...notes: string[]): Unknown {
-    const module = this.#running.at(-1);
-    const path = module && this.#root && modulePath(module, this.#root);
-    const where = path ? [`while tracing ${path} (${moduleType(module)})`] : [];
-    this.diagnostics.report(span, message, ...notes, ...where);
-    return UNKNOWN;
-  }
-
-  spend(steps: number): void {
-    this.#steps += steps;
-    if (this.#steps > MOST_STEPS) throw new LimitReached();
-  }
-
-  node<P extends Op>(op: P, inputs: readonly Tensor[], params: Params[P], span: Span): Value {
-    if (++this.#nodes > MOST_NODES) {
-      this.fail(
-        span,
-        `the graph has more than ${MOST_NODES} nodes`,
-        "check num_hidden_layers in config.json",
-      );
-      throw new LimitReached();
-    }
-    try {
-      const [value] = this.builder.node(op, inputs.map((t) => t.value), params, this.#hint ?? op);
-      return value ? { kind: "tensor", value } : UNKNOWN;
-    } catch (error) {
-      if (error instanceof GraphError) return this.fail(span, error.message);
-      throw error;
-    }
-  }
-
-  path(module: ModuleInstance, span: Span): string | undefined {
-    const path = this.#root && modulePath(module, this.#root);
-    if (path) return path;
-    this.fail(
-      span,
-      `this ${moduleType(module)} has no name, so its weights cannot be found in the checkpoint`,
-      "assign it to an attribute of self in __init__: the attribute path is the tensor's name",
-    );
-    return undefined;
-  }
-
-  nextAttention(): number {
-    return this.#attentions++;
-  }
-
-  items(value: Value, span: Span): readonly Value[] | undefined {
-    if (isUnknown(value)) return undefined;
-    if (isObject(value)) {
-      const length = isSequence(value) ? value.items.length : value.kind === "range" ? value.length : 0;
-      if (length > LONGEST) {
-        this.fail(span, `${describe(value)} is too long to go through`, `accepted: at most ${LONGEST} items`);
-        return undefined;
-      }
-      this.spend(length);
-      if (isSequence(value)) return value.items;
-      if (value.kind === "range") return Array.from({ length }, (_, i) => value.start + i * value.step);
-    }
-    this.fail(span, `cannot go through ${describe(value)}`, "accepted: a list, a tuple or a range");
-    return undefined;
-  }
-
-  field(object: Value, name: string): Value | undefined {
-    if (isModule(object)) return object.attributes.get(name);
-    if (!isRecord(object) || !Object.hasOwn(object.fields, name)) return undefined;
-    const json = object.fields[name];
-    this.#fieldsRead.set(name, json);
-    if (Array.isArray(json)) this.spend(json.length);
-    return fromJson(json, `${object.label}'s ${name}`);
-  }
-
   // Statements.
 
   #run(statements: readonly Statement[], scope: Scope): Outcome {
@@ -198,7 +95,8 @@ export class Interpreter implements Context {
   }
 
   #execute(statement: Statement, scope: Scope): Outcome {
-    this.spend(1);
+    this.tracing.at = statement.span;
+    this.tracing.spend(1);
     switch (statement.kind) {
       case "expression":
         this.#evaluate(statement.value, scope);
@@ -217,7 +115,7 @@ export class Interpreter implements Context {
         return this.#run(statement.otherwise, scope);
       }
       case "for": {
-        const items = this.items(this.#evaluate(statement.iterable, scope), statement.iterable.span);
+        const items = this.tracing.items(this.#evaluate(statement.iterable, scope), statement.iterable.span);
         if (!items) return GIVEN_UP;
         for (const item of items) {
           this.#assign(statement.target, item, scope);
@@ -234,12 +132,12 @@ export class Interpreter implements Context {
 
   /** Every failed assertion is reported; tracing goes on, since the graph will not be used. */
   #assert(statement: Extract<Statement, { readonly kind: "assert" }>, scope: Scope): void {
-    this.#fieldsRead = new Map();
+    this.tracing.fieldsRead = new Map();
     if (this.#condition(statement.condition, scope) !== false) return;
-    const read = [...this.#fieldsRead].map(([name, json]) => `${name} = ${text(json)}`);
+    const read = [...this.tracing.fieldsRead].map(([name, json]) => `${name} = ${text(json)}`);
     const message = statement.message ? this.#evaluate(statement.message, scope) : null;
     const notes = read.length > 0 ? [`config.json has ${read.join(", ")}`] : [];
-    this.fail(
+    this.tracing.fail(
       statement.span,
       typeof message === "string" ? message : "this assertion does not hold",
       ...notes,
@@ -254,7 +152,10 @@ export class Interpreter implements Context {
   #truth(value: Value, span: Span): boolean | undefined {
     const known = truth(value);
     if (known === undefined && !isUnknown(value)) {
-      this.fail(span, `a condition must be known when the model is compiled, found ${describe(value)}`);
+      this.tracing.fail(
+        span,
+        `a condition must be known when the model is compiled, found ${describe(value)}`,
+      );
     }
     return known;
   }
@@ -269,10 +170,10 @@ export class Interpreter implements Context {
       return { kind: "tuple", items };
     }
     if (target.kind !== "name") return this.#evaluate(expression, scope);
-    const outer = this.#hint;
-    this.#hint = target.name;
+    const outer = this.tracing.hint;
+    this.tracing.hint = target.name;
     const value = this.#evaluate(expression, scope);
-    this.#hint = outer;
+    this.tracing.hint = outer;
     return value;
   }
 
@@ -290,7 +191,11 @@ export class Interpreter implements Context {
           const found = isModule(object)
             ? "an attribute set outside __init__"
             : `an attribute of ${describe(object)}`;
-          this.fail(target.span, `cannot assign to ${found}`, "accepted: self.name = value, in __init__");
+          this.tracing.fail(
+            target.span,
+            `cannot assign to ${found}`,
+            "accepted: self.name = value, in __init__",
+          );
         }
         return;
       }
@@ -299,9 +204,9 @@ export class Interpreter implements Context {
           for (const item of target.items) this.#assign(item, UNKNOWN, scope);
           return;
         }
-        const items = this.items(value, target.span);
+        const items = this.tracing.items(value, target.span);
         if (items && items.length !== target.items.length) {
-          this.fail(target.span, `${target.items.length} names for ${items.length} values`);
+          this.tracing.fail(target.span, `${target.items.length} names for ${items.length} values`);
         }
         const fits = items?.length === target.items.length;
         target.items.forEach((item, i) => this.#assign(item, fits ? items?.[i] ?? null : UNKNOWN, scope));
@@ -311,11 +216,11 @@ export class Interpreter implements Context {
 
   /** The first attribute that holds a module names it; items of lists by their index. */
   #adopt(owner: ModuleInstance, name: string, value: Value, depth = 0): void {
-    if (isModule(value) && value.owner === undefined && value !== this.#root) {
+    if (isModule(value) && value.owner === undefined && value !== this.tracing.root) {
       value.owner = owner;
       value.name = name;
     } else if (isSequence(value) && depth < DEEPEST_LIST) {
-      this.spend(value.items.length);
+      this.tracing.spend(value.items.length);
       value.items.forEach((item, i) => {
         if (isModule(item) || isSequence(item)) this.#adopt(owner, `${name}.${i}`, item, depth + 1);
       });
@@ -325,15 +230,8 @@ export class Interpreter implements Context {
   // Expressions.
 
   #evaluate(expression: Expression, scope: Scope): Value {
-    this.spend(1);
-    if (this.#depth >= DEEPEST) {
-      this.fail(expression.span, `calls nested too deeply`, "a description may not call itself without end");
-      throw new LimitReached();
-    }
-    this.#depth++;
-    const value = this.#evaluateKind(expression, scope);
-    this.#depth--;
-    return value;
+    this.tracing.spend(1);
+    return this.tracing.nested(expression.span, () => this.#evaluateKind(expression, scope));
   }
 
   #evaluateKind(expression: Expression, scope: Scope): Value {
@@ -344,7 +242,7 @@ export class Interpreter implements Context {
       case "name": {
         const value = scope.get(expression.name) ?? this.#globals.get(expression.name);
         if (value !== undefined || scope.has(expression.name)) return value ?? null;
-        return this.fail(span, `${expression.name} is read before it has a value`);
+        return this.tracing.fail(span, `${expression.name} is read before it has a value`);
       }
       case "list":
       case "tuple":
@@ -360,7 +258,7 @@ export class Interpreter implements Context {
       case "negate": {
         const value = this.#evaluate(expression.operand, scope);
         if (typeof value === "number") return -value;
-        return isUnknown(value) ? UNKNOWN : this.fail(span, `cannot negate ${describe(value)}`);
+        return isUnknown(value) ? UNKNOWN : this.tracing.fail(span, `cannot negate ${describe(value)}`);
       }
       case "not": {
         const met = this.#condition(expression.operand, scope);
@@ -369,7 +267,7 @@ export class Interpreter implements Context {
       case "binary": {
         const left = this.#evaluate(expression.left, scope);
         const right = this.#evaluate(expression.right, scope);
-        return binary(expression.operator, left, right, span, this);
+        return binary(expression.operator, left, right, span, this.tracing);
       }
       case "boolean": {
         const left = this.#evaluate(expression.left, scope);
@@ -394,7 +292,7 @@ export class Interpreter implements Context {
     for (const [i, right] of rest.entries()) {
       const operator = operators[i];
       if (left === undefined || operator === undefined) return UNKNOWN;
-      const met = compare(operator, left, right, span, this);
+      const met = compare(operator, left, right, span, this.tracing);
       if (met !== true) return met;
       left = right;
     }
@@ -402,7 +300,7 @@ export class Interpreter implements Context {
   }
 
   #comprehension(expression: ExpressionOf<"comprehension">, scope: Scope): Value {
-    const items = this.items(this.#evaluate(expression.iterable, scope), expression.iterable.span);
+    const items = this.tracing.items(this.#evaluate(expression.iterable, scope), expression.iterable.span);
     if (!items) return UNKNOWN;
     const inner: Scope = new Map(scope);
     const made: Value[] = [];
@@ -417,16 +315,16 @@ export class Interpreter implements Context {
   #attribute({ object, name, nameSpan, span }: ExpressionOf<"attribute">, scope: Scope): Value {
     const value = this.#evaluate(object, scope);
     if (isUnknown(value)) return UNKNOWN;
-    const found = this.field(value, name);
+    const found = this.tracing.field(value, name);
     if (found !== undefined) return found;
     if (isRecord(value)) {
       const near = didYouMean(name, Object.keys(value.fields));
       const note = `where a field may be missing: getattr(config, "${name}", default)`;
-      return this.fail(nameSpan, `${value.label} has no field "${name}"${near}`, note);
+      return this.tracing.fail(nameSpan, `${value.label} has no field "${name}"${near}`, note);
     }
     if (isModule(value)) return this.#method(value, name, nameSpan);
     const shape = isTensor(value) ? "; its operations are functions, as rope(x, ...)" : "";
-    return this.fail(span, `${describe(value)} has no attribute ${name}${shape}`);
+    return this.tracing.fail(span, `${describe(value)} has no attribute ${name}${shape}`);
   }
 
   #method(module: ModuleInstance, name: string, span: Span): Value {
@@ -434,13 +332,13 @@ export class Interpreter implements Context {
       const methods = layerRule(module.type).methods;
       if (methods.has(name)) return { kind: "layer_method", self: module, name };
       const near = didYouMean(name, [...methods.keys(), ...module.attributes.keys()]);
-      return this.fail(span, `${module.type} has no attribute ${name}${near}`);
+      return this.tracing.fail(span, `${module.type} has no attribute ${name}${near}`);
     }
     const definition = module.type.methods.get(name);
     if (definition) return { kind: "function", definition, self: module };
     if (module.incomplete) return UNKNOWN;
     const near = didYouMean(name, [...module.attributes.keys(), ...module.type.methods.keys()]);
-    return this.fail(
+    return this.tracing.fail(
       span,
       `${module.type.name} has no attribute ${name}${near}`,
       "attributes are set in __init__",
@@ -452,15 +350,15 @@ export class Interpreter implements Context {
     const at = this.#evaluate(index, scope);
     if (isUnknown(value) || isUnknown(at)) return UNKNOWN;
     if (isRecord(value) && typeof at === "string") {
-      const found = this.field(value, at);
+      const found = this.tracing.field(value, at);
       const near = didYouMean(at, Object.keys(value.fields));
-      return found ?? this.fail(index.span, `${value.label} has no field ${text(at)}${near}`);
+      return found ?? this.tracing.fail(index.span, `${value.label} has no field ${text(at)}${near}`);
     }
     if (isSequence(value) && typeof at === "number") {
       const item = Number.isInteger(at) ? value.items.at(at) : undefined;
-      return item === undefined ? this.fail(index.span, `no item ${at} in ${describe(value)}`) : item;
+      return item === undefined ? this.tracing.fail(index.span, `no item ${at} in ${describe(value)}`) : item;
     }
-    return this.fail(
+    return this.tracing.fail(
       span,
       `cannot take ${describe(at)} of ${describe(value)}`,
       "accepted: an index of a list",
@@ -472,9 +370,9 @@ export class Interpreter implements Context {
   #call(expression: ExpressionOf<"call">, scope: Scope): Value {
     if (isSuperInit(expression)) return null;
     const callee = this.#evaluate(expression.callee, scope);
-    const argument = (value: Expression): Argument => ({
+    const argument = (value: Expression, span: Span): Argument => ({
       value: this.#evaluate(value, scope),
-      span: value.span,
+      span,
     });
     const site: CallSite = {
       positional: expression.positional.map((value) => argument(value, value.span)),
@@ -487,7 +385,7 @@ export class Interpreter implements Context {
       return isObject(forward) && isCallable(forward) ? this.#invoke(forward, site) : UNKNOWN;
     }
     if (isObject(callee) && isCallable(callee)) return this.#invoke(callee, site);
-    return this.fail(expression.callee.span, `${describe(callee)} cannot be called`);
+    return this.tracing.fail(expression.callee.span, `${describe(callee)} cannot be called`);
   }
 
   #invoke(callee: Callable, site: CallSite): Value {
@@ -516,7 +414,7 @@ export class Interpreter implements Context {
           ? layerRule(self.type).methods.get(callee.name)
           : undefined;
         if (!method) return UNKNOWN;
-        return this.#callBuiltin(method.signature, site, (found) => method.call(self, found, this));
+        return this.#callBuiltin(method.signature, site, (found) => method.call(self, found, this.tracing));
       }
     }
   }
@@ -526,8 +424,8 @@ export class Interpreter implements Context {
     site: CallSite,
     call: (found: Arguments, context: Context) => Value,
   ): Value {
-    const bound = bind(signature, site, this);
-    return bound ? call(new Arguments(signature, bound, site.span, this), this) : UNKNOWN;
+    const bound = bind(signature, site, this.tracing);
+    return bound ? call(new Arguments(signature, bound, site.span, this.tracing), this.tracing) : UNKNOWN;
   }
 
   #initialise(module: ModuleInstance, definition: ClassDefinition, site: CallSite): void {
@@ -536,7 +434,7 @@ export class Interpreter implements Context {
     if (init) {
       module.incomplete = isUnknown(this.#callFunction(init, module, site));
     } else {
-      bind({ name: definition.name, parameters: [] }, site, this);
+      bind({ name: definition.name, parameters: [] }, site, this.tracing);
     }
     module.constructing = false;
   }
@@ -552,7 +450,7 @@ export class Interpreter implements Context {
         keywordOnly: p.keywordOnly,
       })),
     };
-    const bound = bind(signature, site, this);
+    const bound = bind(signature, site, this.tracing);
     if (!bound) return UNKNOWN;
     const scope: Scope = new Map();
     const own = definition.parameters[0];
@@ -566,9 +464,9 @@ export class Interpreter implements Context {
         : UNKNOWN;
       scope.set(parameter.name, value);
     }
-    if (self) this.#running.push(self);
+    if (self) this.tracing.running.push(self);
     const outcome = this.#run(definition.body, scope);
-    if (self) this.#running.pop();
+    if (self) this.tracing.running.pop();
     return outcome ? outcome.value : null;
   }
 }

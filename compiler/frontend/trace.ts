@@ -13,12 +13,13 @@ import { GraphError } from "../ir/infer.ts";
 import { tensor } from "../ir/types.ts";
 import { verify } from "../ir/verify.ts";
 import { Diagnostics, type Span, TooManyDiagnostics } from "./diagnostics.ts";
-import { Interpreter, LimitReached } from "./interpreter.ts";
+import { Interpreter } from "./interpreter.ts";
 import { lower } from "./lower.ts";
 import { checkNames } from "./names.ts";
 import { parsePython } from "./python.ts";
 import type { Program } from "./syntax.ts";
 import { reportSyntaxErrors } from "./syntax_errors.ts";
+import { LimitReached, Tracing } from "./tracing.ts";
 import { describe, isTensor, isUnknown, type Tensor } from "./values.ts";
 
 /** The fields of a config.json, by their names; what descriptions read as `config.hidden_size`. */
@@ -35,7 +36,7 @@ export interface TraceOptions {
 }
 
 /** Longer than any description; a longer file is another kind of file. */
-const LONGEST_SOURCE = 1 << 18;
+const LONGEST_SOURCE = 1 << 16;
 const START: Span = { row: 0, column: 0, endRow: 0, endColumn: 1 };
 
 /**
@@ -44,7 +45,9 @@ const START: Span = { row: 0, column: 0, endRow: 0, endColumn: 1 };
  * @throws HcinferError "model-description" with every diagnostic: file, line, column, source line, caret, and what
  * would be accepted.
  */
-export async function traceModel({ source, file, config }: TraceOptions): Promise<Graph> {
+export async function traceModel(options: TraceOptions): Promise<Graph> {
+  const { file, config } = options;
+  const source = options.source.replace(/^\ufeff/, "");
   const diagnostics = new Diagnostics(file, source);
   try {
     if (source.length > LONGEST_SOURCE) {
@@ -60,15 +63,7 @@ export async function traceModel({ source, file, config }: TraceOptions): Promis
     diagnostics.throwIfAny();
     if (graph) return graph;
   } catch (error) {
-    if (error instanceof LimitReached && diagnostics.size === 0) {
-      diagnostics.report(
-        START,
-        "tracing takes too many steps",
-        "check the loops here and num_hidden_layers in config.json",
-      );
-    } else if (!(error instanceof LimitReached || error instanceof TooManyDiagnostics)) {
-      throw error;
-    }
+    if (!(error instanceof LimitReached || error instanceof TooManyDiagnostics)) throw error;
   }
   diagnostics.throwIfAny();
   throw new HcinferError("model-description", `${file}: no graph was traced`);
@@ -112,7 +107,7 @@ function trace(
     value: builder.input(name, tensor("i32", "T")),
   });
   const inputs = [symbol("tokens"), symbol("positions")];
-  const interpreter = new Interpreter(program, builder, diagnostics);
+  const interpreter = new Interpreter(program, new Tracing(builder, diagnostics));
   const root = interpreter.construct(model, { kind: "record", label: "config.json", fields: config });
   const logits = interpreter.forward(root, forward, inputs);
   if (isUnknown(logits)) return undefined;

@@ -1,0 +1,145 @@
+/**
+ * The state of one trace: the graph under construction, the diagnostics, and the limits that keep a hostile
+ * description from taking endless time or memory. The interpreter and the built-ins act through it.
+ */
+import type { GraphBuilder } from "../ir/build.ts";
+import { GraphError } from "../ir/infer.ts";
+import type { Op, Params } from "../ir/ops.ts";
+import type { Context } from "./calls.ts";
+import type { Diagnostics, Span } from "./diagnostics.ts";
+import {
+  describe,
+  fromJson,
+  isModule,
+  isObject,
+  isRecord,
+  isSequence,
+  isUnknown,
+  type ModuleInstance,
+  modulePath,
+  moduleType,
+  type Tensor,
+  UNKNOWN,
+  type Unknown,
+  type Value,
+} from "./values.ts";
+
+/** A model of a hundred layers takes some 50,000 steps. */
+const MOST_STEPS = 2_000_000;
+/** Nested evaluations, each a few frames of the engine's stack. */
+const DEEPEST = 500;
+/** A model of a hundred layers has some 2,500 nodes. */
+const MOST_NODES = 100_000;
+/** Longest list or loop: above any number of layers or experts, below what would fill memory. */
+const LONGEST = 20_000;
+
+/** Thrown when a limit is passed, after it was reported; never leaves the frontend. */
+export class LimitReached extends Error {}
+
+export class Tracing implements Context {
+  /** The name being assigned: values of the graph are called after it. */
+  hint: string | undefined;
+  /** The statement being executed. */
+  at: Span = { row: 0, column: 0, endRow: 0, endColumn: 1 };
+  /** The model: attribute paths start here. */
+  root: ModuleInstance | undefined;
+  /** Modules whose methods are running, innermost last; for messages. */
+  readonly running: ModuleInstance[] = [];
+  /** Fields of config.json read since this was last emptied; messages of `assert` show them. */
+  fieldsRead = new Map<string, unknown>();
+  #steps = 0;
+  #depth = 0;
+  #nodes = 0;
+  #attentions = 0;
+
+  constructor(readonly builder: GraphBuilder, readonly diagnostics: Diagnostics) {}
+
+  /** Evaluates one level deeper. */
+  nested(span: Span, evaluate: () => Value): Value {
+    if (this.#depth >= DEEPEST) {
+      this.fail(span, "calls nested too deeply", "a description may not call itself without end");
+      throw new LimitReached();
+    }
+    this.#depth++;
+    const value = evaluate();
+    this.#depth--;
+    return value;
+  }
+
+  fail(span: Span, message: string, ...notes: string[]): Unknown {
+    const module = this.running.at(-1);
+    const path = module && this.root && modulePath(module, this.root);
+    const where = path ? [`while tracing ${path} (${moduleType(module)})`] : [];
+    this.diagnostics.report(span, message, ...notes, ...where);
+    return UNKNOWN;
+  }
+
+  spend(steps: number): void {
+    this.#steps += steps;
+    if (this.#steps <= MOST_STEPS) return;
+    this.fail(
+      this.at,
+      `tracing takes more than ${MOST_STEPS} steps`,
+      "check this loop, and sizes in config.json",
+    );
+    throw new LimitReached();
+  }
+
+  node<P extends Op>(op: P, inputs: readonly Tensor[], params: Params[P], span: Span): Value {
+    if (++this.#nodes > MOST_NODES) {
+      this.fail(
+        span,
+        `the graph has more than ${MOST_NODES} nodes`,
+        "check num_hidden_layers in config.json",
+      );
+      throw new LimitReached();
+    }
+    try {
+      const [value] = this.builder.node(op, inputs.map((t) => t.value), params, this.hint ?? op);
+      return value ? { kind: "tensor", value } : UNKNOWN;
+    } catch (error) {
+      if (error instanceof GraphError) return this.fail(span, error.message);
+      throw error;
+    }
+  }
+
+  path(module: ModuleInstance, span: Span): string | undefined {
+    const path = this.root && modulePath(module, this.root);
+    if (path) return path;
+    this.fail(
+      span,
+      `this ${moduleType(module)} has no name, so its weights cannot be found in the checkpoint`,
+      "assign it to an attribute of self in __init__: the attribute path is the tensor's name",
+    );
+    return undefined;
+  }
+
+  nextAttention(): number {
+    return this.#attentions++;
+  }
+
+  items(value: Value, span: Span): readonly Value[] | undefined {
+    if (isUnknown(value)) return undefined;
+    if (isObject(value)) {
+      const length = isSequence(value) ? value.items.length : value.kind === "range" ? value.length : 0;
+      if (length > LONGEST) {
+        this.fail(span, `${describe(value)} is too long to go through`, `accepted: at most ${LONGEST} items`);
+        return undefined;
+      }
+      this.spend(length);
+      if (isSequence(value)) return value.items;
+      if (value.kind === "range") return Array.from({ length }, (_, i) => value.start + i * value.step);
+    }
+    this.fail(span, `cannot go through ${describe(value)}`, "accepted: a list, a tuple or a range");
+    return undefined;
+  }
+
+  field(object: Value, name: string): Value | undefined {
+    if (isModule(object)) return object.attributes.get(name);
+    if (!isRecord(object) || !Object.hasOwn(object.fields, name)) return undefined;
+    const json = object.fields[name];
+    this.fieldsRead.set(name, json);
+    if (Array.isArray(json)) this.spend(json.length);
+    return fromJson(json, `${object.label}'s ${name}`);
+  }
+}
