@@ -30,7 +30,7 @@ export const CHOICES: Choices = {
   maxRank: 16,
 };
 
-/** Statistics of weights whose error is like noise: 1 % of the energy, evenly over channels and nearly over ranks. */
+/** Statistics of weights whose error is like noise: 1 % of the energy, nearly evenly over channels, 40 % of it in few ranks. */
 export function statisticsOf(graph: Graph): WindowStatistics[] {
   const types = values(graph);
   return graph.nodes.flatMap((node): WindowStatistics[] => {
@@ -51,7 +51,7 @@ export function statisticsOf(graph: Graph): WindowStatistics[] {
       weightEnergy: inputs * outputs,
       spectrum: Float32Array.from(
         { length: Math.min(rank, 16) },
-        (_, c) => Math.sqrt(errorEnergy / rank * Math.max(0, 2 - 2 * c / rank)),
+        (_, c) => Math.sqrt(errorEnergy * 0.2 / 2 ** c),
       ),
       norms: Float32Array.from(
         { length: inputs },

@@ -1,0 +1,40 @@
+/**
+ * The graph of tiny-dense after every pass, as text: a change to a pass is read as a diff of these files. The
+ * statistics are made up (compiler/passes/fixture.ts), so they depend on no weights.
+ *
+ *     UPDATE_GOLDEN=1 deno test -A tests/golden    rewrites them
+ */
+import assert from "node:assert/strict";
+import { readFileSync, writeFileSync } from "node:fs";
+import process from "node:process";
+import { traceModel } from "../../compiler/frontend/trace.ts";
+import { parseGraph } from "../../compiler/ir/parse.ts";
+import { printGraph } from "../../compiler/ir/text.ts";
+import { CHOICES, passes } from "../../compiler/passes/fixture.ts";
+
+const read = (path: string) => readFileSync(new URL(path, import.meta.url), "utf8");
+
+async function tinyDense() {
+  const config = JSON.parse(read("../../examples/models/tiny-dense/config.json")) as Record<string, unknown>;
+  // Two layers show everything that more would.
+  config.num_hidden_layers = 2;
+  if (Array.isArray(config.layer_types)) config.layer_types = config.layer_types.slice(0, 2);
+  return await traceModel({ source: read("../../graphs/qwen3.py"), file: "graphs/qwen3.py", config });
+}
+
+async function check(name: string, text: string): Promise<void> {
+  const file = new URL(`${name}.py`, import.meta.url);
+  if (process.env.UPDATE_GOLDEN) writeFileSync(file, text);
+  assert.equal(text, readFileSync(file, "utf8"), `${name}.py differs; UPDATE_GOLDEN=1 rewrites it`);
+  assert.equal(printGraph(await parseGraph(text, `${name}.py`)), text);
+}
+
+Deno.test("golden: tiny-dense after every pass", async () => {
+  const { stages } = passes(await tinyDense());
+  for (const graph of stages) await check(`tiny-dense.${graph.stage}`, printGraph(graph));
+});
+
+Deno.test("golden: tiny-dense with both forms of correction", async () => {
+  const { schedule } = passes(await tinyDense(), { ...CHOICES, correct: "both" });
+  await check("tiny-dense.both", printGraph(schedule.graph));
+});
