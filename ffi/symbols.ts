@@ -33,6 +33,25 @@ export const packing = {
     parameters: ["buffer", "i64", "i64", "i32", "buffer", "i64", "buffer", "buffer", "buffer", "i32"],
     result: "i64",
   },
+  hc_factorise: {
+    parameters: [
+      "buffer",
+      "i64",
+      "i64",
+      "i64",
+      "i32",
+      "buffer",
+      "buffer",
+      "buffer",
+      "buffer",
+      "buffer",
+      "buffer",
+      "i32",
+    ],
+    result: "i64",
+  },
+  /** (bytes, count, threads) -> 64 bits. */
+  hc_checksum: { parameters: ["buffer", "u64", "i32"], result: "u64" },
 } as const;
 
 export const PACKING_STATUS = { done: -1n, outOfMemory: -2n, wrongIsa: -3n } as const;
@@ -60,4 +79,9 @@ export const engine = {
   hc_token_loss: { parameters: ["buffer", "buffer", "i64", "i64", "buffer", "buffer"], result: "void" },
 } as const;
 
-export const symbols = { ...abi, ...mapping, ...packing, ...engine } as const;
+export const measure = {
+  /** (copy or read, bytes, threads, rounds) -> bytes per second, 0 when there is no memory for it. */
+  hc_measure_bandwidth: { parameters: ["i32", "u64", "i32", "i32"], result: "f64" },
+} as const;
+
+export const symbols = { ...abi, ...mapping, ...packing, ...engine, ...measure } as const;

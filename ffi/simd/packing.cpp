@@ -4,9 +4,9 @@
 // hc_quantize, which may also return the index >= 0 of a value that is not finite.
 #include "packing.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 #include <vector>
 
 #include "isa.h"
@@ -17,10 +17,13 @@
 namespace hc {
 namespace {
 
-constexpr int64_t DONE = -1, OUT_OF_MEMORY = -2, WRONG_ISA = -3;
 constexpr int64_t ROW_BLOCK = 16;
 
-const PackingKernels* packing() {
+int64_t blocks_of(int64_t n) { return (n + ROW_BLOCK - 1) / ROW_BLOCK; }
+
+}  // namespace
+
+const PackingKernels* packing_kernels() {
   const Kernels* active = active_kernels();
   if (!active) return nullptr;
 #if defined(__x86_64__)
@@ -33,21 +36,18 @@ const PackingKernels* packing() {
   return &scalar::packing_kernels;
 }
 
-int64_t blocks_of(int64_t n) { return (n + ROW_BLOCK - 1) / ROW_BLOCK; }
-
-// No exception crosses the C ABI; the only ones there are come from allocation.
-template <class F>
-int64_t guarded(F f) {
-  const PackingKernels* kernels = packing();
-  if (!kernels) return WRONG_ISA;
-  try {
-    return f(*kernels);
-  } catch (const std::bad_alloc&) {
-    return OUT_OF_MEMORY;
-  }
+float gain_of(const float* x, int64_t rows, int64_t inputs, int threads) {
+  std::vector<float> largest(rows);
+  parallel(threads, rows, [&](int64_t row) {
+    float most = 0;
+    for (int64_t j = 0; j < inputs; j++) most = std::max(most, std::fabs(x[row * inputs + j]));
+    largest[row] = most;
+  });
+  float most = 0;
+  for (float value : largest) most = std::max(most, value);
+  return most > 0 ? std::ldexp(1.0f, std::min(126, -std::ilogb(most))) : 1.0f;
 }
 
-}  // namespace
 }  // namespace hc
 
 using namespace hc;
@@ -88,17 +88,7 @@ HC_EXPORT int64_t hc_pack_residual(const float* error, int64_t outputs, int64_t 
                                    float* norm, int32_t threads) {
   constexpr int ROUNDS = 3;  // a fourth lowers the error by less than 0.1 %
   return guarded([&](const PackingKernels& kernels) {
-    std::vector<float> largest(outputs);
-    parallel(threads, outputs, [&](int64_t o) {
-      float most = 0;
-      for (int64_t j = 0; j < inputs; j++) most = std::max(most, std::fabs(error[o * inputs + j]));
-      largest[o] = most;
-    });
-    float most = 0;
-    for (float x : largest) most = std::max(most, x);
-    // A power of two: multiplying with it is exact, and squares neither overflow nor vanish.
-    const float gain = most > 0 ? std::ldexp(1.0f, std::min(126, -std::ilogb(most))) : 1.0f;
-
+    const float gain = gain_of(error, outputs, inputs, threads);
     const ResidualArgs args{error, outputs, inputs, width, gain, output_scale, channel_scale, norm, codes, row_bytes};
     parallel(threads, outputs, [&](int64_t o) { kernels.start(args, o); });
     for (int round = 0; round < ROUNDS; round++) {

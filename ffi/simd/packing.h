@@ -1,9 +1,10 @@
 // The compiler's numeric work on weights: quantising, measuring the error, packing residuals, factorising. Sources
-// quantize.cpp, residual.cpp and factorise.cpp are compiled once per instruction set (see isa.h) and fill one table;
-// packing.cpp shares their items among threads. Layouts are those of compiler/weights/{format,correction}.ts. All
+// quantize.cpp, residual.cpp and factorise_kernels.cpp are compiled once per instruction set (see isa.h) and fill one
+// table; packing.cpp and factorise.cpp share their items among threads. Layouts are those of compiler/weights/{format,correction}.ts. All
 // results are the same for every number of threads and every instruction set.
 #pragma once
 #include <cstdint>
+#include <new>
 
 #include "kernels.h"
 
@@ -49,6 +50,20 @@ struct ResidualArgs {
   int64_t row_bytes;
 };
 
+// c = a b: c[i][j] = sum over d, in order and fused, of a[i * a_row + d * a_depth] * b[d * b_row + j].
+// Rows are a multiple of MULTIPLY_ROWS and columns of MULTIPLY_COLUMNS; items: blocks of that size, row by row.
+struct MultiplyArgs {
+  const float* a;
+  int64_t a_row, a_depth;
+  const float* b;
+  int64_t b_row;
+  float* c;
+  int64_t c_row;
+  int64_t rows, columns, depth;
+};
+constexpr int64_t MULTIPLY_ROWS = 24;
+constexpr int64_t MULTIPLY_COLUMNS = 48;
+
 struct PackingKernels {
   // quantize.cpp
   void (*pack)(const PackArgs&, int64_t item);
@@ -58,6 +73,12 @@ struct PackingKernels {
   void (*channels)(const ResidualArgs&, int64_t item);
   void (*outputs)(const ResidualArgs&, int64_t output);
   void (*codes)(const ResidualArgs&, int64_t item);
+  // factorise_kernels.cpp; n is a multiple of 16
+  void (*multiply)(const MultiplyArgs&, int64_t item);
+  float (*dot)(const float* a, const float* b, int64_t n);
+  void (*orthonormalise)(float* x, int64_t rows, int64_t n);  // the rows of x [rows, n]; dependent ones become 0
+  // codes = round(x / scale) for the returned scale, which is chosen for least squared error; 0 for a vector of zeros.
+  float (*encode_i8)(const float* x, int64_t n, int8_t* codes);
 };
 
 namespace avx512vnni { extern const PackingKernels packing_kernels; }
@@ -65,5 +86,27 @@ namespace avx512 { extern const PackingKernels packing_kernels; }
 namespace avx2 { extern const PackingKernels packing_kernels; }
 namespace neon { extern const PackingKernels packing_kernels; }
 namespace scalar { extern const PackingKernels packing_kernels; }
+
+// The variant for this machine, null when HCINFER_ISA names none.
+const PackingKernels* packing_kernels();
+
+// Status of an exported function; values >= 0 are the function's own.
+constexpr int64_t DONE = -1, OUT_OF_MEMORY = -2, WRONG_ISA = -3;
+
+// Calls f(kernels). No exception crosses the C ABI; the only ones there are come from allocation.
+template <class F>
+int64_t guarded(F f) {
+  const PackingKernels* kernels = packing_kernels();
+  if (!kernels) return WRONG_ISA;
+  try {
+    return f(*kernels);
+  } catch (const std::bad_alloc&) {
+    return OUT_OF_MEMORY;
+  }
+}
+
+// A power of two that brings the largest |x| to [1, 2): multiplying with it is exact, and squares then neither overflow
+// nor vanish. 1 when all are 0.
+float gain_of(const float* x, int64_t rows, int64_t inputs, int threads);
 
 }  // namespace hc

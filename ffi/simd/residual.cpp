@@ -11,11 +11,6 @@
 #include "packing.h"
 
 namespace hc::HC_ISA {
-
-// quantize.cpp
-void pack(const PackArgs& args, int64_t block);
-void error(const ErrorArgs& args, int64_t block);
-
 namespace {
 
 constexpr int CLIPS = 16;  // thresholds from 1.00 down to 0.25 of the largest value, in steps of 0.05
@@ -96,6 +91,8 @@ struct Best {
     }
   }
 };
+
+}  // namespace
 
 void start(const ResidualArgs& args, int64_t output) {
   double total = 0;
@@ -185,9 +182,5 @@ void codes(const ResidualArgs& args, int64_t item) {
     args.norm[item * LANES + channel] = static_cast<float>(std::sqrt(squares[channel]));
   }
 }
-
-}  // namespace
-
-extern const PackingKernels packing_kernels = {pack, error, start, channels, outputs, codes};
 
 }  // namespace hc::HC_ISA
