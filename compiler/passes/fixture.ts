@@ -3,6 +3,9 @@ import fc from "fast-check";
 import type { Graph } from "../ir/graph.ts";
 import { paddedOutputs, windowName } from "../ir/naming.ts";
 import { values } from "../ir/graph.ts";
+import { TINY, transformer } from "../ir/fixture.ts";
+import { Plan } from "../plan.ts";
+import { layout } from "./layout.ts";
 import { elementsPerToken } from "../ir/types.ts";
 import { PROFILES } from "../profile.ts";
 import { packedShape } from "../weights/format.ts";
@@ -92,3 +95,41 @@ export const arbitraryChoices: fc.Arbitrary<Choices> = fc.record({
   factorDType: fc.constantFrom("i8", "bf16"),
   maxRank: fc.nat(20),
 });
+
+/** A plan without weights. */
+export function tinyPlan(): Plan {
+  const { stages, schedule } = passes(transformer());
+  const { lanes, corrections, graph } = schedule;
+  return Plan.parse({
+    version: 1,
+    model: {
+      architecture: "tiny",
+      name: "tiny",
+      hiddenSize: TINY.hidden,
+      layers: TINY.layers,
+      heads: TINY.heads,
+      kvHeads: TINY.kvHeads,
+      headDim: TINY.headDim,
+      vocabularySize: TINY.vocabulary,
+      contextLength: 128,
+      stopTokens: [],
+      bosToken: null,
+      parameters: 1,
+    },
+    graph,
+    weights: [],
+    vectors: {},
+    windows: statisticsOf(stages[2] ?? graph).map(({ window, inputs, outputs, errorEnergy }) => ({
+      window,
+      inputs,
+      outputs,
+      errorEnergy,
+      residual: { width: 4, bytes: 1000 },
+      factors: null,
+    })),
+    lanes,
+    memory: layout(graph),
+    corrections,
+    provenance: { profile: PROFILES["generic-2-core"] },
+  });
+}

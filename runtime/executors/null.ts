@@ -26,7 +26,7 @@ export function createNullExecutor(
 ): NullExecutor {
   const { threads, capacity = 512, profile = genericProfile(threads) } = options;
   const contextLength = options.contextLength ?? plan.model.contextLength;
-  const trace = predictPlan(plan, options.corrections, { profile, threads });
+  const trace = timelineOf(plan, options.corrections, { profile, threads });
   const { model } = plan;
   let cached = 0;
   let clock = 0;
@@ -51,7 +51,7 @@ export function createNullExecutor(
 }
 
 /** The timeline of a plan in the mode asked for; "auto" is the plan's own. */
-export function predictPlan(
+export function timelineOf(
   plan: Plan,
   corrections: ExecutorOptions["corrections"],
   options: { readonly profile: MachineProfile; readonly threads: number },

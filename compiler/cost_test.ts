@@ -1,0 +1,55 @@
+import assert from "node:assert/strict";
+import { costs, predict } from "./cost.ts";
+import { HcinferError } from "./errors.ts";
+import { transformer } from "./ir/fixture.ts";
+import { passes } from "./passes/fixture.ts";
+import { MachineProfile, parseProfile, PROFILES, readBandwidth } from "./profile.ts";
+import { residualBytesRead } from "./weights/correction.ts";
+import { packedShape } from "./weights/format.ts";
+
+Deno.test("costs: a linear reads its packed bytes, rows read what the format says", () => {
+  const { graph } = passes(transformer()).schedule;
+  const all = costs(graph);
+  graph.nodes.forEach((node, i) => {
+    const cost = all[i];
+    if (node.op === "linear" && node.params.format !== undefined && node.params.weights.length === 3) {
+      assert.equal(cost?.bytesRead, packedShape(node.params.format, 128, 64).bytes);
+      assert.equal(cost?.operations, 128 * 64);
+      assert.equal(cost?.arithmetic, "int8");
+    } else if (node.op === "sparse_residual") {
+      assert.equal(cost?.bytesRead, residualBytesRead(4, node.params.outputs, node.params.channels));
+    } else if (node.op === "split_heads" || node.op === "merge_heads") {
+      assert.equal(cost?.instructions, 0);
+    }
+  });
+});
+
+Deno.test("predictions: bound by bytes or by operations, and by the overhead", () => {
+  const profile = PROFILES["generic-2-core"];
+  const cost = {
+    bytesRead: 38_000_000,
+    bytesStored: 0,
+    operations: 1,
+    arithmetic: "int8",
+    instructions: 2,
+  } as const;
+  assert.equal(predict(cost, profile, "cpu"), 1002);
+  assert.equal(predict({ ...cost, bytesRead: 0, operations: 6e8 }, profile, "cpu"), 1002);
+  assert.equal(predict(cost, profile, "cpu", { threads: 1 }), 1902);
+  assert.throws(() => predict(cost, profile, "gpu"), /no GPU/);
+  assert.ok(predict(cost, PROFILES["rtx-4090"], "gpu") < 50);
+});
+
+Deno.test("profiles: the built-in ones fit the schema; others are refused by field", () => {
+  for (const profile of Object.values(PROFILES)) {
+    assert.deepEqual(parseProfile(JSON.stringify(profile), "p.json"), MachineProfile.parse(profile));
+    assert.equal(profile.measured, false);
+  }
+  assert.equal(readBandwidth(PROFILES["generic-2-core"].cpu, 99), 38e9);
+  for (const text of ["{", "[]", JSON.stringify({ ...PROFILES["generic-2-core"], cpu: { cores: -1 } })]) {
+    assert.throws(
+      () => parseProfile(text, "p.json"),
+      (e) => e instanceof HcinferError && e.message.includes("p.json"),
+    );
+  }
+});

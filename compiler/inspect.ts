@@ -1,0 +1,177 @@
+/**
+ * What a plan is predicted to do on a machine: the null executor's timelines in every mode of corrections, where the time of a
+ * token goes, stalls, and memory. As data that JSON can hold, and as text of 80 columns.
+ */
+import { PREDICTED_CONTEXT } from "./cost.ts";
+import type { Lane } from "./ir/graph.ts";
+import { layerOf } from "./ir/naming.ts";
+import type { Plan } from "./plan.ts";
+import { genericProfile, MachineProfile } from "./profile.ts";
+import { asyncTimeline, type LaneTotal, type PeakMemory, peakMemory, serialTimeline } from "./timeline.ts";
+
+export interface PredictedMode {
+  readonly mode: "inline" | "async" | "off";
+  readonly microseconds: number;
+  readonly tokensPerSecond: number;
+  readonly lanes: readonly LaneTotal[];
+}
+
+/** Microseconds of a token in a layer (null: embedding, last norm and head), by what they are spent on. */
+export interface PredictedLayer {
+  readonly layer: number | null;
+  readonly linears: number;
+  readonly attention: number;
+  readonly other: number;
+  readonly corrections: number;
+}
+
+/** Nothing in it was measured on a run of the plan. */
+export interface Prediction {
+  readonly profile: string;
+  /** Whether the profile's own numbers were measured on a machine. */
+  readonly profileMeasured: boolean;
+  readonly threads: number;
+  /** Cached positions that attention reads. */
+  readonly context: number;
+  readonly defaultMode: Plan["corrections"];
+  readonly modes: readonly PredictedMode[];
+  readonly layers: readonly PredictedLayer[];
+  readonly memory: PeakMemory;
+}
+
+export interface PredictionOptions {
+  /** Default: the profile the plan was compiled for. */
+  readonly profile?: MachineProfile;
+  readonly threads?: number;
+  readonly contextLength?: number;
+  readonly capacity?: number;
+}
+
+/** A step of one token in all modes. */
+export function predictPlan(plan: Plan, options: PredictionOptions = {}): Prediction {
+  const { profile = profileOf(plan), contextLength = plan.model.contextLength, capacity = 512 } = options;
+  const threads = options.threads ?? profile.cpu.cores;
+  const corrected = plan.lanes.length > 1;
+  const timelines = [
+    ...(corrected ? [serialTimeline(plan.graph, "inline", { profile, threads })] : []),
+    ...(corrected && threads > 1 ? [asyncTimeline(plan.graph, plan.lanes, { profile, threads })] : []),
+    serialTimeline(plan.graph, "off", { profile, threads }),
+  ];
+  return {
+    profile: profile.name,
+    profileMeasured: profile.measured,
+    threads,
+    context: PREDICTED_CONTEXT,
+    defaultMode: plan.corrections,
+    modes: timelines.map(({ mode, microseconds, lanes }) => ({
+      mode,
+      microseconds,
+      tokensPerSecond: microseconds > 0 ? Math.round(1e7 / microseconds) / 10 : 0,
+      lanes,
+    })),
+    layers: layersOf(plan),
+    memory: peakMemory(plan, { capacity, contextLength }),
+  };
+}
+
+function profileOf(plan: Plan): MachineProfile {
+  const kept = MachineProfile.safeParse(plan.provenance.profile);
+  return kept.success ? kept.data : genericProfile(1);
+}
+
+/** Times of the plan's own prediction, by layer. Nodes without weights belong to the layer of the node before. */
+function layersOf(plan: Plan): PredictedLayer[] {
+  const spent = new Map<number | null, Record<"linears" | "attention" | "other" | "corrections", number>>();
+  let layer: number | null = null;
+  for (const node of plan.graph.nodes) {
+    if (node.op === "linear") layer = layerOf(node.params.weights[0]?.path ?? "") ?? null;
+    else if ("path" in node.params) layer = layerOf(node.params.path) ?? null;
+    const sums = spent.get(layer) ?? { linears: 0, attention: 0, other: 0, corrections: 0 };
+    spent.set(layer, sums);
+    const lane: Lane = node.placement.lane ?? "backbone";
+    const kind = lane === "compensation"
+      ? "corrections"
+      : node.op === "linear"
+      ? "linears"
+      : node.op === "attention"
+      ? "attention"
+      : "other";
+    sums[kind] += node.placement.microseconds ?? 0;
+  }
+  const rounded = (value: number) => Math.round(value * 10) / 10;
+  return [...spent].map(([number, sums]) => ({
+    layer: number,
+    linears: rounded(sums.linears),
+    attention: rounded(sums.attention),
+    other: rounded(sums.other),
+    corrections: rounded(sums.corrections),
+  }));
+}
+
+/** Text of at most 80 columns. */
+export function predictionText(prediction: Prediction): string {
+  const { profile, profileMeasured, threads, context, modes, memory, defaultMode } = prediction;
+  const lines = [
+    `predicted for ${profile} (${profileMeasured ? "measured" : "not measured"}), ${threads} thread${
+      threads === 1 ? "" : "s"
+    }, ${context} positions cached`,
+  ];
+  for (const { mode, microseconds, tokensPerSecond, lanes } of modes) {
+    const chosen = mode === defaultMode.mode ? "  (default)" : "";
+    lines.push(`  ${mode.padEnd(8)}${time(microseconds)} a token, ${tokensPerSecond} tokens/s${chosen}`);
+    if (mode !== "async") continue;
+    for (const { lane, device, threads, busy, stalled } of lanes) {
+      const where = device === "gpu" ? "gpu" : `${threads} thread${threads === 1 ? "" : "s"}`;
+      lines.push(`          ${lane} (${where}): busy ${time(busy)}, waiting ${time(stalled)}`);
+    }
+  }
+  lines.push(
+    `  memory  ${bytes(memory.total)}: weights ${bytes(memory.weights)}, corrections ${
+      bytes(memory.corrections)
+    },`,
+    `          cache ${bytes(memory.cache)}, activations ${bytes(memory.arena)}`,
+    "",
+    ...table(prediction.layers),
+  );
+  return lines.join("\n");
+}
+
+/** Equal neighbours stand in one line: `0-27`. */
+function table(layers: readonly PredictedLayer[]): string[] {
+  const row = (cells: readonly string[]) =>
+    "  " + cells.map((cell, i) => i === 0 ? cell.padEnd(10) : cell.padStart(13)).join("");
+  const groups: { first: PredictedLayer; last: PredictedLayer }[] = [];
+  const key = (l: PredictedLayer) => [l.linears, l.attention, l.other, l.corrections].join();
+  for (const layer of layers) {
+    const open = groups.at(-1);
+    if (
+      open !== undefined && open.last.layer !== null && layer.layer !== null && key(open.first) === key(layer)
+    ) {
+      open.last = layer;
+    } else groups.push({ first: layer, last: layer });
+  }
+  return [
+    row(["layer, us", "linears", "attention", "other", "corrections"]),
+    ...groups.map(({ first, last }) => {
+      const name = first.layer === null
+        ? "outside"
+        : first === last
+        ? `${first.layer}`
+        : `${first.layer}-${last.layer}`;
+      const times = [first.linears, first.attention, first.other, first.corrections];
+      return row([name, ...times.map((t) => t.toFixed(1))]);
+    }),
+  ];
+}
+
+function time(microseconds: number): string {
+  return microseconds < 1000 ? `${microseconds.toFixed(1)} us` : `${(microseconds / 1000).toFixed(2)} ms`;
+}
+
+function bytes(count: number): string {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let unit = 0;
+  let value = count;
+  while (value >= 999.5 && unit < units.length - 1) [value, unit] = [value / 1000, unit + 1];
+  return `${unit === 0 ? value : value.toFixed(1)} ${units[unit]}`;
+}

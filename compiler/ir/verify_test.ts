@@ -1,0 +1,132 @@
+import assert from "node:assert/strict";
+import fc from "fast-check";
+import { passes } from "../passes/fixture.ts";
+import { GraphBuilder, NameSource } from "./build.ts";
+import { arbitrarySizes, transformer } from "./fixture.ts";
+import type { Graph, Node } from "./graph.ts";
+import { GraphError, inferTypes } from "./infer.ts";
+import { layerOf, packedName, packedPaths, paddedOutputs, windowName } from "./naming.ts";
+import { tensor, typeText } from "./types.ts";
+import { verify } from "./verify.ts";
+
+const named = (...paths: string[]) => paths.map((path) => ({ path }));
+
+Deno.test("names of packed weights and windows", () => {
+  const attention = "model.layers.3.self_attn";
+  const qkv = named(`${attention}.q_proj`, `${attention}.k_proj`, `${attention}.v_proj`);
+  assert.equal(packedName(qkv), `${attention}.q_proj+k_proj+v_proj`);
+  assert.deepEqual(packedPaths(packedName(qkv)), qkv.map((w) => w.path));
+  assert.deepEqual(packedPaths("a+b"), ["a", "b"]);
+  assert.equal(windowName(qkv), "3.qkv");
+  assert.equal(windowName(named(`${attention}.o_proj`)), "3.o");
+  assert.equal(windowName(named("h.12.mlp.gate_proj", "h.12.mlp.up_proj")), "12.gate_up");
+  assert.equal(windowName(named("lm_head")), undefined);
+  assert.equal(packedName(named("lm_head")), "lm_head");
+  assert.equal(layerOf("model.layers.11.mlp.down_proj"), 11);
+  assert.throws(() => packedName(named("a.q", "b.k")), /different modules/);
+  assert.deepEqual(paddedOutputs([{ outputs: 17 }, { outputs: 16 }, { outputs: 1 }]), {
+    total: 64,
+    firstColumn: [0, 32, 48],
+  });
+});
+
+Deno.test("fresh names are unique and legal", () => {
+  const names = new NameSource(["taken"]);
+  assert.deepEqual(["q", "q", "h2", "h2", "taken", "return", "1x"].map((n) => names.fresh(n)), [
+    "q",
+    "q1",
+    "h2",
+    "h2_1",
+    "taken1",
+    "x",
+    "x1",
+  ]);
+  fc.assert(fc.property(fc.array(fc.string({ maxLength: 4 })), (hints) => {
+    const source = new NameSource();
+    const made = hints.map((hint) => source.fresh(hint));
+    assert.equal(new Set(made).size, made.length);
+  }));
+});
+
+Deno.test("shape rules say what is wrong", () => {
+  const x = tensor("f32", "T", 64);
+  const heads = tensor("f32", "T", 4, 16);
+  const ids = tensor("i32", "T");
+  const wrong = (make: () => unknown, message: RegExp) =>
+    assert.throws(make, (e) => e instanceof GraphError && message.test(e.message));
+  wrong(
+    () => inferTypes("linear", [heads], { weights: [{ path: "w", outputs: 3 }] }),
+    /linear expects \[T,n\] f32 as input 1, found \[T,4,16\] f32/,
+  );
+  wrong(
+    () => inferTypes("linear", [x, x], { weights: [{ path: "w", outputs: 3 }] }),
+    /linear takes 1 input, found 2/,
+  );
+  wrong(() => inferTypes("linear", [x], { weights: [] }), /at least one weight/);
+  wrong(() => inferTypes("embedding", [x], { path: "e", rows: 3, width: 4 }), /tokens \[T\] i32/);
+  wrong(() => inferTypes("embedding", [ids], { path: "e", rows: 3.5, width: 4 }), /positive integer/);
+  wrong(() => inferTypes("add", [x, heads], {}), /one shape/);
+  wrong(() => inferTypes("rope", [tensor("f32", "T", 4, 15), ids], { theta: 1e4 }), /even/);
+  wrong(() => inferTypes("rope", [heads, ids], { theta: 0 }), /positive number/);
+  wrong(() => inferTypes("split_heads", [x], { headDim: 15 }), /does not divide/);
+  wrong(
+    () =>
+      inferTypes("attention", [heads, tensor("f32", "T", 3, 16), tensor("f32", "T", 3, 16), ids], {
+        layer: 0,
+        scale: 1,
+      }),
+    /multiple/,
+  );
+  wrong(() => inferTypes("attention", [heads, heads, x, ids], { layer: 0, scale: 1 }), /input 3/);
+  wrong(
+    () => inferTypes("sparse_residual", [x], { window: "0.o", channels: 65, outputs: 16, width: 4 }),
+    /cannot choose 65/,
+  );
+  wrong(
+    () => inferTypes("merge", [x, tensor("f32", "T", 65)], { window: "0.o", deltas: 1, slack: 0 }),
+    /width 64/,
+  );
+  wrong(() => inferTypes("merge", [x, x], { window: "0.o", deltas: 2, slack: 0 }), /deltas/);
+  const merged = inferTypes("merge", [tensor("f32", "T", 20), x, tensor("f32", "T", 96)], {
+    window: "0.o",
+    deltas: 1,
+    slack: 0,
+  });
+  assert.deepEqual(merged.map(typeText), ["[T,20] f32", "[T,64] f32"]);
+});
+
+Deno.test("the verifier finds what a pass may break", () => {
+  const { stages } = passes(transformer());
+  const graph = stages.at(-1) as Graph;
+  const broken = (change: (nodes: Node[]) => readonly Node[], message: RegExp, more: Partial<Graph> = {}) =>
+    assert.throws(
+      () => verify({ ...graph, nodes: change([...graph.nodes]), ...more }),
+      (e) => e instanceof GraphError && message.test(e.message),
+    );
+  const same = (nodes: Node[]) => nodes;
+  broken((nodes) => nodes.toReversed(), /not defined before/);
+  broken((nodes) => [...nodes, ...nodes.slice(0, 1)], /assigned twice/);
+  broken((nodes) => nodes.slice(1), /not defined before/);
+  broken((nodes) => nodes.filter((n) => n.op !== "linear"), /not defined|no linear/);
+  broken((nodes) => nodes.map((n) => ({ ...n, placement: { causes: [] } })), /has no device/);
+  broken(
+    (nodes) => nodes.map((n) => ({ ...n, placement: { ...n.placement, causes: ["a | b"] } })),
+    /does not fit/,
+  );
+  broken(same, /one budget per window/, { budgets: graph.budgets.slice(1) });
+  broken(same, /not legal/, { stage: "traced" });
+  broken(same, /not legal before a later stage/, { stage: "compensated" });
+  broken(same, /no outputs/, { outputs: [] });
+  broken(same, /not defined/, { outputs: ["nothing"] });
+});
+
+Deno.test("a tied head must be one packed weight with the embedding", () => {
+  const b = new GraphBuilder("tied");
+  const x = b.node("embedding", [b.input("tokens", tensor("i32", "T"))], { path: "e", rows: 10, width: 8 });
+  const head = b.node("linear", x, { weights: [{ path: "e", outputs: 11 }] });
+  assert.throws(() => verify(b.finish(head, "traced")), /e is 11 rows, no format yet here and 10 rows/);
+});
+
+Deno.test("traced models of all sizes are legal", () => {
+  fc.assert(fc.property(arbitrarySizes, (sizes) => verify(transformer(sizes))), { numRuns: 50 });
+});
