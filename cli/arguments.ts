@@ -1,0 +1,115 @@
+/**
+ * Readers of command-line values, for commander's `argParser`: each turns text into a value or throws
+ * InvalidArgumentError, which commander prints beside the option's name.
+ */
+import { type Command, InvalidArgumentError, Option } from "commander";
+import { readFileSync } from "node:fs";
+import { availableParallelism } from "node:os";
+import type { Budget } from "../compiler/compile.ts";
+import { HcinferError } from "../compiler/errors.ts";
+import type { CorrectionMode } from "../runtime/executor.ts";
+
+/** A whole number of at least `least` (default 1). */
+export function whole(least = 1): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (!/^\d+$/.test(text) || !Number.isSafeInteger(value) || value < least) {
+      throw new InvalidArgumentError(`Expected a whole number of at least ${least}.`);
+    }
+    return value;
+  };
+}
+
+/** A finite number in [least, most]. */
+export function between(least: number, most: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (text.trim() === "" || !(value >= least && value <= most)) {
+      throw new InvalidArgumentError(
+        most === Infinity
+          ? `Expected a number of at least ${least}.`
+          : `Expected a number from ${least} to ${most}.`,
+      );
+    }
+    return value;
+  };
+}
+
+/** `bytes:10%`, `rank:8` or `channels:64`. */
+export function budget(text: string): Budget {
+  const [, kind, number = "", percent] = /^(bytes|rank|channels):([0-9.]+)(%?)$/.exec(text) ?? [];
+  const value = Number(number);
+  if (kind === "bytes" && percent === "%" && value > 0 && value <= 100) {
+    return { kind: "bytes", share: value / 100 };
+  }
+  const isCount = percent === "" && Number.isSafeInteger(value) && value > 0;
+  if (kind === "rank" && isCount) return { kind: "rank", rank: value };
+  if (kind === "channels" && isCount) return { kind: "channels", channels: value };
+  throw new InvalidArgumentError(
+    "Expected bytes:N% (of the backbone's bytes read per token, above 0 to 100), rank:N or channels:N.",
+  );
+}
+
+/** `1,2,3`: token ids. */
+export function tokenIds(text: string): Int32Array {
+  const ids = text.split(",").map((id) => id.trim());
+  if (!ids.every((id) => /^\d{1,9}$/.test(id))) {
+    throw new InvalidArgumentError("Expected token ids separated by commas, like 1,2,3.");
+  }
+  return Int32Array.from(ids, Number);
+}
+
+/** The options every command that runs a model shares. */
+export interface RunOptions {
+  readonly threads: number;
+  readonly corrections: CorrectionMode;
+}
+
+export function threadsOption(): Option {
+  return new Option("--threads <n>", "threads to compute with").argParser(whole())
+    .default(physicalCores(), "physical cores");
+}
+
+export function correctionsOption(): Option {
+  return new Option("--corrections <mode>", "beside the backbone, in line with it, or not at all")
+    .choices(["async", "inline", "off"]).default("auto", "what the bundle says");
+}
+
+export function asOption(): Option {
+  return new Option(
+    "--as <kind>",
+    "decode: every token chooses its own channels; prefill: all rows are added",
+  )
+    .choices(["decode", "prefill"]).default("decode");
+}
+
+/** Whether the user gave an option, rather than its default. */
+export function given(command: Command, option: string): boolean {
+  return command.getOptionValueSource(option) === "cli";
+}
+
+/** Refuses options that contradict what `because` says. */
+export function refuse(command: Command, because: string, ...options: string[]): void {
+  const found = options.filter((option) => given(command, option));
+  if (found.length === 0) return;
+  const names = found.map((name) => `--${name.replaceAll(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)}`);
+  throw new HcinferError("usage", `${because}, so ${names.join(" and ")} would have no effect: leave it out`);
+}
+
+/**
+ * Physical cores this process may use: hyperthreads share the units that matrix products keep busy. Linux tells them in
+ * /proc/cpuinfo; elsewhere every logical processor counts.
+ */
+export function physicalCores(): number {
+  const usable = availableParallelism();
+  try {
+    const cores = new Set<string>();
+    for (const processor of readFileSync("/proc/cpuinfo", "utf8").split("\n\n")) {
+      const field = (name: string) => new RegExp(`^${name}\\s*: (\\d+)$`, "m").exec(processor)?.[1];
+      if (field("core id") !== undefined) cores.add(`${field("physical id")}.${field("core id")}`);
+    }
+    return cores.size > 0 ? Math.min(cores.size, usable) : usable;
+  } catch {
+    return usable;
+  }
+}

@@ -1,0 +1,196 @@
+/** hcinfer compile: a checkpoint becomes a bundle. */
+import { Command, Option } from "commander";
+import { existsSync, readFileSync } from "node:fs";
+import process from "node:process";
+import {
+  COMPILE_DEFAULTS,
+  compileModel,
+  type CompileOptions,
+  type CompileReport,
+} from "../compiler/compile.ts";
+import { HcinferError } from "../compiler/errors.ts";
+import { type Stage, STAGES } from "../compiler/ir/graph.ts";
+import { genericProfile, type MachineProfile, parseProfile, PROFILES } from "../compiler/profile.ts";
+import { RESIDUAL_WIDTHS } from "../compiler/weights/correction.ts";
+import { FORMAT_KINDS, GROUP_SIZES } from "../compiler/weights/format.ts";
+import { budget, given, physicalCores, refuse, threadsOption, whole } from "./arguments.ts";
+import { planSummary } from "./summary.ts";
+import { bytesText, Progress, secondsText } from "./terminal.ts";
+
+export function compileCommand(): Command {
+  return new Command("compile")
+    .description("Compile a Hugging Face folder to a bundle.")
+    .argument("<model>", "folder with config.json and *.safetensors")
+    .requiredOption("-o, --output <bundle>", "folder to write")
+    .addOption(choice("--weights <format>", "format of the backbone", FORMAT_KINDS, COMPILE_DEFAULTS.weights))
+    .addOption(choice("--group <n>", "inputs that share a scale", GROUP_SIZES, COMPILE_DEFAULTS.group))
+    .addOption(
+      choice(
+        "--head <format>",
+        "format of the embedding and the output head",
+        FORMAT_KINDS,
+        COMPILE_DEFAULTS.head,
+      ),
+    )
+    .addOption(
+      choice(
+        "--correct <forms>",
+        "corrections of the backbone's error",
+        ["none", "low_rank", "sparse", "both"],
+        COMPILE_DEFAULTS.correct,
+      ),
+    )
+    .addOption(
+      new Option("--budget <budget>", "bytes:N% of the backbone's bytes read per token, rank:N or channels:N")
+        .argParser(budget).default(COMPILE_DEFAULTS.budget, "bytes:10%"),
+    )
+    .addOption(
+      choice(
+        "--residual-width <bits>",
+        "bits of a residual's code",
+        RESIDUAL_WIDTHS,
+        COMPILE_DEFAULTS.residualWidth,
+      ),
+    )
+    .addOption(
+      choice(
+        "--factor-dtype <type>",
+        "type of low-rank factors",
+        ["i8", "bf16"],
+        COMPILE_DEFAULTS.factorDType,
+      ),
+    )
+    .addOption(
+      new Option("--max-rank <n>", "most components that factors store").argParser(whole())
+        .default(COMPILE_DEFAULTS.maxRank),
+    )
+    .option(
+      "--profile <profile>",
+      "machine to predict for: a name or a file that profile wrote (by number of cores)",
+    )
+    .addOption(new Option("--print-after <stage>", "print the graph after a pass").choices(STAGES))
+    .addOption(threadsOption())
+    .addHelpText(
+      "after",
+      `
+Examples:
+  hcinfer compile my-model -o bundles/my-model
+  hcinfer compile my-model -o bundles/q3 --weights q3 --correct low_rank --budget rank:16
+  hcinfer compile my-model -o bundles/exact --weights bf16 --correct none`,
+    )
+    .action(compile);
+}
+
+function choice(
+  flags: string,
+  text: string,
+  choices: readonly (string | number)[],
+  standard: string | number,
+) {
+  return new Option(flags, text).choices(choices.map(String)).default(String(standard));
+}
+
+interface Options {
+  readonly output: string;
+  readonly weights: CompileOptions["weights"];
+  readonly group: string;
+  readonly head: CompileOptions["head"];
+  readonly correct: CompileOptions["correct"];
+  readonly budget: CompileOptions["budget"];
+  readonly residualWidth: string;
+  readonly factorDtype: CompileOptions["factorDType"];
+  readonly maxRank: number;
+  readonly profile?: string;
+  readonly printAfter?: Stage;
+  readonly threads: number;
+}
+
+async function compile(model: string, options: Options, command: Command): Promise<void> {
+  const correct = checkKnobs(options, command);
+  const progress = new Progress("compile");
+  let report: CompileReport;
+  try {
+    report = await compileModel({
+      model,
+      output: options.output,
+      weights: options.weights,
+      group: Number(options.group) as CompileOptions["group"],
+      head: options.head,
+      correct,
+      budget: options.budget,
+      residualWidth: Number(options.residualWidth) as CompileOptions["residualWidth"],
+      factorDType: options.factorDtype,
+      maxRank: options.maxRank,
+      threads: options.threads,
+      profile: profileOf(options.profile),
+      onProgress: progress.show,
+      ...(options.printAfter
+        ? { printAfter: { stages: [options.printAfter], sink: (text: string) => process.stdout.write(text) } }
+        : {}),
+    });
+  } finally {
+    progress.finish();
+  }
+  process.stderr.write(
+    `${planSummary(report.plan)}\nwrote ${options.output}: ${bytesText(report.bytes)} in ${
+      secondsText(report.seconds)
+    }\n`,
+  );
+}
+
+/** A profile by its name, or from a file; without either the one that fits this machine's number of cores. */
+function profileOf(name: string | undefined): MachineProfile {
+  if (name === undefined) return genericProfile(physicalCores());
+  const builtIn = Object.values(PROFILES).find((profile) => profile.name === name);
+  if (builtIn) return builtIn;
+  if (existsSync(name)) return parseProfile(readFileSync(name, "utf8"), name);
+  const names = Object.keys(PROFILES).join(", ");
+  throw new HcinferError("usage", `--profile ${name} is neither a file nor one of ${names}`);
+}
+
+/** Refuses knobs that contradict each other; returns the corrections to make (bf16 has no error to correct). */
+function checkKnobs(options: Options, command: Command): CompileOptions["correct"] {
+  const { weights, head, correct, budget } = options;
+  if (weights === "bf16") {
+    if (given(command, "correct") && correct !== "none") {
+      throw new HcinferError(
+        "usage",
+        `--weights bf16 has no error, so --correct ${correct} has nothing to correct`,
+      );
+    }
+    if (head === "bf16") refuse(command, "nothing is quantised", "group");
+    refuse(command, "--weights bf16 has no corrections", "budget", "residualWidth", "factorDtype", "maxRank");
+    return "none";
+  }
+  if (correct === "none") {
+    refuse(
+      command,
+      "--correct none makes no corrections",
+      "budget",
+      "residualWidth",
+      "factorDtype",
+      "maxRank",
+    );
+  }
+  if (correct === "low_rank") refuse(command, "--correct low_rank stores no residual", "residualWidth");
+  if (correct === "sparse") refuse(command, "--correct sparse has no factors", "factorDtype", "maxRank");
+  if (budget.kind === "rank" && correct === "sparse") {
+    throw new HcinferError(
+      "usage",
+      "--budget rank:N is for low_rank; give --correct sparse channels:N or bytes:N%",
+    );
+  }
+  if (budget.kind === "channels" && correct === "low_rank") {
+    throw new HcinferError(
+      "usage",
+      "--budget channels:N is for sparse; give --correct low_rank rank:N or bytes:N%",
+    );
+  }
+  if (budget.kind === "rank" && budget.rank > options.maxRank) {
+    throw new HcinferError(
+      "usage",
+      `--budget rank:${budget.rank} is more than --max-rank ${options.maxRank}`,
+    );
+  }
+  return correct;
+}

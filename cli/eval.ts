@@ -1,0 +1,80 @@
+/** hcinfer eval: perplexity on a text, and the divergence from a reference. */
+import { Command, Option } from "commander";
+import { readFileSync } from "node:fs";
+import process from "node:process";
+import { HcinferError } from "../compiler/errors.ts";
+import { evaluate } from "../runtime/evaluate.ts";
+import type { StepKind } from "../runtime/executor.ts";
+import { asOption, correctionsOption, type RunOptions, threadsOption, whole } from "./arguments.ts";
+import { OpenModel } from "./opening.ts";
+import { Progress } from "./terminal.ts";
+
+export function evalCommand(): Command {
+  return new Command("eval")
+    .description("Perplexity of a text, and the KL divergence from a reference, in windows of their own.")
+    .argument("<bundle>", "folder that compile wrote")
+    .requiredOption("--text <file>", "UTF-8 text")
+    .option(
+      "--reference <bundle>",
+      "what to measure the divergence from, usually compiled with --weights bf16",
+    )
+    .addOption(asOption())
+    .addOption(new Option("--window <n>", "tokens in a window").argParser(whole(2)).default(256))
+    .addOption(new Option("--windows <n>", "most windows; all by default").argParser(whole()))
+    .option("--json", "print {perplexity, kl, tokens}")
+    .addOption(threadsOption())
+    .addOption(correctionsOption())
+    .addHelpText(
+      "after",
+      `
+Examples:
+  hcinfer eval bundles/tiny --text examples/models/heldout.txt --windows 24
+  hcinfer eval bundles/q3 --text heldout.txt --reference bundles/bf16 --json`,
+    )
+    .action(evaluateBundle);
+}
+
+interface Options extends RunOptions {
+  readonly text: string;
+  readonly reference?: string;
+  readonly as: StepKind;
+  readonly window: number;
+  readonly windows?: number;
+  readonly json?: true;
+}
+
+function evaluateBundle(path: string, options: Options): void {
+  const text = readText(options.text);
+  const { threads, corrections, window } = options;
+  const open = { threads, corrections, contextLength: window, capacity: window };
+  using model = OpenModel.open(path, open);
+  using reference = options.reference ? OpenModel.open(options.reference, open) : null;
+  const tokens = model.tokenizer().encode(text, { addSpecialTokens: false });
+  const progress = new Progress("eval");
+  const result = evaluate(model.executor, {
+    tokens: options.windows ? tokens.subarray(0, options.windows * window) : tokens,
+    window,
+    as: options.as,
+    ...(reference ? { reference: reference.executor } : {}),
+    onProgress: (done, total) => progress.show(done, total, "tokens"),
+  });
+  progress.finish();
+  const kl = result.divergence ?? null;
+  if (options.json) {
+    const { perplexity, predictions } = result;
+    process.stdout.write(`${JSON.stringify({ perplexity, kl, tokens: predictions })}\n`);
+    return;
+  }
+  const lines = [`perplexity ${result.perplexity.toFixed(3)}`];
+  if (kl !== null) lines.push(`kl         ${kl.toFixed(6)} nats per token`);
+  lines.push(`tokens     ${result.predictions} in ${result.windows} windows of ${window}`);
+  process.stdout.write(`${lines.join("\n")}\n`);
+}
+
+function readText(file: string): string {
+  try {
+    return readFileSync(file, "utf8");
+  } catch (cause) {
+    throw new HcinferError("input", `--text: ${(cause as Error).message}`, { cause });
+  }
+}

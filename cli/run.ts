@@ -1,0 +1,138 @@
+/** hcinfer run: continues a prompt, or answers it. */
+import { Command, Option } from "commander";
+import { readFileSync } from "node:fs";
+import process from "node:process";
+import { readPlan } from "../compiler/bundle.ts";
+import { HcinferError } from "../compiler/errors.ts";
+import { ChatTemplate } from "../runtime/chat.ts";
+import { Sampler } from "../runtime/sampler.ts";
+import { type GenerationStatistics, Session } from "../runtime/session.ts";
+import { Tokenizer } from "../runtime/tokenizer.ts";
+import { between, correctionsOption, given, type RunOptions, threadsOption, whole } from "./arguments.ts";
+import { Interrupted } from "./interrupted.ts";
+import { OpenModel } from "./opening.ts";
+import { secondsText } from "./terminal.ts";
+
+export function runCommand(): Command {
+  return new Command("run")
+    .description("Continue a prompt. The text goes to standard output, speed to standard error.")
+    .argument("<bundle>", "folder that compile wrote")
+    .argument("<prompt>", '"-" reads standard input')
+    .addOption(new Option("--max-tokens <n>", "most tokens to generate").argParser(whole()).default(256))
+    .addOption(
+      new Option("--temperature <t>", "0 takes the most probable token").argParser(between(0, 1000)).default(
+        0,
+      ),
+    )
+    .addOption(new Option("--top-k <n>", "sample from the n most probable tokens").argParser(whole()))
+    .addOption(
+      new Option("--top-p <p>", "from the fewest whose probabilities reach p").argParser(between(0, 1)),
+    )
+    .addOption(
+      new Option("--min-p <p>", "from those p times as probable as the best").argParser(between(0, 1)),
+    )
+    .addOption(new Option("--seed <s>", "the same seed gives the same text").argParser(whole(0)))
+    .option("--chat", "put the prompt into the model's chat template")
+    .addOption(new Option("--system <text>", "system message").implies({ chat: true }))
+    .option("--quiet", "no speed on standard error")
+    .addOption(threadsOption())
+    .addOption(correctionsOption())
+    .addHelpText(
+      "after",
+      `
+Examples:
+  hcinfer run bundles/tiny "The compiler" --max-tokens 64
+  hcinfer run bundles/tiny "The compiler" --temperature 0.8 --top-p 0.95 --seed 7
+  echo "Why is the sky blue?" | hcinfer run bundles/chat - --chat`,
+    )
+    .action(run);
+}
+
+interface Options extends RunOptions {
+  readonly maxTokens: number;
+  readonly temperature: number;
+  readonly topK?: number;
+  readonly topP?: number;
+  readonly minP?: number;
+  readonly seed?: number;
+  readonly chat?: true;
+  readonly system?: string;
+  readonly quiet?: true;
+}
+
+async function run(path: string, prompt: string, options: Options, command: Command): Promise<void> {
+  const filters = ["topK", "topP", "minP"].filter((name) => given(command, name));
+  if (options.temperature === 0 && filters.length > 0) {
+    throw new HcinferError("usage", "--top-k, --top-p and --min-p need sampling: add --temperature 0.8, say");
+  }
+  const sampler = new Sampler({
+    temperature: options.temperature,
+    ...(options.topK === undefined ? {} : { topK: options.topK }),
+    ...(options.topP === undefined ? {} : { topP: options.topP }),
+    ...(options.minP === undefined ? {} : { minP: options.minP }),
+    ...(options.seed === undefined ? {} : { seed: options.seed }),
+  });
+  const text = prompt === "-" ? readFileSync(0, "utf8") : prompt;
+  const { ids, contextLength } = encode(path, text, options);
+  using model = OpenModel.open(path, { ...options, contextLength });
+  const session = new Session(model.executor);
+  const interrupt = new AbortController();
+  const onInterrupt = () => interrupt.abort();
+  process.once("SIGINT", onInterrupt);
+  const generation = session.generate(ids, {
+    sampler,
+    maxTokens: options.maxTokens,
+    tokenizer: model.tokenizer(),
+    signal: interrupt.signal,
+  });
+  try {
+    for await (const piece of generation) process.stdout.write(piece.text);
+  } finally {
+    process.off("SIGINT", onInterrupt);
+  }
+  process.stdout.write("\n");
+  if (!options.quiet) process.stderr.write(`${speedText(generation.statistics)}\n`);
+  if (interrupt.signal.aborted) throw new Interrupted();
+}
+
+/** Token ids of the prompt, and a context just large enough, so that a short run takes little memory. */
+function encode(path: string, text: string, options: Options): { ids: Int32Array; contextLength: number } {
+  const { plan: { model } } = readPlan(path);
+  const tokenizer = Tokenizer.open(path, model.vocabularySize);
+  const ids = options.chat
+    ? tokenizer.encode(ChatTemplate.open(path, tokenizer.config).render(messages(text, options.system)), {
+      addSpecialTokens: false,
+    })
+    : tokenizer.encode(text);
+  if (ids.length > model.contextLength) {
+    throw new HcinferError(
+      "input",
+      `the prompt has ${ids.length} tokens, the model's context holds ${model.contextLength}: shorten the prompt`,
+    );
+  }
+  return { ids, contextLength: Math.min(ids.length + options.maxTokens, model.contextLength) };
+}
+
+function messages(text: string, system: string | undefined) {
+  const user = { role: "user", content: text };
+  return system === undefined ? [user] : [{ role: "system", content: system }, user];
+}
+
+function speedText(statistics: GenerationStatistics): string {
+  const { promptTokens, generatedTokens, secondsToFirstToken, promptTokensPerSecond } = statistics;
+  const parts = [
+    `prompt ${promptTokens} tokens, ${promptTokensPerSecond.toFixed(0)} tokens/s`,
+    `first token after ${secondsText(secondsToFirstToken)}`,
+  ];
+  if (generatedTokens > 1) {
+    parts.push(`then ${generatedTokens - 1} at ${statistics.decodeTokensPerSecond.toFixed(1)} tokens/s`);
+  }
+  const ends = {
+    stop: "a stop token",
+    length: "",
+    context: "the end of the context",
+    aborted: "an interrupt",
+  };
+  const end = statistics.end ? ends[statistics.end] : "";
+  return parts.join("; ") + (end ? `; ended by ${end}` : "");
+}

@@ -1,0 +1,143 @@
+/** What a plan holds, in figures: `compile` and the demo print a summary, `inspect` the tables. */
+import type { Graph, Node } from "../compiler/ir/graph.ts";
+import { windowName } from "../compiler/ir/naming.ts";
+import type { PackedWeight, Plan } from "../compiler/plan.ts";
+import { bytesText, percentText } from "./terminal.ts";
+
+/** All bytes; "read" is per decoded token. */
+export interface Figures {
+  /** Packed weights that lie in windows: what corrections correct. */
+  readonly backboneBytes: number;
+  /** Embedding and output head. */
+  readonly headBytes: number;
+  readonly correctionBytesStored: number;
+  readonly correctionBytesRead: number;
+  /** ||E||^2 / ||W||^2 is only known by section; this is the mean of the sections, by rows. */
+  readonly relativeError: number;
+}
+
+export interface Window {
+  readonly name: string;
+  readonly weight: PackedWeight;
+  readonly nodes: readonly Node[];
+  readonly rank: number;
+  readonly channels: number;
+  readonly bytesStored: number;
+  readonly bytesRead: number;
+  readonly cause: string;
+}
+
+/** Windows in graph order, each with its packed weight, its corrections and its budget. */
+export function windows(plan: Plan): Window[] {
+  const budgets = new Map(plan.graph.budgets.map((budget) => [budget.window, budget]));
+  const stores = new Map(plan.windows.map((store) => [store.window, store]));
+  return plan.weights.flatMap((weight) => {
+    const name = windowName(weight.sections);
+    if (name === undefined) return [];
+    const nodes = correctionNodes(plan.graph, name);
+    const budget = budgets.get(name);
+    const store = stores.get(name);
+    return [{
+      name,
+      weight,
+      nodes,
+      rank: budget?.rank ?? 0,
+      channels: budget?.channels ?? 0,
+      bytesStored: (store?.residual?.bytes ?? 0) + (store?.factors?.bytes ?? 0),
+      bytesRead: nodes.reduce((sum, node) => sum + (node.placement.bytesRead ?? 0), 0),
+      cause: budget?.cause ?? "",
+    }];
+  });
+}
+
+function correctionNodes(graph: Graph, window: string): Node[] {
+  return graph.nodes.filter((node) =>
+    (node.op === "low_rank" || node.op === "sparse_residual") && node.params.window === window
+  );
+}
+
+export function figures(plan: Plan): Figures {
+  const all = windows(plan);
+  const total = (of: (window: Window) => number) => all.reduce((sum, window) => sum + of(window), 0);
+  const backboneBytes = total((window) => window.weight.bytes);
+  const sections = all.flatMap((window) => window.weight.sections);
+  const rows = sections.reduce((sum, section) => sum + section.rows, 0);
+  return {
+    backboneBytes,
+    headBytes: plan.weights.reduce((sum, weight) => sum + weight.bytes, 0) - backboneBytes,
+    correctionBytesStored: total((window) => window.bytesStored),
+    correctionBytesRead: total((window) => window.bytesRead),
+    relativeError: sections.reduce((sum, section) => sum + section.relativeError * section.rows, 0) /
+      (rows || 1),
+  };
+}
+
+/** Predicted microseconds of a decode step, by lane. */
+export function predicted(graph: Graph): Map<string, number> {
+  const lanes = new Map<string, number>();
+  for (const { placement } of graph.nodes) {
+    const lane = placement.lane ?? "backbone";
+    lanes.set(lane, (lanes.get(lane) ?? 0) + (placement.microseconds ?? 0));
+  }
+  return lanes;
+}
+
+function range(numbers: readonly number[]): string {
+  const [least, most] = [Math.min(...numbers), Math.max(...numbers)];
+  return least === most ? `${least}` : `${least}-${most}`;
+}
+
+/** Some lines of "name value", for people. */
+export function planSummary(plan: Plan): string {
+  const { model, graph } = plan;
+  const all = windows(plan);
+  const figure = figures(plan);
+  const formats = [...new Set(all.map((window) => window.weight.format))].join(", ");
+  const heads = plan.weights.filter((weight) => windowName(weight.sections) === undefined);
+  const headFormats = [...new Set(heads.map((weight) => weight.format))].join(", ");
+  const lines: [string, string][] = [
+    ["model", `${model.name} (${model.architecture}), ${(model.parameters / 1e6).toFixed(1)} M parameters`],
+    [
+      "backbone",
+      `${formats} ${bytesText(figure.backboneBytes)}, embedding and head ${headFormats} ${
+        bytesText(figure.headBytes)
+      }`,
+    ],
+  ];
+  const forms = [...new Set(all.flatMap((window) => window.nodes.map((node) => node.op)))];
+  if (forms.length === 0) {
+    lines.push(["corrections", "none"]);
+  } else {
+    const corrected = all.filter((window) => window.nodes.length > 0);
+    const sizes = [
+      forms.includes("low_rank") ? `rank ${range(corrected.map((w) => w.rank))}` : "",
+      forms.includes("sparse_residual") ? `${range(corrected.map((w) => w.channels))} channels` : "",
+    ].filter(Boolean).join(", ");
+    const share = figure.correctionBytesRead / figure.backboneBytes;
+    lines.push(
+      ["corrections", `${forms.join(" and ")} in ${corrected.length} of ${all.length} windows, ${sizes}`],
+      [
+        "",
+        `${bytesText(figure.correctionBytesStored)} stored, ${bytesText(figure.correctionBytesRead)} ` +
+        `read per token (${percentText(share)} of the backbone)`,
+      ],
+    );
+  }
+  const lanes = [...predicted(graph)].map(([lane, us]) => `${lane} ${us.toFixed(0)} us`);
+  lines.push(["predicted", `${lanes.join(", ")} per token`], ["mode", plan.corrections.mode]);
+  return [...lines.map(([name, value]) => `${name.padEnd(12)}${value}`), wrapped(plan.corrections.cause, 12)]
+    .join(
+      "\n",
+    );
+}
+
+/** Text in lines of 80 columns, indented. */
+export function wrapped(text: string, indent: number): string {
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    const line = lines.at(-1) ?? "";
+    if (line.length + 1 + word.length > 80 - indent && line !== "") lines.push(word);
+    else lines[lines.length - 1] = line === "" ? word : `${line} ${word}`;
+  }
+  return lines.map((line) => " ".repeat(indent) + line).join("\n");
+}

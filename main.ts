@@ -1,0 +1,78 @@
+#!/usr/bin/env node
+/**
+ * The command line. Each command is a file in cli/. Errors a user can cause go to standard error without a stack
+ * trace (--debug shows it) and decide the exit code (compiler/errors.ts).
+ */
+import { Command, CommanderError } from "commander";
+import process from "node:process";
+import { benchCommand } from "./cli/bench.ts";
+import { compileCommand } from "./cli/compile.ts";
+import { evalCommand } from "./cli/eval.ts";
+import { Interrupted } from "./cli/interrupted.ts";
+import { inspectCommand } from "./cli/inspect.ts";
+import { logitsCommand } from "./cli/logits.ts";
+import { profileCommand } from "./cli/profile.ts";
+import { runCommand } from "./cli/run.ts";
+import { HcinferError } from "./compiler/errors.ts";
+import manifest from "./deno.json" with { type: "json" };
+
+const USAGE = 2;
+const INTERRUPTED = 130;
+
+function program(): Command {
+  const root = new Command("hcinfer")
+    .description(
+      "Compiles language models to a compressed backbone with corrections beside it, and runs them.",
+    )
+    .version(manifest.version)
+    .option("--debug", "print stack traces of errors")
+    .addHelpText(
+      "after",
+      `
+Examples:
+  hcinfer compile examples/models/tiny-dense -o bundles/tiny --weights q3
+  hcinfer run bundles/tiny "The compiler" --max-tokens 64 --temperature 0.8
+  hcinfer help compile
+
+Exit codes: 2 options, 3 model description, 4 checkpoint, 5 bundle, 6 environment,
+7 input, 130 interrupted, 1 anything else.`,
+    );
+  const commands = [
+    compileCommand(),
+    runCommand(),
+    inspectCommand(),
+    evalCommand(),
+    logitsCommand(),
+    profileCommand(),
+    benchCommand(),
+  ];
+  for (const command of commands) root.addCommand(command.option("--debug", "print stack traces of errors"));
+  for (const command of [root, ...commands]) {
+    command.exitOverride().configureOutput({ getOutHelpWidth: () => 80, getErrHelpWidth: () => 80 });
+  }
+  return root;
+}
+
+/** Runs one command line; returns the exit code. */
+export async function main(args: readonly string[]): Promise<number> {
+  try {
+    await program().parseAsync([...args], { from: "user" });
+    return 0;
+  } catch (error) {
+    // Commander has already written its message, or the help that was asked for.
+    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : USAGE;
+    if (error instanceof Interrupted) return INTERRUPTED;
+    const text = error instanceof Error ? error.message : String(error);
+    process.stderr.write(`error: ${text}\n`);
+    if (args.includes("--debug") && error instanceof Error) process.stderr.write(`${error.stack}\n`);
+    else if (!(error instanceof HcinferError)) process.stderr.write("(--debug shows where)\n");
+    return error instanceof HcinferError ? error.exitCode : 1;
+  }
+}
+
+// A reader that went away (`| head`) is no error.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code !== "EPIPE") throw error;
+  process.exit(0);
+});
+process.exitCode = await main(process.argv.slice(2));

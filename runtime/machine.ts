@@ -1,0 +1,140 @@
+/** Measures what the cost model (compiler/cost.ts) asks of a machine, with the kernels that steps use. */
+import { cpus, hostname, totalmem } from "node:os";
+import { performance } from "node:perf_hooks";
+import type { MachineProfile } from "../compiler/profile.ts";
+import { packedShape, type WeightFormat } from "../compiler/weights/format.ts";
+import { Engine } from "../ffi/engine.ts";
+import type { Instruction, Operand, Segment } from "../ffi/instructions.ts";
+import { allocate } from "../ffi/mapping.ts";
+import { memoryBandwidth } from "../ffi/measure.ts";
+
+/** A matrix that stays in a core's own cache, and enough tokens to hide its unpacking. */
+const ROWS = 256;
+const INPUTS = 1024;
+const TOKENS = 64;
+const MILLISECONDS = 200;
+const Q8: WeightFormat = { kind: "q8", group: 64 };
+
+/**
+ * This machine as a profile, for up to `threads` threads. Takes about a second a thread.
+ * @param onProgress measurements done, of how many, and what is measured next
+ */
+export function measureMachine(
+  threads: number,
+  onProgress?: (done: number, total: number, what: string) => void,
+): MachineProfile {
+  const total = threads + 3;
+  const readBandwidth: number[] = [];
+  for (let n = 1; n <= threads; n++) {
+    onProgress?.(n - 1, total, `memory, ${n} threads`);
+    readBandwidth.push(rounded(memoryBandwidth("read", n) / 1e9));
+  }
+  onProgress?.(threads, total, "int8 arithmetic");
+  const int8Rate = rounded(linearRate(Q8));
+  onProgress?.(threads + 1, total, "fp32 arithmetic");
+  const fp32Rate = rounded(linearRate({ kind: "bf16" }));
+  onProgress?.(threads + 2, total, "starting an instruction");
+  const instructionOverhead = rounded(barrierMicroseconds(threads));
+  onProgress?.(total, total, "");
+  return {
+    name: hostname(),
+    measured: true,
+    cpu: {
+      name: cpus()[0]?.model.trim() ?? "unknown",
+      cores: threads,
+      readBandwidth,
+      int8Rate,
+      fp32Rate,
+      instructionOverhead,
+      memory: totalmem(),
+    },
+  };
+}
+
+const NO_RESIDUAL = { residualWidth: 0, residualInputs: 0, residualOutputs: 0, rowBytes: 0 } as const;
+const FORMAT_CODES = { bf16: 0, q8: 1 } as const;
+
+/** Billions of multiply-adds per second of one thread in a prompt's linear: int8 for q8, fp32 for bf16. */
+function linearRate(format: WeightFormat): number {
+  const { bytes } = packedShape(format, ROWS, INPUTS);
+  const group = format.kind === "bf16" ? 0 : format.group;
+  const groups = group === 0 ? 0 : INPUTS / group;
+  const sizes = { x: 4 * INPUTS, codes: INPUTS, scales: 4 * groups, sums: 4 * groups, y: 4 * ROWS };
+  const place: Record<string, Operand> = {};
+  let arenaBytes = 0;
+  for (const [name, size] of Object.entries(sizes)) {
+    place[name] = { segment: "arena", offset: arenaBytes };
+    arenaBytes += Math.ceil(size * TOKENS / 64) * 64;
+  }
+  const { x, y, ...quantized } = place;
+  const linear: Instruction = {
+    op: "linear",
+    barrier: true,
+    when: "always",
+    operands: {
+      packed: { segment: "weights", offset: 0 },
+      x,
+      y,
+      ...(group === 0 ? {} : quantized),
+    },
+    integers: {
+      format: FORMAT_CODES[format.kind === "bf16" ? "bf16" : "q8"],
+      rows: ROWS,
+      inputs: INPUTS,
+      yStride: ROWS,
+      isOutput: 0,
+      group,
+      groups,
+      codeStride: group === 0 ? 0 : INPUTS,
+      ...NO_RESIDUAL,
+    },
+    reals: {},
+  };
+  return ROWS * INPUTS * TOKENS / secondsOf([linear], { weights: bytes, arena: arenaBytes }, 1, TOKENS) / 1e9;
+}
+
+/** Microseconds that an instruction costs beside its work: the smallest one, started on every thread. */
+function barrierMicroseconds(threads: number): number {
+  const count = 256;
+  const nothing: Instruction = {
+    op: "quantize",
+    barrier: true,
+    when: "always",
+    operands: { x: { segment: "arena", offset: 0 } },
+    integers: { width: 16, group: 0, groups: 0, codeStride: 0 },
+    reals: {},
+  };
+  const program = Array.from({ length: count }, () => nothing);
+  return secondsOf(program, { weights: 64, arena: 4096 }, threads, 1) / count * 1e6;
+}
+
+/** Seconds of a step of `program`, the best of as many as fit the time. */
+function secondsOf(
+  program: readonly Instruction[],
+  bytes: Partial<Record<Segment, number>>,
+  threads: number,
+  tokens: number,
+): number {
+  using weights = allocate(bytes.weights ?? 64);
+  using engine = new Engine({
+    backbone: program,
+    compensation: [],
+    memory: { weights, arena: allocate(bytes.arena ?? 64), cache: allocate(64), tables: allocate(64) },
+    events: 0,
+    backboneThreads: threads,
+    compensationThreads: 0,
+  });
+  const ids = new Int32Array(tokens);
+  let best = Infinity;
+  for (const end = performance.now() + MILLISECONDS; performance.now() < end;) {
+    const started = performance.now();
+    engine.step(ids, 0, "prefill", "none");
+    best = Math.min(best, performance.now() - started);
+  }
+  return best / 1000;
+}
+
+/** Two significant decimals: measurements are no better. */
+function rounded(value: number): number {
+  return Number(value.toPrecision(3));
+}
