@@ -180,6 +180,7 @@ struct LowRankUpArgs {  // items: tokens * chunks of 256 outputs: delta[t][o] = 
 };
 
 constexpr int32_t ATTENTION_TILE = 8;    // tokens that share one pass over keys and values
+constexpr int32_t ATTENTION_ROWS = 8;    // query rows (token, head) computed together, at most
 constexpr int32_t SILU_CHUNK = 512;      // a multiple of every group size
 constexpr int32_t LOW_RANK_DOWN = 8;     // components an item
 constexpr int32_t LOW_RANK_UP = 256;     // outputs an item
@@ -210,7 +211,9 @@ struct Kernels {
   void (*token_loss)(const float* logits, const float* reference, int64_t n, int64_t target, double* nll, double* kl);
 };
 
-// Floats of scratch that one thread needs for `attention`.
-int64_t attention_scratch_floats(int32_t heads, int32_t kv_heads, int32_t head_dim, int32_t capacity);
+// Floats of scratch that one thread needs for `attention`: queries and scores of the rows computed together.
+constexpr int64_t attention_scratch_floats(int32_t head_dim, int32_t capacity) {
+  return static_cast<int64_t>(ATTENTION_ROWS) * (head_dim + capacity + 16);
+}
 
 }  // namespace hc

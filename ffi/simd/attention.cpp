@@ -1,0 +1,272 @@
+// Heads (norm, rotation, the key-value cache) and attention over the cache.
+//
+// Attention computes a few query rows (token, head) of one key-value head at a time, so that they share the loads and
+// the conversion of keys and values. Every row's result is a fixed sequence of operations of its own: a score sums
+// over the dimensions in order, in the lane of its position; the softmax's sum runs over blocks of 16 positions, then
+// one tree; an output sums over exactly the row's positions in order, in the lane of its dimension. So the result
+// does not depend on which rows are computed together.
+#include <array>
+#include <utility>
+
+#include "kernels_variant.h"
+
+namespace hc::HC_ISA {
+namespace {
+
+constexpr int ROWS = ATTENTION_ROWS;
+
+// How many accumulators the registers hold, beside operands.
+#if HC_ISA_NUMBER >= HC_IS_avx512
+constexpr int ACCUMULATORS = 16, MOST_ROWS = 8;
+#elif HC_ISA_NUMBER == HC_IS_neon
+constexpr int ACCUMULATORS = 6, MOST_ROWS = 6;
+#elif HC_ISA_NUMBER == HC_IS_avx2
+constexpr int ACCUMULATORS = 6, MOST_ROWS = 4;
+#else
+constexpr int ACCUMULATORS = 2, MOST_ROWS = 2;
+#endif
+static_assert(MOST_ROWS <= ROWS);
+
+constexpr int clamp(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
+
+// Scores of R rows lie as [block][R][16 positions], queries as [dimension][R].
+
+// scores = scale * q k for B blocks of 16 positions from `k`, [B][head_dim][16].
+template <int R, int B>
+HC_INLINE void score_blocks(const uint16_t* k, const float* q, int head_dim, float scale, float* scores) {
+  F32x16 sums[B][R];
+#pragma GCC unroll 16
+  for (int b = 0; b < B; b++) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) sums[b][r] = zero();
+  }
+  for (int d = 0; d < head_dim; d++) {
+#pragma GCC unroll 16
+    for (int b = 0; b < B; b++) {
+      const F32x16 keys = load_f16(k + (static_cast<int64_t>(b) * head_dim + d) * LANES);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) sums[b][r] = fma(set1(q[d * R + r]), keys, sums[b][r]);
+    }
+  }
+  const F32x16 factor = set1(scale);
+#pragma GCC unroll 16
+  for (int b = 0; b < B; b++) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) store(scores + (b * R + r) * LANES, mul(sums[b][r], factor));
+  }
+}
+
+// Replaces one row's scores of `positions` positions by exp(score - max), later lanes of the last block by zeros;
+// gives their sum.
+template <int R> HC_INLINE float soften(float* scores, int positions) {
+  const int blocks = (positions + LANES - 1) / LANES;
+  float* last = scores + (blocks - 1) * R * LANES;
+  for (int lane = positions - (blocks - 1) * LANES; lane < LANES; lane++) last[lane] = -__builtin_inff();
+  F32x16 top = load(scores);
+  for (int b = 1; b < blocks; b++) top = max(top, load(scores + b * R * LANES));
+  const F32x16 highest = set1(reduce_max(top));
+  F32x16 total = zero();
+  for (int b = 0; b < blocks; b++) {
+    const F32x16 weight = exp(sub(load(scores + b * R * LANES), highest));
+    total = add(total, weight);
+    store(scores + b * R * LANES, weight);
+  }
+  return sum(total);
+}
+
+// out[r][offset..] += sum over positions [from, to) of weight * v, in order, for D vectors of dimensions; `v` at the
+// first of them. `weights` is the first of R rows, of STRIDE beside each other. Not WHOLE: D is 1 and only `lanes`
+// dimensions exist, beyond which nothing may be read.
+template <int R, int STRIDE, int D, bool WHOLE>
+HC_INLINE void add_values(const uint16_t* v, int head_dim, const float* weights, int from, int to, float* const* out,
+                          int offset, int lanes) {
+  F32x16 sums[R][D];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 16
+    for (int d = 0; d < D; d++) {
+      sums[r][d] = from == 0 ? zero() : load_n(out[r] + offset + d * LANES, WHOLE ? LANES : lanes);
+    }
+  }
+  for (int t = from; t < to; t++) {
+    const uint16_t* row = v + static_cast<int64_t>(t) * head_dim;
+    const float* weight = weights + t / LANES * (STRIDE * LANES) + t % LANES;
+    F32x16 values[D];
+#pragma GCC unroll 16
+    for (int d = 0; d < D; d++) values[d] = WHOLE ? load_f16(row + d * LANES) : load_f16_n(row, lanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const F32x16 w = set1(weight[r * LANES]);
+#pragma GCC unroll 16
+      for (int d = 0; d < D; d++) sums[r][d] = fma(w, values[d], sums[r][d]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 16
+    for (int d = 0; d < D; d++) store_n(out[r] + offset + d * LANES, WHOLE ? LANES : lanes, sums[r][d]);
+  }
+}
+
+template <int R, int STRIDE>
+HC_INLINE void add_all_values(const uint16_t* v, int head_dim, const float* weights, int from, int to,
+                              float* const* out) {
+  constexpr int D = clamp(ACCUMULATORS / R, 1, 8);
+  int d = 0;
+  for (; d + D * LANES <= head_dim; d += D * LANES) {
+    add_values<R, STRIDE, D, true>(v + d, head_dim, weights, from, to, out, d, LANES);
+  }
+  for (; d + LANES <= head_dim; d += LANES) {
+    add_values<R, STRIDE, 1, true>(v + d, head_dim, weights, from, to, out, d, LANES);
+  }
+  if (d < head_dim) add_values<R, STRIDE, 1, false>(v + d, head_dim, weights, from, to, out, d, head_dim - d);
+}
+
+// Query rows that are computed together: R pairs of a token (ascending) and a head of the same key-value head.
+struct Rows {
+  const float* q[ROWS];
+  float* out[ROWS];
+  int positions[ROWS];  // each row sees [0, positions)
+};
+
+template <int R>
+void attend(const Rows& rows, const uint16_t* k, const uint16_t* v, int head_dim, float scale, float* scratch) {
+  float* q = scratch;
+  for (int d = 0; d < head_dim; d++) {
+    for (int r = 0; r < R; r++) q[d * R + r] = rows.q[r][d];
+  }
+  float* scores = scratch + (ROWS * head_dim + LANES - 1) / LANES * LANES;
+  const int blocks = (rows.positions[R - 1] + LANES - 1) / LANES;
+  constexpr int B = clamp(ACCUMULATORS / R, 1, 4);
+  int b = 0;
+  for (; b + B <= blocks; b += B) {
+    score_blocks<R, B>(k + static_cast<int64_t>(b) * head_dim * LANES, q, head_dim, scale, scores + b * R * LANES);
+  }
+  for (; b < blocks; b++) {
+    score_blocks<R, 1>(k + static_cast<int64_t>(b) * head_dim * LANES, q, head_dim, scale, scores + b * R * LANES);
+  }
+  float sums[R];
+  for (int r = 0; r < R; r++) sums[r] = soften<R>(scores + r * LANES, rows.positions[r]);
+  const int shared = rows.positions[0];
+  add_all_values<R, R>(v, head_dim, scores, 0, shared, rows.out);
+  for (int r = 0; r < R; r++) {
+    if (rows.positions[r] > shared) {
+      add_all_values<1, R>(v, head_dim, scores + r * LANES, shared, rows.positions[r], rows.out + r);
+    }
+    for (int d = 0; d < head_dim; d += LANES) {
+      const int lanes = head_dim - d < LANES ? head_dim - d : LANES;
+      store_n(rows.out[r] + d, lanes, div(load_n(rows.out[r] + d, lanes), set1(sums[r])));
+    }
+  }
+}
+
+using Attend = void (*)(const Rows&, const uint16_t*, const uint16_t*, int, float, float*);
+template <int... R> constexpr auto every_attend(std::integer_sequence<int, R...>) {
+  return std::array<Attend, sizeof...(R)>{attend<R + 1>...};
+}
+constexpr auto ATTEND = every_attend(std::make_integer_sequence<int, MOST_ROWS>());
+
+// One head of a token: read(i, lanes), normalised and rotated if asked, to write(i, lanes, value).
+template <class Read, class Write>
+HC_INLINE void prepare_head(const HeadsArgs& args, int64_t position, const float* weight, Read read, Write write) {
+  const int head_dim = args.head_dim, half = head_dim / 2;
+  float inverse = 1.0f;
+  if (weight) {
+    F32x16 squares = zero();
+    for (int i = 0; i < head_dim; i += LANES) {
+      const F32x16 value = read(i, head_dim - i < LANES ? head_dim - i : LANES);
+      squares = fma(value, value, squares);
+    }
+    inverse = 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(head_dim) + args.epsilon);
+  }
+  auto normalised = [&](int i, int lanes) {
+    const F32x16 value = read(i, lanes);
+    return weight ? mul(load_n(weight + i, lanes), mul(value, set1(inverse))) : value;
+  };
+  if (!args.cosines) {
+    for (int i = 0; i < head_dim; i += LANES) {
+      const int lanes = head_dim - i < LANES ? head_dim - i : LANES;
+      write(i, lanes, normalised(i, lanes));
+    }
+    return;
+  }
+  for (int i = 0; i < half; i += LANES) {
+    const int lanes = half - i < LANES ? half - i : LANES;
+    const F32x16 cosine = load_n(args.cosines + position * half + i, lanes);
+    const F32x16 sine = load_n(args.sines + position * half + i, lanes);
+    const F32x16 a = normalised(i, lanes), b = normalised(i + half, lanes);
+    write(i, lanes, fma(a, cosine, neg(mul(b, sine))));
+    write(i + half, lanes, fma(b, cosine, mul(a, sine)));
+  }
+}
+
+}  // namespace
+
+void heads(const HeadsArgs& args, int64_t begin, int64_t end) {
+  const int head_dim = args.head_dim, per_token = args.heads + 2 * args.kv_heads;
+  for (int64_t item = begin; item < end; item++) {
+    const int64_t token = item / per_token, position = args.position + token;
+    int head = static_cast<int>(item % per_token);
+    auto reader = [&](const Merged& merged) {
+      const int64_t at = token * merged.stride + static_cast<int64_t>(head) * head_dim;
+      const float* base = merged.base + at;
+      const float* first = merged.delta[0] ? merged.delta[0] : merged.delta[1];
+      const float* second = merged.delta[0] ? merged.delta[1] : nullptr;
+      if (first) first += at;
+      if (second) second += at;
+      return [=](int i, int lanes) {
+        const F32x16 value = load_n(base + i, lanes);
+        if (!first) return value;
+        const F32x16 delta = load_n(first + i, lanes);
+        return add(value, second ? add(delta, load_n(second + i, lanes)) : delta);
+      };
+    };
+    if (head < args.heads) {
+      float* out = args.q_out + (token * args.heads + head) * head_dim;
+      prepare_head(args, position, args.q_norm, reader(args.q),
+                   [&](int i, int lanes, F32x16 value) { store_n(out + i, lanes, value); });
+      continue;
+    }
+    head -= args.heads;
+    const int64_t slot = args.cache.capacity;
+    if (head < args.kv_heads) {
+      uint16_t* out = args.cache.k + (head * slot + position / LANES * LANES) * head_dim + position % LANES;
+      prepare_head(args, position, args.k_norm, reader(args.k), [&](int i, int lanes, F32x16 value) {
+        uint16_t halves[LANES];
+        store_f16(halves, value);
+        for (int d = 0; d < lanes; d++) out[static_cast<int64_t>(i + d) * LANES] = halves[d];
+      });
+      continue;
+    }
+    head -= args.kv_heads;
+    uint16_t* out = args.cache.v + (head * slot + position) * head_dim;
+    const auto read = reader(args.v);
+    for (int i = 0; i < head_dim; i += LANES) {
+      const int lanes = head_dim - i < LANES ? head_dim - i : LANES;
+      store_f16_n(out + i, lanes, read(i, lanes));
+    }
+  }
+}
+
+void attention(const AttentionArgs& args, int64_t begin, int64_t end) {
+  const int head_dim = args.head_dim, group = args.heads / args.kv_heads;
+  for (int64_t item = begin; item < end; item++) {
+    const int64_t kv_head = item % args.kv_heads;
+    const int first = static_cast<int>(item / args.kv_heads) * ATTENTION_TILE;
+    const int tokens = args.tokens - first < ATTENTION_TILE ? args.tokens - first : ATTENTION_TILE;
+    const int64_t offset = kv_head * args.cache.capacity * head_dim;
+    for (int start = 0, count = tokens * group; start < count; start += MOST_ROWS) {
+      const int n = count - start < MOST_ROWS ? count - start : MOST_ROWS;
+      Rows rows;
+      for (int r = 0; r < n; r++) {
+        const int token = first + (start + r) / group;
+        const int64_t head = kv_head * group + (start + r) % group;
+        const int64_t at = (static_cast<int64_t>(token) * args.heads + head) * head_dim;
+        rows.q[r] = args.q + at, rows.out[r] = args.out + at, rows.positions[r] = args.position + token + 1;
+      }
+      ATTEND[static_cast<size_t>(n - 1)](rows, args.cache.k + offset, args.cache.v + offset, head_dim, args.scale, args.scratch);
+    }
+  }
+}
+
+}  // namespace hc::HC_ISA
