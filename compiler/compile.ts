@@ -52,8 +52,9 @@ export interface CompileOptions {
   readonly residualWidth: ResidualWidth;
   readonly factorDType: FactorDType;
   readonly maxRank: number;
+  /** Threads that compile. The bundle is the same for any number. */
   readonly threads: number;
-  /** The machine that times are predicted for. */
+  /** The machine that times are predicted for, with all its cores. */
   readonly profile: MachineProfile;
   /** Weights done, of how many, and what is next. */
   readonly onProgress?: (done: number, total: number, what: string) => void;
@@ -73,6 +74,9 @@ export const COMPILE_DEFAULTS = {
   maxRank: 64,
 } as const satisfies Partial<CompileOptions>;
 
+/** What the plan depends on. */
+type PlanOptions = Omit<CompileOptions, "threads">;
+
 export interface CompileReport {
   readonly plan: Plan;
   readonly graphText: string;
@@ -86,7 +90,7 @@ export interface CompileReport {
  * "usage" for options that contradict each other, "environment" for a full disk or a missing native library. When it
  * throws, what was at `output` before is still there.
  */
-export async function compileModel(options: CompileOptions): Promise<CompileReport> {
+export async function compileModel({ threads, ...options }: CompileOptions): Promise<CompileReport> {
   const start = performance.now();
   using checkpoint = openCheckpoint(options.model);
   const file = architectureFile(checkpoint.config.model_type);
@@ -105,7 +109,7 @@ export async function compileModel(options: CompileOptions): Promise<CompileRepo
   const needs = inventory(graph);
   const forms = storedForms(options);
   using writer = new BundleWriter(options.output, tensorSpecs(needs, forms));
-  const packed = packAll(needs, checkpoint, writer, { ...options, forms });
+  const packed = packAll(needs, checkpoint, writer, { ...options, forms, threads });
 
   graph = print(budget(graph, { ...options, statistics: packed.statistics }));
   graph = print(compensate(graph, options));
@@ -122,7 +126,7 @@ export async function compileModel(options: CompileOptions): Promise<CompileRepo
     lanes: scheduled.lanes,
     memory: layout(graph),
     corrections: scheduled.corrections,
-    provenance: provenance(options, checkpoint, source),
+    provenance: provenance(options, checkpoint, source, threads),
   };
   const graphText = printGraph(graph);
   writer.finish({
@@ -130,13 +134,13 @@ export async function compileModel(options: CompileOptions): Promise<CompileRepo
     graphText,
     report: measurements(plan, packed.statistics),
     copies: checkpoint.tokenizerFiles,
-    checksum: (path) => fileChecksum(path, options.threads),
+    checksum: (path) => fileChecksum(path, threads),
   });
   return { plan, graphText, seconds: (performance.now() - start) / 1000, bytes: writer.bytes };
 }
 
 /** Only what is asked for is stored. */
-function storedForms({ correct, residualWidth, factorDType, maxRank }: CompileOptions): StoredForms {
+function storedForms({ correct, residualWidth, factorDType, maxRank }: PlanOptions): StoredForms {
   return {
     residual: correct === "sparse" || correct === "both" ? { width: residualWidth } : null,
     factors: correct === "low_rank" || correct === "both" ? { dtype: factorDType, maxRank } : null,
@@ -163,9 +167,10 @@ function modelInfo(checkpoint: Checkpoint, graph: Graph, parameters: number): Mo
 
 /** Where a bundle comes from: files by name and content, never by their place on a machine. */
 function provenance(
-  options: CompileOptions,
+  options: PlanOptions,
   checkpoint: Checkpoint,
   description: string,
+  threads: number,
 ): Plan["provenance"] {
   const { weights, group, head, correct, budget, residualWidth, factorDType, maxRank, profile } = options;
   return {
@@ -173,7 +178,7 @@ function provenance(
     model: checkpoint.name,
     description: sha256(new TextEncoder().encode(description)),
     files: Object.fromEntries(
-      checkpoint.weightFiles.map((file) => [basename(file), fileChecksum(file, options.threads)]),
+      checkpoint.weightFiles.map((file) => [basename(file), fileChecksum(file, threads)]),
     ),
     options: { weights, group, head, correct, budget, residualWidth, factorDType, maxRank },
     profile,

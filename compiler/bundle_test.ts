@@ -1,0 +1,283 @@
+import assert from "node:assert/strict";
+import {
+  appendFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { unzipSync, zipSync } from "fflate";
+import { openBundle, PLAN_FILE, readPlan, sha256, WEIGHTS_FILE } from "./bundle.ts";
+import { explain } from "./bundle_writer.ts";
+import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "./compile.ts";
+import { type ErrorKind, HcinferError } from "./errors.ts";
+import { genericProfile } from "./profile.ts";
+import { writeTinyModel } from "./weights/tiny_model.ts";
+
+/** A folder for one test, removed after it. */
+class Workplace implements Disposable {
+  readonly path = mkdtempSync(join(tmpdir(), "hcinfer-bundle-"));
+  readonly model = join(this.path, "model");
+  readonly bundle = join(this.path, "bundle");
+
+  constructor() {
+    writeTinyModel(this.model);
+    writeFileSync(join(this.model, "tokenizer.json"), "{}");
+  }
+
+  compile(output = this.bundle, changes: Partial<CompileOptions> = {}) {
+    const options = { ...COMPILE_DEFAULTS, correct: "both", maxRank: 4, threads: 2 } as const;
+    return compileModel({ ...options, profile: genericProfile(2), model: this.model, output, ...changes });
+  }
+
+  entries(): string[] {
+    return readdirSync(this.path).sort();
+  }
+
+  [Symbol.dispose](): void {
+    rmSync(this.path, { recursive: true, force: true });
+  }
+}
+
+async function refused(work: () => unknown, kind: ErrorKind, pattern: RegExp): Promise<void> {
+  await assert.rejects(async () => await work(), (error) => {
+    assert.ok(error instanceof HcinferError && error.kind === kind, String(error));
+    assert.match(error.message, pattern);
+    return true;
+  });
+}
+
+Deno.test("a bundle opens as it was compiled, with every tensor aligned", async () => {
+  using work = new Workplace();
+  const { plan, graphText, bytes } = await work.compile();
+  assert.deepEqual(readdirSync(work.bundle).sort(), [PLAN_FILE, "run.ts", "tokenizer.json", WEIGHTS_FILE]);
+  using bundle = openBundle(work.bundle);
+  assert.deepEqual(bundle.plan, JSON.parse(JSON.stringify(plan)));
+  assert.equal(bundle.graphText, graphText);
+  assert.equal(readFileSync(join(work.bundle, WEIGHTS_FILE)).length, bytes);
+  for (const weight of plan.weights) {
+    const { bytes } = bundle.tensor(weight.tensor);
+    assert.equal(bytes.length, weight.bytes);
+    assert.equal(bytes.byteOffset % 64, 0);
+  }
+  assert.throws(() => bundle.tensor("nothing"), HcinferError);
+});
+
+Deno.test("the same model gives the same files, for every number of threads", async () => {
+  using work = new Workplace();
+  await work.compile();
+  const other = join(work.path, "other");
+  await work.compile(other, { threads: 5 });
+  for (const name of readdirSync(work.bundle)) {
+    assert.equal(
+      sha256(readFileSync(join(work.bundle, name))),
+      sha256(readFileSync(join(other, name))),
+      name,
+    );
+  }
+});
+
+Deno.test("a bundle that was cut off, edited or lost a file is refused with the reason", async () => {
+  using work = new Workplace();
+  await work.compile();
+  const damaged = join(work.path, "damaged");
+  const damage = async (change: (folder: string) => void, pattern: RegExp) => {
+    rmSync(damaged, { recursive: true, force: true });
+    cpSync(work.bundle, damaged, { recursive: true });
+    change(damaged);
+    await refused(() => openBundle(damaged), "bundle", pattern);
+  };
+  const flip = (file: string, at: number) => {
+    const bytes = readFileSync(file);
+    bytes[at] = (bytes[at] ?? 0) ^ 1;
+    writeFileSync(file, bytes);
+  };
+  const weights = (folder: string) => join(folder, WEIGHTS_FILE);
+  await damage(
+    (f) => truncateSync(weights(f), 1000),
+    /weights\.safetensors has 1000 bytes, \d+ were written/,
+  );
+  await damage((f) => appendFileSync(weights(f), "x"), /were written/);
+  await damage((f) => flip(weights(f), readFileSync(weights(f)).length - 100), /was changed/);
+  await damage((f) => rmSync(weights(f)), /weights\.safetensors is missing/);
+  await damage((f) => rmSync(join(f, "tokenizer.json")), /tokenizer\.json is missing/);
+  await damage((f) => writeFileSync(join(f, "tokenizer.json"), "{ }"), /tokenizer\.json was changed/);
+  await damage((f) => rmSync(join(f, PLAN_FILE)), /not a bundle/);
+  const size = readFileSync(join(work.bundle, PLAN_FILE)).length;
+  await damage((f) => truncateSync(join(f, PLAN_FILE), size - 30), /damaged or cut off/);
+  await damage((f) => truncateSync(join(f, PLAN_FILE), 0), /damaged or cut off/);
+  for (const part of [0.2, 0.5, 0.8]) {
+    await damage((f) => flip(join(f, PLAN_FILE), Math.floor(size * part)), /cannot be used/);
+  }
+  await refused(() => openBundle(work.model), "bundle", /it is a model: compile it first/);
+  await refused(() => openBundle(join(work.path, "nothing")), "bundle", /no such folder/);
+});
+
+interface Parts {
+  manifest: { version: number; files: Record<string, string> };
+  plan: Record<string, never>;
+}
+
+/** Copies a bundle with its plan and manifest changed and the checksums made right again. */
+function forge(bundle: string, forged: string, change: (parts: Parts) => void): void {
+  cpSync(bundle, forged, { recursive: true });
+  const zip = unzipSync(readFileSync(join(bundle, PLAN_FILE)));
+  const decode = (name: string) => JSON.parse(new TextDecoder().decode(zip[name]));
+  const encode = (value: unknown) => new TextEncoder().encode(JSON.stringify(value));
+  const parts: Parts = { manifest: decode("manifest.json"), plan: decode("plan.json") };
+  change(parts);
+  const plan = encode(parts.plan);
+  parts.manifest.files["plan.json"] = sha256(plan);
+  const changed = { ...zip, "plan.json": plan, "manifest.json": encode(parts.manifest) };
+  writeFileSync(join(forged, PLAN_FILE), zipSync(changed));
+}
+
+/** Sets the value at a dotted path of the plan. */
+function set(path: string, value: unknown): (parts: Parts) => void {
+  return ({ plan }) => {
+    const keys = path.split(".");
+    let at: Record<string, unknown> = plan;
+    for (const key of keys.slice(0, -1)) at = at[key] as Record<string, unknown>;
+    at[keys.at(-1) ?? ""] = value;
+  };
+}
+
+Deno.test("other versions, and plans that say what the weights do not hold, are refused", async () => {
+  using work = new Workplace();
+  const forged = join(work.path, "forged");
+  await work.compile();
+  const lie = async (change: (parts: Parts) => void, pattern: RegExp) => {
+    forge(work.bundle, forged, change);
+    await refused(() => openBundle(forged), "bundle", pattern);
+  };
+  const { plan: { graph } } = readPlan(work.bundle);
+  const linear = graph.nodes.findIndex((n) => n.op === "linear");
+  const sparse = graph.nodes.findIndex((n) => n.op === "sparse_residual");
+  await lie(({ manifest }) => manifest.version = 99, /it is of version 99, and this hcinfer reads version 1/);
+  await lie(({ manifest }) => delete manifest.files["graph.py"], /no checksum of graph\.py/);
+  await lie(({ manifest }) => manifest.files["../x"] = "0".repeat(64), /which is no file of it/);
+  await lie(set("weights.1.bytes", 64), /is not the graph's/);
+  await lie(
+    set("weights.1.tensor", "model.norm.weight"),
+    /model\.norm\.weight is F32 \[48\], the plan expects U8/,
+  );
+  await lie(set("weights.1.format", "q4g32"), /is not the graph's/);
+  await lie(
+    set(`graph.nodes.${linear}.params.weights.0.outputs`, 1 << 20),
+    /is not sound|is not the graph's/,
+  );
+  await lie(set(`graph.nodes.${sparse}.params.width`, 8), /correction of window/);
+  await lie(set(`graph.nodes.${sparse}.params.channels`, 1000), /is not sound/);
+  await lie(set("windows.0.outputs", 1 << 20), /residual\.codes is/);
+  await lie(set("windows.0.residual.width", 5), /correction of window/);
+  await lie(set("memory.bytesPerToken", 64), /outside the arena/);
+  await lie(set("graph.nodes", [{}]), /is not sound/);
+  await lie(set("model.heads", -1), /its plan does not fit/);
+
+  await work.compile(work.bundle, { correct: "low_rank", budget: { kind: "rank", rank: 2 } });
+  const low = readPlan(work.bundle).plan.graph.nodes.findIndex((n) => n.op === "low_rank");
+  await lie(set(`graph.nodes.${low}.params.rank`, 5), /correction of window/);
+  await lie(set(`graph.nodes.${low}.params.dtype`, "bf16"), /correction of window/);
+  await lie(set("windows.0.factors.maxRank", 64), /factors\.a is I8 \[4,64\], the plan expects I8 \[64,64\]/);
+});
+
+Deno.test("only a bundle is replaced; left-overs of killed processes are removed", async () => {
+  using work = new Workplace();
+  await refused(() => work.compile(work.model), "usage", /exists and is not a bundle; nothing was touched/);
+  await refused(() => work.compile(join(work.model, "config.json")), "usage", /is not a folder/);
+  assert.ok(existsSync(join(work.model, "model.safetensors")));
+  mkdirSync(join(work.path, "bundle.partial-999999999"));
+  mkdirSync(join(work.path, "bundle.partial-notes"));
+  await work.compile();
+  assert.deepEqual(work.entries(), ["bundle", "bundle.partial-notes", "model"]);
+  writeFileSync(join(work.bundle, "note.txt"), "mine");
+  await work.compile();
+  assert.deepEqual(work.entries(), ["bundle", "bundle.partial-notes", "model"]);
+  assert.ok(!existsSync(join(work.bundle, "note.txt")));
+  openBundle(work.bundle).close();
+});
+
+Deno.test("a failed compile leaves what was there, and nothing else", async () => {
+  using work = new Workplace();
+  await work.compile();
+  const before = sha256(readFileSync(join(work.bundle, PLAN_FILE)));
+  writeTinyModel(work.model, {
+    edit: (name, values) => {
+      if (name === "model.layers.1.mlp.up_proj.weight") values[1234] = NaN;
+    },
+  });
+  await refused(
+    () => work.compile(),
+    "checkpoint",
+    /model\.layers\.1\.mlp\.up_proj\.weight .*row 25, input 34/,
+  );
+  assert.deepEqual(work.entries(), ["bundle", "model"]);
+  assert.equal(sha256(readFileSync(join(work.bundle, PLAN_FILE))), before);
+});
+
+Deno.test("a killed compile leaves no bundle that loads, and the next one cleans up", async () => {
+  using work = new Workplace();
+  writeTinyModel(work.model, { layers: 8 });
+  // The child stops half way, after it has said so; then it is killed.
+  const script = join(work.path, "child.ts");
+  const url = (name: string) => JSON.stringify(new URL(name, import.meta.url).href);
+  writeFileSync(
+    script,
+    `import { COMPILE_DEFAULTS, compileModel } from ${url("./compile.ts")};
+     import { genericProfile } from ${url("./profile.ts")};
+     await compileModel({
+       ...COMPILE_DEFAULTS, profile: genericProfile(2), threads: 1,
+       model: ${JSON.stringify(work.model)}, output: ${JSON.stringify(work.bundle)},
+       onProgress: (done, total) => {
+         if (done * 2 < total) return;
+         console.log("half");
+         Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 60_000);
+       },
+     });`,
+  );
+  const config = new URL("../deno.json", import.meta.url).pathname;
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", "--no-check", "--config", config, script],
+    stdout: "piped",
+  }).spawn();
+  const reader = child.stdout.getReader();
+  const { value } = await reader.read();
+  assert.equal(new TextDecoder().decode(value).trim(), "half");
+  child.kill("SIGKILL");
+  await child.status;
+  await reader.cancel();
+  const partial = `bundle.partial-${child.pid}`;
+  assert.ok(work.entries().includes(partial) && !existsSync(work.bundle));
+  await refused(() => openBundle(work.bundle), "bundle", /not a bundle/);
+  await refused(() => openBundle(join(work.path, partial)), "bundle", /not a bundle/);
+  await work.compile();
+  assert.ok(!work.entries().includes(partial));
+  openBundle(work.bundle).close();
+});
+
+Deno.test("a replacement that was cut off between its two renames is undone", async () => {
+  using work = new Workplace();
+  await work.compile();
+  cpSync(work.bundle, join(work.path, "bundle.old-999999999"), { recursive: true });
+  rmSync(work.bundle, { recursive: true });
+  rmSync(join(work.model, "model.safetensors"));
+  await refused(() => work.compile(), "checkpoint", /no model\.safetensors/);
+  writeTinyModel(work.model, { edit: (_, values) => values.fill(Infinity) });
+  await refused(() => work.compile(), "checkpoint", /cannot be compiled/);
+  openBundle(work.bundle).close();
+});
+
+Deno.test("a full disk is an error that says so", () => {
+  const full = explain(Object.assign(new Error("write"), { code: "ENOSPC" }), "/data/bundle");
+  assert.ok(full instanceof HcinferError && full.kind === "environment");
+  assert.match(full.message, /no space left on the disk of \/data/);
+  const other = new Error("other");
+  assert.equal(explain(other, "/data/bundle"), other);
+});
