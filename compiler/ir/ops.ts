@@ -1,8 +1,8 @@
 /**
- * The op table: every operation of the graph with its parameters, shape rule and cost. It is total by type:
- * a new op does not compile until each table over `Op` has a row for it. To add an op, add it here, then follow
- * the type checker: the text form (text.ts), the cost (../cost.ts), the reference executor and the instruction
- * lowering of the cpu executor.
+ * The op table: every operation of the graph with its parameters. Tables over `Op` are total by type: a new op does not
+ * compile until each has a row for it. To add an op, add it here, then follow the type checker: its number of inputs
+ * (below), its shape rule (infer.ts), its text (syntax.ts), its cost (../cost.ts), the reference executor and the
+ * instruction lowering of the cpu executor.
  */
 import type { WeightFormat } from "../weights/format.ts";
 import type { FactorDType, ResidualWidth } from "../weights/correction.ts";

@@ -18,6 +18,8 @@ export function laplaceShare(fraction: number): number {
 
 /** Points of a sampled curve; between them it is linear, so it stays concave. */
 const CURVE_POINTS = 96;
+/** Scales within 9 % of each other count as equal. */
+const BUCKETS_PER_OCTAVE = 8;
 
 /**
  * Captured share as a function of the number of channels chosen by |x_j| * norm_j. With norms that differ the
@@ -33,30 +35,34 @@ export function channelCurve(
   norms?: Float32Array,
   inputRms?: Float32Array,
 ): (channels: number) => number {
-  const scale = new Float64Array(inputs);
+  // Channels of nearly equal scale are taken together: number of channels and their energy, by the logarithm of the scale.
+  const buckets = new Map<number, { count: number; energy: number }>();
   let energy = 0;
+  let largest = 0;
   for (let j = 0; j < inputs; j++) {
-    const s = (norms?.[j] ?? 1) * (inputRms?.[j] ?? 1);
-    scale[j] = s;
-    energy += s * s;
+    const scale = (norms?.[j] ?? 1) * (inputRms?.[j] ?? 1);
+    if (scale === 0) continue;
+    const key = Math.round(BUCKETS_PER_OCTAVE * Math.log2(scale));
+    const bucket = buckets.get(key) ?? { count: 0, energy: 0 };
+    buckets.set(key, { count: bucket.count + 1, energy: bucket.energy + scale * scale });
+    energy += scale * scale;
+    largest = Math.max(largest, scale);
   }
   if ((norms === undefined && inputRms === undefined) || !(energy > 0)) {
     return (channels) => laplaceShare(channels / inputs);
   }
   const counts = [0];
   const shares = [0];
-  const largest = scale.reduce((a, b) => Math.max(a, b), 0);
   for (let point = 0; point < CURVE_POINTS - 1; point++) {
     // From a threshold that hardly anything passes down to one that nearly everything passes, denser at its end.
     const tau = largest * 16 * (1 - point / (CURVE_POINTS - 1)) ** 3;
     let count = 0;
     let share = 0;
-    for (const s of scale) {
-      if (s === 0) continue;
-      const a = tau / s;
+    for (const bucket of buckets.values()) {
+      const a = tau / Math.sqrt(bucket.energy / bucket.count);
       const probability = Math.exp(-a);
-      count += probability;
-      share += s * s * probability * (1 + a + a * a / 2);
+      count += bucket.count * probability;
+      share += bucket.energy * probability * (1 + a + a * a / 2);
     }
     counts.push(count);
     shares.push(share / energy);
