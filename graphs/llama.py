@@ -9,8 +9,9 @@ both [T], and returns logits [T, vocabulary].
 def rope_theta(config):
     """The base of the rotary frequencies. Newer checkpoints keep it in rope_parameters."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
-    kind = getattr(rope, "rope_type", None) or getattr(rope, "type", "default")
-    assert kind == "default", 'scaled rotary embeddings are not supported; accepted: null or type "default"'
+    assert getattr(rope, "rope_type", getattr(rope, "type", "default")) == "default", (
+        'scaled rotary embeddings are not supported; accepted: rope_scaling null or of type "default"'
+    )
     return getattr(rope, "rope_theta", None) or getattr(config, "rope_theta", 10000.0)
 
 

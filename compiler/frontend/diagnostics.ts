@@ -95,7 +95,7 @@ export function nearNames(name: string, known: Iterable<string>): string[] {
   const limit = Math.max(1, Math.floor(Math.min(name.length, 32) / 3));
   const near: { readonly candidate: string; readonly distance: number }[] = [];
   for (const candidate of new Set(known)) {
-    // A name inside the other is near too: `num_layers` and `num_hidden_layers` share their words.
+    // A name inside the other is near too: `num_layers` in `num_hidden_layers`, `vocab` in `vocab_size`.
     const distance = Math.min(
       editDistance(name, candidate, limit),
       sharesWords(name, candidate) ? limit : Infinity,
@@ -113,12 +113,12 @@ export function didYouMean(name: string, known: Iterable<string>): string {
   return `; did you mean ${near.map((n) => JSON.stringify(n)).join(" or ")}?`;
 }
 
-/** Every word of one snake_case name is in the other, and they have at least two words in common. */
+/** Every word of one snake_case name is in the other, and what they share is more than one short word. */
 function sharesWords(a: string, b: string): boolean {
   const one = new Set(a.toLowerCase().split("_").filter((w) => w.length > 0));
   const other = new Set(b.toLowerCase().split("_").filter((w) => w.length > 0));
-  const common = [...one].filter((w) => other.has(w)).length;
-  return common >= 2 && common === Math.min(one.size, other.size);
+  const common = [...one].filter((w) => other.has(w));
+  return common.join("").length >= 5 && common.length === Math.min(one.size, other.size);
 }
 
 /** Levenshtein distance with swaps of neighbours as one edit; Infinity when it is certainly above `limit`. */

@@ -5,9 +5,10 @@
  * An error is reported once and its value becomes `UNKNOWN`, which spreads in silence, so that one run reports every
  * independent error. The work is bounded: steps, depth and nodes have limits that no model comes near.
  */
+import { readAttribute, readItem, readMethod } from "./attributes.ts";
 import { BUILTINS } from "./builtins.ts";
 import { type Argument, Arguments, bind, type CallSite, type Context, type Signature } from "./calls.ts";
-import { didYouMean, type Span } from "./diagnostics.ts";
+import type { Span } from "./diagnostics.ts";
 import { layerRule } from "./layers.ts";
 import { binary, compare } from "./operators.ts";
 import type {
@@ -25,9 +26,7 @@ import {
   describe,
   isModule,
   isObject,
-  isRecord,
   isSequence,
-  isTensor,
   isUnknown,
   type Layer,
   LAYERS,
@@ -248,9 +247,14 @@ export class Interpreter {
       case "tuple":
         return { kind: expression.kind, items: expression.items.map((item) => this.#evaluate(item, scope)) };
       case "attribute":
-        return this.#attribute(expression, scope);
+        return readAttribute(this.#evaluate(expression.object, scope), expression, this.tracing);
       case "subscript":
-        return this.#subscript(expression, scope);
+        return readItem(
+          this.#evaluate(expression.object, scope),
+          this.#evaluate(expression.index, scope),
+          expression,
+          this.tracing,
+        );
       case "call":
         return this.#call(expression, scope);
       case "comprehension":
@@ -312,59 +316,6 @@ export class Interpreter {
     return { kind: "list", items: made };
   }
 
-  #attribute({ object, name, nameSpan, span }: ExpressionOf<"attribute">, scope: Scope): Value {
-    const value = this.#evaluate(object, scope);
-    if (isUnknown(value)) return UNKNOWN;
-    const found = this.tracing.field(value, name);
-    if (found !== undefined) return found;
-    if (isRecord(value)) {
-      const near = didYouMean(name, Object.keys(value.fields));
-      const note = `where a field may be missing: getattr(config, "${name}", default)`;
-      return this.tracing.fail(nameSpan, `${value.label} has no field "${name}"${near}`, note);
-    }
-    if (isModule(value)) return this.#method(value, name, nameSpan);
-    const shape = isTensor(value) ? "; its operations are functions, as rope(x, ...)" : "";
-    return this.tracing.fail(span, `${describe(value)} has no attribute ${name}${shape}`);
-  }
-
-  #method(module: ModuleInstance, name: string, span: Span): Value {
-    if (typeof module.type === "string") {
-      const methods = layerRule(module.type).methods;
-      if (methods.has(name)) return { kind: "layer_method", self: module, name };
-      const near = didYouMean(name, [...methods.keys(), ...module.attributes.keys()]);
-      return this.tracing.fail(span, `${module.type} has no attribute ${name}${near}`);
-    }
-    const definition = module.type.methods.get(name);
-    if (definition) return { kind: "function", definition, self: module };
-    if (module.incomplete) return UNKNOWN;
-    const near = didYouMean(name, [...module.attributes.keys(), ...module.type.methods.keys()]);
-    return this.tracing.fail(
-      span,
-      `${module.type.name} has no attribute ${name}${near}`,
-      "attributes are set in __init__",
-    );
-  }
-
-  #subscript({ object, index, span }: ExpressionOf<"subscript">, scope: Scope): Value {
-    const value = this.#evaluate(object, scope);
-    const at = this.#evaluate(index, scope);
-    if (isUnknown(value) || isUnknown(at)) return UNKNOWN;
-    if (isRecord(value) && typeof at === "string") {
-      const found = this.tracing.field(value, at);
-      const near = didYouMean(at, Object.keys(value.fields));
-      return found ?? this.tracing.fail(index.span, `${value.label} has no field ${text(at)}${near}`);
-    }
-    if (isSequence(value) && typeof at === "number") {
-      const item = Number.isInteger(at) ? value.items.at(at) : undefined;
-      return item === undefined ? this.tracing.fail(index.span, `no item ${at} in ${describe(value)}`) : item;
-    }
-    return this.tracing.fail(
-      span,
-      `cannot take ${describe(at)} of ${describe(value)}`,
-      "accepted: an index of a list",
-    );
-  }
-
   // Calls.
 
   #call(expression: ExpressionOf<"call">, scope: Scope): Value {
@@ -381,7 +332,7 @@ export class Interpreter {
     };
     if (isUnknown(callee)) return UNKNOWN;
     if (isModule(callee)) {
-      const forward = this.#method(callee, "forward", expression.callee.span);
+      const forward = readMethod(callee, "forward", expression.callee.span, this.tracing);
       return isObject(forward) && isCallable(forward) ? this.#invoke(forward, site) : UNKNOWN;
     }
     if (isObject(callee) && isCallable(callee)) return this.#invoke(callee, site);

@@ -1,7 +1,7 @@
 /**
  * Logical lines of Python source (a statement or the header of a block, over as many physical lines as its brackets
  * span) and the mistakes that can be seen without a grammar: brackets, strings, indentation, a header's colon.
- * Used only for source that does not parse: the parser's own error nodes are coarse, and one hides the next.
+ * The parser is lenient about blocks, and its error nodes are coarse: one hides the next.
  */
 import type { Span } from "./diagnostics.ts";
 
@@ -185,11 +185,9 @@ function indentation(lines: readonly LogicalLine[]): Mistake[] {
       at("this line is indented, but no block starts before it");
       levels.push(line.indent);
     }
-    while ((levels.at(-1) ?? 0) > line.indent) levels.pop();
-    if ((levels.at(-1) ?? 0) !== line.indent) {
-      at("this indentation matches no block around it");
-      levels.push(line.indent);
-    }
+    // A line that matches no level leaves them as they are, so that it is reported alone.
+    if (levels.includes(line.indent)) levels.length = levels.indexOf(line.indent) + 1;
+    else at("this indentation matches no block around it");
     header = line.header ? line : undefined;
   }
   if (header) {

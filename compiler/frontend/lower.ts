@@ -39,15 +39,17 @@ const INSTEAD: Readonly<Record<string, string>> = {
   yield: "return a value or a list",
 };
 
-/** The part of a file that parsed, in the subset; everything else is in `diagnostics`. */
-export function lower(tree: Tree, diagnostics: Diagnostics): Program {
-  return new Lowering(diagnostics, tree.rootNode.hasError).program(tree.rootNode);
+/**
+ * The part of a file that parsed, in the subset; everything else is in `diagnostics`. `broken`: the file has syntax
+ * errors, so that parts may stand in blocks they do not belong to.
+ */
+export function lower(tree: Tree, diagnostics: Diagnostics, broken: boolean): Program {
+  return new Lowering(diagnostics, broken).program(tree.rootNode);
 }
 
 class Lowering implements Reporter {
   #depth = 0;
 
-  /** `broken`: the file has syntax errors, so that parts may stand in blocks they do not belong to. */
   constructor(readonly diagnostics: Diagnostics, readonly broken: boolean) {}
 
   program(root: Node): Program {

@@ -13,19 +13,24 @@ import { parsePython } from "./python.ts";
 const MOST_LINES = 3000;
 const IF = "if x:\n    pass\n";
 
+/** Reports every syntax error; false when there is none. */
 export async function reportSyntaxErrors(
   source: string,
   tree: Tree,
   diagnostics: Diagnostics,
-): Promise<void> {
+): Promise<boolean> {
   const { lines, mistakes } = scanLines(source);
   for (const { span, message, note } of mistakes) diagnostics.report(span, message, ...(note ? [note] : []));
+  // The parser takes blocks that are empty or oddly indented; the scan above does not.
+  if (!tree.rootNode.hasError) return mistakes.length > 0;
   for (const line of lines.slice(0, MOST_LINES)) {
     if (!line.broken) await reportLine(line, diagnostics);
   }
-  if (diagnostics.size > 0) return;
-  const error = firstError(tree.rootNode) ?? tree.rootNode;
-  diagnostics.report(spanOf(error), `syntax error at ${quoted(error.text)}`);
+  if (diagnostics.size === 0) {
+    const error = firstError(tree.rootNode) ?? tree.rootNode;
+    diagnostics.report(spanOf(error), `syntax error at ${quoted(error.text)}`);
+  }
+  return true;
 }
 
 async function reportLine(line: LogicalLine, diagnostics: Diagnostics): Promise<void> {
@@ -55,7 +60,7 @@ async function reportLine(line: LogicalLine, diagnostics: Diagnostics): Promise<
 /** What is often meant by what was written. */
 function hints(line: string, error: string): string[] {
   if (/^(if|elif|assert)\b[^=!<>]*=[^=]/.test(line)) return ["`==` compares; `=` assigns"];
-  if (error.includes("&&") || error.includes("||") || error.includes("!")) return ["accepted: and, or, not"];
+  if (/^[&|!]/.test(error) && /&&|\|\||!/.test(line)) return ["accepted: and, or, not"];
   if (/[\u2018\u2019\u201c\u201d]/.test(line)) return ["quotes must be \" or '"];
   return [];
 }

@@ -73,9 +73,8 @@ export async function traceModel(options: TraceOptions): Promise<Graph> {
 async function check(source: string, diagnostics: Diagnostics): Promise<Program> {
   const tree = await parsePython(source);
   try {
-    const broken = tree.rootNode.hasError;
-    if (broken) await reportSyntaxErrors(source, tree, diagnostics);
-    const program = lower(tree, diagnostics);
+    const broken = await reportSyntaxErrors(source, tree, diagnostics);
+    const program = lower(tree, diagnostics, broken);
     // With syntax errors, definitions may be lost, and their names would be reported as unknown.
     if (!broken) checkNames(program, diagnostics);
     return program;
@@ -108,7 +107,7 @@ function trace(
   });
   const inputs = [symbol("tokens"), symbol("positions")];
   const interpreter = new Interpreter(program, new Tracing(builder, diagnostics));
-  const root = interpreter.construct(model, { kind: "record", label: "config.json", fields: config });
+  const root = interpreter.construct(model, { kind: "record", path: "", fields: config });
   const logits = interpreter.forward(root, forward, inputs);
   if (isUnknown(logits)) return undefined;
   const shape = isTensor(logits) ? logits.value.type.shape : [];

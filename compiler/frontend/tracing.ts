@@ -29,7 +29,7 @@ const MOST_STEPS = 2_000_000;
 /** Nested evaluations, each a few frames of the engine's stack. */
 const DEEPEST = 500;
 /** A model of a hundred layers has some 2,500 nodes. */
-const MOST_NODES = 100_000;
+const MOST_NODES = 50_000;
 /** Longest list or loop: above any number of layers or experts, below what would fill memory. */
 const LONGEST = 20_000;
 
@@ -138,8 +138,9 @@ export class Tracing implements Context {
     if (isModule(object)) return object.attributes.get(name);
     if (!isRecord(object) || !Object.hasOwn(object.fields, name)) return undefined;
     const json = object.fields[name];
-    this.fieldsRead.set(name, json);
+    const path = object.path === "" ? name : `${object.path}.${name}`;
+    this.fieldsRead.set(path, json);
     if (Array.isArray(json)) this.spend(json.length);
-    return fromJson(json, `${object.label}'s ${name}`);
+    return fromJson(json, path);
   }
 }

@@ -27,8 +27,8 @@ export interface Range {
 /** config.json, or an object inside it: fields are read as attributes or by subscript. */
 export interface Record {
   readonly kind: "record";
-  /** What messages call it: `config.json`, `config.json's rope_parameters`. */
-  readonly label: string;
+  /** Where it is in config.json: "" for the whole, `rope_parameters`. */
+  readonly path: string;
   readonly fields: { readonly [field: string]: unknown };
 }
 
@@ -99,14 +99,19 @@ export function isModule(value: Value): value is ModuleInstance {
   return isObject(value) && value.kind === "module";
 }
 
-/** A value of JSON. Objects become records, and stay as they are until a field is read. */
-export function fromJson(json: unknown, label: string): Value {
+/** What messages call a record. */
+export function recordName({ path }: Record): string {
+  return path === "" ? "config.json" : `${path} of config.json`;
+}
+
+/** A value of JSON at `path` in config.json. Objects become records, and stay as they are until a field is read. */
+export function fromJson(json: unknown, path: string): Value {
   if (json === null || json === undefined) return null;
   if (typeof json === "number" || typeof json === "string" || typeof json === "boolean") return json;
   if (Array.isArray(json)) {
-    return { kind: "list", items: json.map((item: unknown, i) => fromJson(item, `${label}[${i}]`)) };
+    return { kind: "list", items: json.map((item: unknown, i) => fromJson(item, `${path}[${i}]`)) };
   }
-  if (typeof json === "object") return { kind: "record", label, fields: { ...json } };
+  if (typeof json === "object") return { kind: "record", path, fields: { ...json } };
   return null;
 }
 
@@ -145,7 +150,7 @@ export function describe(value: Value): string {
     case "range":
       return `a range of ${value.length}`;
     case "record":
-      return value.label;
+      return recordName(value);
     case "module":
       return `a ${moduleType(value)}`;
     case "class":
