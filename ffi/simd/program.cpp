@@ -207,7 +207,7 @@ int64_t scratch_bytes(const std::vector<BoundInstruction>& program) {
       most = std::max<int64_t>(most, 2 * 4 * ceil_div(select->residual.inputs, 64) * 64);
     }
     if (auto* attention = std::get_if<AttentionArgs>(&bound.arguments)) {
-      most = std::max(most, 4 * attention_scratch_floats(attention->heads, attention->kv_heads, attention->head_dim, attention->cache.capacity));
+      most = std::max(most, 4 * attention_scratch_floats(attention->head_dim, attention->cache.capacity));
     }
   }
   return most;
