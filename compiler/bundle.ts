@@ -95,7 +95,8 @@ export class Bundle implements Disposable {
   readonly graphText: string;
   readonly report: unknown;
   readonly #tensors: ReadonlyMap<string, TensorView>;
-  readonly #mapping: Mapping;
+  /** The weights file, for executors that address it whole. */
+  readonly mapping: Mapping;
 
   constructor(file: PlanFile, tensors: ReadonlyMap<string, TensorView>, mapping: Mapping) {
     this.path = file.path;
@@ -103,7 +104,7 @@ export class Bundle implements Disposable {
     this.graphText = file.graphText;
     this.report = file.report;
     this.#tensors = tensors;
-    this.#mapping = mapping;
+    this.mapping = mapping;
   }
 
   /** A tensor of weights.safetensors; its bytes are a view of the mapping, valid until `close`. */
@@ -113,17 +114,12 @@ export class Bundle implements Disposable {
     return tensor;
   }
 
-  /** The weights file, for executors that address it whole. */
-  get mapping(): Mapping {
-    return this.#mapping;
-  }
-
   has(name: string): boolean {
     return this.#tensors.has(name);
   }
 
   close(): void {
-    this.#mapping.close();
+    this.mapping.close();
   }
 
   [Symbol.dispose](): void {
