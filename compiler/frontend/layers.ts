@@ -48,11 +48,12 @@ function fits(x: Tensor, width: number, path: string, found: Arguments): boolean
   return false;
 }
 
-function linear(inputs: string, outputs: string): Method["call"] {
-  return method("linear", (self, path, x, found, context) => {
+/** A product with the layer's weight; `inputs` and `outputs` are the attributes that hold its sizes. */
+function linear(name: string, inputs: string, outputs: string): Method {
+  return method(name, (self, path, x, found, context) => {
     if (!fits(x, size(self, inputs), path, found)) return UNKNOWN;
     return context.node("linear", [x], { weights: [{ path, outputs: size(self, outputs) }] }, found.span);
-  }).call;
+  });
 }
 
 const LAYERS: { readonly [L in Layer]: LayerRule } = {
@@ -67,9 +68,7 @@ const LAYERS: { readonly [L in Layer]: LayerRule } = {
         ["out_features", found.size("out_features")],
       ]);
     },
-    methods: new Map([
-      ["forward", { signature: signature("Linear", "x"), call: linear("in_features", "out_features") }],
-    ]),
+    methods: new Map([["forward", linear("Linear", "in_features", "out_features")]]),
   },
   Embedding: {
     constructor: signature("Embedding", "num_embeddings embedding_dim"),
@@ -87,10 +86,7 @@ const LAYERS: { readonly [L in Layer]: LayerRule } = {
         }),
       ],
       // The output head of a model whose embeddings are tied, as MLX names it.
-      ["as_linear", {
-        signature: signature("as_linear", "x"),
-        call: linear("embedding_dim", "num_embeddings"),
-      }],
+      ["as_linear", linear("as_linear", "embedding_dim", "num_embeddings")],
     ]),
   },
   RMSNorm: {
