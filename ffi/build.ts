@@ -4,8 +4,8 @@
  *
  *   deno task build [--sanitize address|thread|undefined]
  *
- * Kernels (sources in namespace hc::HC_ISA) are compiled once per instruction set of this processor family and chosen at run time;
- * everything else once, for the family's baseline. An object is compiled again when its source, a header it
+ * Kernels (sources in namespace hc::HC_ISA) are compiled once per instruction set of this processor family and chosen
+ * at run time; everything else once, for the family's baseline. An object is compiled again when its source, a header it
  * included (-MMD) or the command changed. Outputs are renamed into place, so an interrupted build leaves nothing half
  * written. The compiler is $CXX, or the first of g++, clang++, c++.
  */
@@ -17,6 +17,7 @@ import {
   readdirSync,
   readFileSync,
   renameSync,
+  rmSync,
   statSync,
   writeFileSync,
 } from "node:fs";
@@ -121,11 +122,14 @@ function generate(): void {
 
 async function compile(compiler: string, unit: Compilation, hash: string): Promise<void> {
   const temporary = `${unit.object}.${process.pid}.tmp`;
-  const args = [...unit.args, "-MMD", "-MF", `${temporary}.d`, "-o", temporary];
-  await invoke(compiler, args);
-  renameSync(`${temporary}.d`, `${unit.object}.d`);
-  writeFileSync(`${unit.object}.hash`, hash);
-  renameSync(temporary, unit.object);
+  try {
+    await invoke(compiler, [...unit.args, "-MMD", "-MF", `${temporary}.d`, "-o", temporary]);
+    renameSync(`${temporary}.d`, `${unit.object}.d`);
+    writeFileSync(`${unit.object}.hash`, hash);
+    renameSync(temporary, unit.object);
+  } finally {
+    for (const path of [temporary, `${temporary}.d`]) rmSync(path, { force: true });
+  }
 }
 
 async function invoke(compiler: string, args: readonly string[]): Promise<void> {
@@ -194,16 +198,25 @@ export async function build(sanitize?: Sanitizer): Promise<void> {
   const stale = units.filter((unit) => isStale(unit.object, hashOf(unit.args)));
   const show = progress();
   let started = 0;
+  let failure: unknown;
   const worker = async () => {
-    while (started < stale.length) {
+    while (started < stale.length && failure === undefined) {
       const unit = stale[started++]!;
       show(`compiling ${started}/${stale.length} ${basename(unit.object, ".o")}`);
-      await compile(compiler, unit, hashOf(unit.args));
+      try {
+        await compile(compiler, unit, hashOf(unit.args));
+      } catch (error) {
+        failure ??= error;
+      }
     }
   };
   await Promise.all(Array.from({ length: availableParallelism() }, worker));
+  if (failure !== undefined) throw failure;
 
-  const linkArgs = ["-shared", "-pthread", ...extra, ...units.map((unit) => unit.object)];
+  // A function that is declared but nowhere defined fails here, not when the library is opened. (Sanitizers leave their
+  // runtime to the program.)
+  const complete = platform() === "linux" && !sanitize ? ["-Wl,--no-undefined"] : [];
+  const linkArgs = ["-shared", "-pthread", ...extra, ...complete, ...units.map((unit) => unit.object)];
   const linkHash = hashOf(linkArgs);
   const record = `${library}.hash`;
   const linked = existsSync(library) && existsSync(record) && readFileSync(record, "utf8") === linkHash &&

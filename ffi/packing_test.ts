@@ -1,30 +1,13 @@
 import assert from "node:assert/strict";
+import { fileURLToPath } from "node:url";
 import { GOLDEN } from "../compiler/weights/format_golden.ts";
 import { dequantize, quantize as quantizeReference } from "../compiler/weights/reference.ts";
 import { decodeResidual, encodeResidual } from "../compiler/weights/correction_reference.ts";
 import { RESIDUAL_WIDTHS, type ResidualWidth } from "../compiler/weights/correction.ts";
-import { FORMAT_KINDS, formatText, GROUP_SIZES, type WeightFormat } from "../compiler/weights/format.ts";
-import { toBF16, toF16, widen } from "../compiler/weights/half.ts";
-import { errorOf, packResidual, quantize, type SourceType } from "./packing.ts";
-
-const FORMATS: readonly WeightFormat[] = FORMAT_KINDS.flatMap((kind): WeightFormat[] =>
-  kind === "bf16" ? [{ kind }] : GROUP_SIZES.map((group) => ({ kind, group }))
-);
-
-/** Normal numbers from a fixed sequence (Lehmer's generator, Box and Muller's transform). */
-function normals(length: number, seed: number): Float32Array<ArrayBuffer> {
-  let state = seed * 2 + 1;
-  const uniform = () => (state = state * 48271 % 2147483647) / 2147483647;
-  return Float32Array.from(
-    { length },
-    () => Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform()),
-  );
-}
-
-function bytesOf(values: Float32Array, type: SourceType): Uint8Array<ArrayBuffer> {
-  if (type === "F32") return new Uint8Array(values.slice().buffer);
-  return new Uint8Array(Uint16Array.from(values, type === "F16" ? toF16 : toBF16).buffer);
-}
+import { formatText } from "../compiler/weights/format.ts";
+import { widen } from "../compiler/weights/half.ts";
+import { errorOf, packResidual, quantize } from "./packing.ts";
+import { bytesOf, digest, FORMATS, normals } from "./packing_fixture.ts";
 
 const energy = (values: ArrayLike<number>) => Array.from(values).reduce((sum, x) => sum + x * x, 0);
 const difference = (a: ArrayLike<number>, b: ArrayLike<number>) =>
@@ -175,15 +158,19 @@ Deno.test("residuals of zeros, of one channel, and of any magnitude", () => {
 });
 
 Deno.test("no byte depends on the number of threads", () => {
-  const [rows, inputs] = [100, 200];
-  const source = bytesOf(normals(rows * inputs, 21), "F32");
-  for (const format of FORMATS) {
-    const expected = quantize(source, "F32", rows, inputs, format, 1);
-    for (const threads of [2, 7]) {
-      assert.deepEqual(quantize(source, "F32", rows, inputs, format, threads), expected);
-    }
+  const expected = digest(1);
+  for (const threads of [2, 7]) assert.equal(digest(threads), expected);
+});
+
+Deno.test("no byte depends on the instruction set", async () => {
+  const expected = digest(1);
+  for (const isa of ["avx512vnni", "avx512", "avx2", "neon", "scalar"]) {
+    const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: ["run", "-A", "--no-check", fileURLToPath(new URL("./packing_fixture.ts", import.meta.url))],
+      env: { HCINFER_ISA: isa },
+    }).output();
+    const refused = new TextDecoder().decode(stderr).includes("HCINFER_ISA names an instruction set");
+    assert.ok(success || refused && isa !== "scalar", new TextDecoder().decode(stderr));
+    if (success) assert.equal(new TextDecoder().decode(stdout).trim(), expected, isa);
   }
-  const error = normals(rows * inputs, 22);
-  const expected = packResidual(error, rows, inputs, 4, 1);
-  for (const threads of [2, 7]) assert.deepEqual(packResidual(error, rows, inputs, 4, threads), expected);
 });

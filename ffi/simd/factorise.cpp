@@ -22,7 +22,7 @@ namespace {
 
 constexpr int64_t OVERSAMPLING = 8;         // at least; rounded up to whole blocks of the product kernel
 constexpr int MOST_ROUNDS = 12;             // nearly flat spectra take 4 to 6
-constexpr double GROWTH = 2e-5;             // stop when a round adds less than this part of the captured energy
+constexpr double GROWTH = 2e-4;             // stop when a round adds less than this part of the captured energy
 constexpr double MOST_AMPLIFICATION = 1e4;  // of the largest eigenvector by one filter: keeps fp32 columns independent
 constexpr int MOST_DEGREE = 12;
 
