@@ -8,16 +8,14 @@ import process from "node:process";
 import { benchCommand } from "./cli/bench.ts";
 import { compileCommand } from "./cli/compile.ts";
 import { evalCommand } from "./cli/eval.ts";
-import { Interrupted } from "./cli/interrupted.ts";
+import { endWithReader, reportFailure } from "./cli/failure.ts";
 import { inspectCommand } from "./cli/inspect.ts";
 import { logitsCommand } from "./cli/logits.ts";
 import { profileCommand } from "./cli/profile.ts";
 import { runCommand } from "./cli/run.ts";
-import { HcinferError } from "./compiler/errors.ts";
 import manifest from "./deno.json" with { type: "json" };
 
 const USAGE = 2;
-const INTERRUPTED = 130;
 
 function program(): Command {
   const root = new Command("hcinfer")
@@ -61,18 +59,9 @@ export async function main(args: readonly string[]): Promise<number> {
   } catch (error) {
     // Commander has already written its message, or the help that was asked for.
     if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : USAGE;
-    if (error instanceof Interrupted) return INTERRUPTED;
-    const text = error instanceof Error ? error.message : String(error);
-    process.stderr.write(`error: ${text}\n`);
-    if (args.includes("--debug") && error instanceof Error) process.stderr.write(`${error.stack}\n`);
-    else if (!(error instanceof HcinferError)) process.stderr.write("(--debug shows where)\n");
-    return error instanceof HcinferError ? error.exitCode : 1;
+    return reportFailure(error, args.includes("--debug"));
   }
 }
 
-// A reader that went away (`| head`) is no error.
-process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-  if (error.code !== "EPIPE") throw error;
-  process.exit(0);
-});
+endWithReader();
 process.exitCode = await main(process.argv.slice(2));

@@ -44,6 +44,8 @@ function report(plan: Plan): string {
     `            vocabulary ${model.vocabularySize}, context ${model.contextLength}`,
     "",
     windowTable(plan, all),
+    "error: ||E||^2 / ||W||^2 of the worst matrix; rows: channels read per token;",
+    "stored, read: bytes of corrections, read per token; us: predicted, +us: corrections",
     "",
     "Outside windows",
     weightTable(plan, all),
@@ -58,7 +60,7 @@ function report(plan: Plan): string {
   ].join("\n");
 }
 
-/** Times of a window: of its linear on the backbone lane, and of its corrections beside it. */
+/** rows: channels read per token; us: predicted for the linear, +us: for its corrections. */
 function windowTable(plan: Plan, all: readonly Window[]): string {
   const head = [
     "window",
@@ -84,7 +86,7 @@ function windowTable(plan: Plan, all: readonly Window[]): string {
       const error = Math.max(...window.weight.sections.map((section) => section.relativeError));
       return [
         window.name,
-        window.weight.format,
+        `${window.weight.format} ${linear?.placement.device ?? ""}`,
         `${window.weight.rows}x${window.weight.inputs}`,
         bytesText(window.weight.bytes),
         error.toFixed(4),
@@ -92,7 +94,6 @@ function windowTable(plan: Plan, all: readonly Window[]): string {
         `${window.channels}`,
         bytesText(window.bytesStored),
         bytesText(window.bytesRead),
-        linear?.placement.device ?? "",
         (linear?.placement.microseconds ?? 0).toFixed(1),
         correction.toFixed(1),
       ];

@@ -1,0 +1,233 @@
+/**
+ * The demo: compiles a model four ways, lets it write, and compares quality, size and speed.
+ *
+ *   deno task demo [folder of a Hugging Face model]
+ */
+import { readFileSync } from "node:fs";
+import { basename, join, resolve } from "node:path";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { physicalCores } from "../cli/arguments.ts";
+import { measureSpeed, median } from "../cli/bench.ts";
+import { endWithReader, reportFailure } from "../cli/failure.ts";
+import { OpenModel } from "../cli/opening.ts";
+import { figures, planSummary } from "../cli/summary.ts";
+import { bytesText, Progress, secondsText, table } from "../cli/terminal.ts";
+import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "../compiler/compile.ts";
+import { genericProfile } from "../compiler/profile.ts";
+import { build } from "../ffi/build.ts";
+import { ChatTemplate } from "../runtime/chat.ts";
+import { evaluate } from "../runtime/evaluate.ts";
+import type { Executor, StepRequest } from "../runtime/executor.ts";
+import { Sampler } from "../runtime/sampler.ts";
+import { Session } from "../runtime/session.ts";
+
+const ROOT = fileURLToPath(new URL("../", import.meta.url));
+const BUNDLED = "tiny-dense";
+const WINDOW = 256;
+const WINDOWS = 24;
+const SAMPLING = { temperature: 0.8, topP: 0.95, topK: 40, seed: 3 };
+const PROMPT = "The compiler reads the file and";
+const QUESTION = "In two sentences: what does a compiler do?";
+
+interface Variant {
+  readonly name: string;
+  readonly folder: string;
+  readonly options: Pick<CompileOptions, "weights" | "head" | "correct">;
+}
+
+const VARIANTS: readonly Variant[] = [
+  { name: "bf16", folder: "bf16", options: { weights: "bf16", head: "bf16", correct: "none" } },
+  { name: "3-bit", folder: "q3", options: { weights: "q3", head: "q8", correct: "none" } },
+  {
+    name: "3-bit + low rank",
+    folder: "q3-low-rank",
+    options: { weights: "q3", head: "q8", correct: "low_rank" },
+  },
+  {
+    name: "3-bit + sparse residual",
+    folder: "q3-sparse",
+    options: { weights: "q3", head: "q8", correct: "sparse" },
+  },
+];
+
+const threads = physicalCores();
+
+function say(text: string): void {
+  process.stdout.write(`${text}\n`);
+}
+
+async function compileAll(model: string): Promise<string[]> {
+  const outputs: string[] = [];
+  for (const { name, folder, options } of VARIANTS) {
+    const output = join(ROOT, "bundles", basename(model), folder);
+    const progress = new Progress(`compile ${name}`);
+    const report = await compileModel({
+      ...COMPILE_DEFAULTS,
+      ...options,
+      model,
+      output,
+      threads,
+      profile: genericProfile(threads),
+      onProgress: progress.show,
+    });
+    progress.finish();
+    say(
+      `compiled ${name.padEnd(24)}${bytesText(report.bytes).padStart(8)} in ${secondsText(report.seconds)}`,
+    );
+    outputs.push(output);
+  }
+  return outputs;
+}
+
+async function generate(model: OpenModel): Promise<void> {
+  const tokenizer = model.tokenizer();
+  // The bundled model has a template but was not trained on conversations.
+  const template = model.executor.model.name === BUNDLED
+    ? undefined
+    : ChatTemplate.find(model.bundle.path, tokenizer.config);
+  const ids = template
+    ? tokenizer.encode(template.render([{ role: "user", content: QUESTION }]), { addSpecialTokens: false })
+    : tokenizer.encode(PROMPT);
+  const sampler = new Sampler(SAMPLING);
+  process.stdout.write(template ? `> ${QUESTION}\n` : PROMPT);
+  for await (
+    const piece of new Session(model.executor).generate(ids, { sampler, tokenizer, maxTokens: 80 })
+  ) {
+    process.stdout.write(piece.text);
+  }
+  say("");
+}
+
+/** Remembers its last step, so that several models can be compared with one run of the reference. */
+class Remembering implements Executor {
+  readonly #base: Executor;
+  #request: StepRequest | undefined;
+  #logits = new Float32Array(0);
+
+  constructor(base: Executor) {
+    this.#base = base;
+  }
+
+  get name(): string {
+    return this.#base.name;
+  }
+  get model(): Executor["model"] {
+    return this.#base.model;
+  }
+  get capacity(): number {
+    return this.#base.capacity;
+  }
+  get contextLength(): number {
+    return this.#base.contextLength;
+  }
+
+  step(request: StepRequest): Float32Array {
+    const { tokens, ...rest } = request;
+    const last = this.#request;
+    const same = last !== undefined && tokens.length === last.tokens.length &&
+      tokens.every((token, i) => token === last.tokens[i]) &&
+      Object.entries(rest).every(([key, value]) => last[key as keyof typeof rest] === value);
+    if (!same) this.#logits = this.#base.step(request).slice();
+    this.#request = { ...request, tokens: tokens.slice() };
+    return this.#logits;
+  }
+
+  [Symbol.dispose](): void {
+    this.#base[Symbol.dispose]();
+  }
+}
+
+interface Quality {
+  readonly perplexity: number;
+  readonly kl: number;
+}
+
+/** Perplexity of every model, and its KL divergence from the first, over the windows of the held-out text. */
+function compare(models: readonly OpenModel[]): Quality[] {
+  const [first] = models;
+  if (first === undefined) return [];
+  const text = readFileSync(join(ROOT, "examples/models/heldout.txt"), "utf8");
+  const tokens = first.tokenizer().encode(text, { addSpecialTokens: false }).subarray(0, WINDOWS * WINDOW);
+  const reference = new Remembering(first.executor);
+  const sums = models.map(() => ({ nll: 0, kl: 0, predictions: 0 }));
+  const progress = new Progress("evaluate");
+  for (let start = 0; start + 2 <= tokens.length; start += WINDOW) {
+    progress.show(start, tokens.length, `window ${start / WINDOW + 1}`);
+    models.forEach(({ executor }, i) => {
+      const window = { tokens: tokens.subarray(start, start + WINDOW), window: WINDOW };
+      const result = evaluate(i === 0 ? reference : executor, i === 0 ? window : { ...window, reference });
+      const sum = sums[i]!;
+      sum.nll += result.negativeLogLikelihood * result.predictions;
+      sum.kl += (result.divergence ?? 0) * result.predictions;
+      sum.predictions += result.predictions;
+    });
+  }
+  progress.finish();
+  return sums.map(({ nll, kl, predictions }) => ({
+    perplexity: Math.exp(nll / predictions),
+    kl: kl / predictions,
+  }));
+}
+
+/** Tokens per second, the models in turn so that a busy machine is unfair to none; medians of 5. */
+function speeds(models: readonly OpenModel[]): number[] {
+  const progress = new Progress("measure speed");
+  const found = models.map((): number[] => []);
+  const [rounds, prompt, tokens] = [5, 32, 32];
+  for (let round = 0; round < rounds; round++) {
+    models.forEach((model, i) => {
+      progress.show(round * models.length + i, rounds * models.length, VARIANTS[i]?.name ?? "");
+      found[i]?.push(measureSpeed(model, prompt, tokens).decode);
+    });
+  }
+  progress.finish();
+  return found.map(median);
+}
+
+async function demo(model: string): Promise<void> {
+  await build();
+  const outputs = await compileAll(model);
+  const models = outputs.map((path) =>
+    OpenModel.open(path, { threads, corrections: "auto", contextLength: WINDOW, capacity: WINDOW })
+  );
+  try {
+    const last = models[models.length - 1]!;
+    say(`\n${planSummary(last.bundle.plan)}\n`);
+    await generate(last);
+    const quality = compare(models);
+    const speed = speeds(models);
+    const rows = models.map(({ bundle: { plan } }, i) => {
+      const { backboneBytes, correctionBytesStored, correctionBytesRead } = figures(plan);
+      const { perplexity, kl } = quality[i]!;
+      const size = (bytes: number) => bytes === 0 ? "-" : bytesText(bytes);
+      return [
+        VARIANTS[i]!.name,
+        bytesText(backboneBytes),
+        size(correctionBytesStored),
+        size(correctionBytesRead),
+        perplexity.toFixed(2),
+        i === 0 ? "-" : kl.toFixed(4),
+        speed[i]!.toFixed(speed[i]! < 100 ? 1 : 0),
+      ];
+    });
+    const head = ["", "backbone", "stored", "read/token", "perplexity", "KL", "tokens/s"];
+    say(`\n${table(head, rows)}\n`);
+    say(
+      `backbone: weights of all layers; stored, read/token: bytes of corrections.\n` +
+        `Perplexity and KL to bf16: the first ${WINDOWS} windows of ${WINDOW} tokens of heldout.txt,\n` +
+        `every position corrected as in decoding. Decoding on ${threads} threads, ${
+          last.executor.name.match(/\((\w+)/)?.[1]
+        }.`,
+    );
+  } finally {
+    for (const open of models) open[Symbol.dispose]();
+  }
+}
+
+endWithReader();
+try {
+  await demo(resolve(process.argv[2] ?? join(ROOT, "examples/models", BUNDLED)));
+} catch (error) {
+  process.exitCode = reportFailure(error, process.argv.includes("--debug"));
+}
