@@ -166,7 +166,7 @@ Deno.test("other versions, and plans that say what the weights do not hold, are 
   await lie(set("weights.1.bytes", 64), /is not the graph's/);
   await lie(
     set("weights.1.tensor", "model.norm.weight"),
-    /model\.norm\.weight is F32 \[48\], the plan expects U8/,
+    /model\.norm\.weight is F32 \[50\], the plan expects U8/,
   );
   await lie(set("weights.1.format", "q4g32"), /is not the graph's/);
   await lie(
@@ -216,7 +216,7 @@ Deno.test("a failed compile leaves what was there, and nothing else", async () =
   await refused(
     () => work.compile(),
     "checkpoint",
-    /model\.layers\.1\.mlp\.up_proj\.weight .*row 25, input 34/,
+    /model\.layers\.1\.mlp\.up_proj\.weight .*row 24, input 34/,
   );
   assert.deepEqual(work.entries(), ["bundle", "model"]);
   assert.equal(sha256(readFileSync(join(work.bundle, PLAN_FILE))), before);
