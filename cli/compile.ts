@@ -75,7 +75,7 @@ export function compileCommand(): Command {
       `
 Examples:
   hcinfer compile my-model -o bundles/my-model
-  hcinfer compile my-model -o bundles/q3 --weights q3 --correct low_rank --budget rank:16
+  hcinfer compile my-model -o bundles/r16 --correct low_rank --budget rank:16
   hcinfer compile my-model -o bundles/exact --weights bf16 --correct none`,
     )
     .action(compile);

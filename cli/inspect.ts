@@ -44,8 +44,8 @@ function report(plan: Plan): string {
     `            vocabulary ${model.vocabularySize}, context ${model.contextLength}`,
     "",
     windowTable(plan, all),
-    "error: ||E||^2 / ||W||^2 of the worst matrix; rows: channels read per token;",
-    "stored, read: bytes of corrections, read per token; us: predicted, +us: corrections",
+    "error: ||E||^2 / ||W||^2 of the worst matrix; rows, read: per token;",
+    "stored, read: bytes of corrections; us: predicted, +us: corrections.",
     "",
     "Outside windows",
     weightTable(plan, all),
@@ -62,20 +62,7 @@ function report(plan: Plan): string {
 
 /** rows: channels read per token; us: predicted for the linear, +us: for its corrections. */
 function windowTable(plan: Plan, all: readonly Window[]): string {
-  const head = [
-    "window",
-    "format",
-    "size",
-    "bytes",
-    "error",
-    "rank",
-    "chan",
-    "stored",
-    "read",
-    "on",
-    "us",
-    "+us",
-  ];
+  const head = ["window", "format", "bytes", "error", "rank", "rows", "stored", "read", "us", "+us"];
   return table(
     head,
     all.map((window) => {
@@ -86,8 +73,7 @@ function windowTable(plan: Plan, all: readonly Window[]): string {
       const error = Math.max(...window.weight.sections.map((section) => section.relativeError));
       return [
         window.name,
-        `${window.weight.format} ${linear?.placement.device ?? ""}`,
-        `${window.weight.rows}x${window.weight.inputs}`,
+        window.weight.format,
         bytesText(window.weight.bytes),
         error.toFixed(4),
         `${window.rank}`,

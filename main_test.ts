@@ -1,0 +1,117 @@
+import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseGraph } from "./compiler/ir/parse.ts";
+import { printGraph } from "./compiler/ir/text.ts";
+import { readSafetensors } from "./compiler/weights/safetensors.ts";
+
+const MAIN = fileURLToPath(new URL("./main.ts", import.meta.url));
+const MODEL = fileURLToPath(new URL("./examples/models/tiny-dense", import.meta.url));
+
+interface Outcome {
+  readonly code: number;
+  readonly out: string;
+  readonly err: string;
+}
+
+function hcinfer(...args: string[]): Promise<Outcome> {
+  return new Promise((resolve) => {
+    execFile(Deno.execPath(), ["run", "-A", MAIN, ...args], (error, out, err) => {
+      resolve({ code: error === null ? 0 : Number(error.code), out, err });
+    });
+  });
+}
+
+/** A folder that is gone when the test ends. */
+function temporary(): { path: string } & Disposable {
+  const path = mkdtempSync(join(tmpdir(), "hcinfer-main-"));
+  return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true }) };
+}
+
+Deno.test("a checkpoint to tokens, from the command line", async () => {
+  using folder = temporary();
+  const [bundle, exact] = [join(folder.path, "q3"), join(folder.path, "bf16")];
+  const compiled = await hcinfer("compile", MODEL, "-o", bundle, "--weights", "q3", "--group", "32");
+  assert.equal(compiled.code, 0, compiled.err);
+  assert.match(compiled.err, /q3g32/);
+  const reference = await hcinfer("compile", MODEL, "-o", exact, "--weights", "bf16", "--head", "bf16");
+  assert.equal(reference.code, 0, reference.err);
+
+  const run = ["run", bundle, "The compiler", "--max-tokens", "12", "--temperature", "0.8", "--seed", "5"];
+  const first = await hcinfer(...run);
+  const again = await hcinfer(...run, "--threads", "1", "--corrections", "inline");
+  assert.equal(first.code, 0, first.err);
+  assert.notEqual(first.out.trim(), "");
+  assert.equal(again.out, first.out);
+  assert.match(first.err, /tokens\/s/);
+
+  const graph = (await hcinfer("inspect", bundle, "--graph")).out;
+  assert.equal(printGraph(await parseGraph(graph)), graph);
+  const plan = JSON.parse((await hcinfer("inspect", bundle, "--json")).out);
+  assert.equal(plan.model.hiddenSize, 256);
+  const report = (await hcinfer("inspect", bundle)).out;
+  assert.match(report, /3\.gate_up/);
+  assert.deepEqual(report.split("\n").filter((line) => line.length > 80), []);
+
+  const logits = join(folder.path, "logits.safetensors");
+  const written = await hcinfer("logits", bundle, "--tokens", "1,2,3", "-o", logits);
+  assert.equal(written.code, 0, written.err);
+  const { tensors } = readSafetensors(readFileSync(logits), logits);
+  assert.deepEqual(tensors.get("logits")?.shape, [3, 4096]);
+  assert.equal(tensors.get("logits")?.dtype, "F32");
+
+  const text = join(folder.path, "text.txt");
+  writeFileSync(text, "The compiler reads a file and writes another file. ".repeat(20));
+  const evaluated = await hcinfer(
+    "eval",
+    bundle,
+    "--text",
+    text,
+    "--reference",
+    exact,
+    "--window",
+    "64",
+    "--json",
+  );
+  assert.equal(evaluated.code, 0, evaluated.err);
+  const result = JSON.parse(evaluated.out);
+  assert.deepEqual(Object.keys(result), ["perplexity", "kl", "tokens"]);
+  assert.ok(result.kl > 0 && result.kl < 1 && result.perplexity > 1);
+  assert.deepEqual(readdirSync(folder.path).sort(), ["bf16", "logits.safetensors", "q3", "text.txt"]);
+});
+
+Deno.test("what a user gets wrong is one line and an exit code", async () => {
+  const cases: [number, RegExp, string[]][] = [
+    [2, /unknown option/, ["compile", "x", "-o", "y", "--bogus"]],
+    [2, /Did you mean compile/, ["compil"]],
+    [2, /argument missing|missing required argument/, ["run"]],
+    [2, /--correct none/, ["compile", MODEL, "-o", "y", "--correct", "none", "--budget", "rank:8"]],
+    [2, /rank:N is for low_rank/, ["compile", MODEL, "-o", "y", "--correct", "sparse", "--budget", "rank:8"]],
+    [2, /bytes:N%/, ["compile", MODEL, "-o", "y", "--budget", "10%"]],
+    [2, /nothing to correct/, ["compile", MODEL, "-o", "y", "--weights", "bf16", "--correct", "sparse"]],
+    [2, /temperature/, ["run", "x", "hi", "--top-k", "4"]],
+    [2, /1,2,3/, ["logits", "x", "--tokens", "1,b", "-o", "y"]],
+    [4, /does-not-exist/, ["compile", "does-not-exist", "-o", "y"]],
+    [5, /does-not-exist/, ["inspect", "does-not-exist"]],
+  ];
+  await Promise.all(cases.map(async ([code, message, args]) => {
+    const outcome = await hcinfer(...args);
+    assert.equal(outcome.code, code, `${args.join(" ")}: ${outcome.err}`);
+    assert.match(outcome.err, message);
+    assert.doesNotMatch(outcome.err, /^\s+at /m);
+    assert.equal(outcome.out, "");
+  }));
+  const debug = await hcinfer("inspect", "does-not-exist", "--debug");
+  assert.match(debug.err, /^\s+at /m);
+});
+
+Deno.test("help and version go to standard output", async () => {
+  const help = await hcinfer("compile", "--help");
+  assert.equal(help.code, 0);
+  assert.match(help.out, /Examples:/);
+  assert.deepEqual(help.out.split("\n").filter((line) => line.length > 80), []);
+  assert.match((await hcinfer("--version")).out, /^\d+\.\d+\.\d+\n$/);
+});
