@@ -13,6 +13,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import fc from "fast-check";
 import { unzipSync, zipSync } from "fflate";
 import { openBundle, PLAN_FILE, readPlan, sha256, WEIGHTS_FILE } from "./bundle.ts";
 import { explain } from "./bundle_writer.ts";
@@ -120,6 +121,36 @@ Deno.test("a bundle that was cut off, edited or lost a file is refused with the 
   await refused(() => openBundle(join(work.path, "nothing")), "bundle", /no such folder/);
 });
 
+Deno.test("whatever happens to plan.zip, the plan is the one that was written or there is none", async () => {
+  using work = new Workplace();
+  await work.compile();
+  const { plan } = readPlan(work.bundle);
+  const file = join(work.bundle, PLAN_FILE);
+  const sound = readFileSync(file);
+  const readOrRefuse = (bytes: Uint8Array) => {
+    writeFileSync(file, bytes);
+    try {
+      assert.deepEqual(readPlan(work.bundle).plan, plan);
+    } catch (error) {
+      assert.ok(error instanceof HcinferError && error.kind === "bundle", String(error));
+    }
+  };
+  fc.assert(fc.property(fc.uint8Array({ maxLength: 200 }), readOrRefuse), { numRuns: 50 });
+  // The directory at the end says where everything is and how large: most edits go there.
+  const at = fc.oneof(
+    fc.nat(sound.length - 1),
+    fc.integer({ min: sound.length - 300, max: sound.length - 1 }),
+  );
+  fc.assert(
+    fc.property(at, fc.integer({ min: 1, max: 255 }), (at, change) => {
+      const bytes = Uint8Array.from(sound);
+      bytes[at] = (bytes[at] ?? 0) ^ change;
+      readOrRefuse(bytes);
+    }),
+    { numRuns: 150 },
+  );
+});
+
 interface Parts {
   manifest: { version: number; files: Record<string, string> };
   plan: Record<string, never>;
@@ -191,7 +222,9 @@ Deno.test("other versions, and plans that say what the weights do not hold, are 
 Deno.test("only a bundle is replaced; left-overs of killed processes are removed", async () => {
   using work = new Workplace();
   await refused(() => work.compile(work.model), "usage", /exists and is not a bundle; nothing was touched/);
-  await refused(() => work.compile(join(work.model, "config.json")), "usage", /is not a folder/);
+  const inFile = join(work.model, "config.json");
+  await refused(() => work.compile(inFile), "usage", /is not a folder/);
+  await refused(() => work.compile(join(inFile, "bundle")), "environment", /cannot write/);
   assert.ok(existsSync(join(work.model, "model.safetensors")));
   mkdirSync(join(work.path, "bundle.partial-999999999"));
   mkdirSync(join(work.path, "bundle.partial-notes"));

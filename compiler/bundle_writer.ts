@@ -5,7 +5,6 @@
  */
 import {
   closeSync,
-  cpSync,
   existsSync,
   fsyncSync,
   ftruncateSync,
@@ -54,9 +53,9 @@ export class BundleWriter implements Disposable {
     this.#partial = `${this.#output}.partial-${process.pid}`;
     this.#layout = layoutSafetensors(tensors, { format: BUNDLE_FORMAT });
     this.#missing = new Set(tensors.map((t) => t.name));
-    refuseOthers(this.#output);
-    removeLeftOvers(this.#output);
     this.#guard(() => {
+      refuseOthers(this.#output);
+      removeLeftOvers(this.#output);
       mkdirSync(this.#partial, { recursive: true });
       requireSpace(this.#partial, this.#layout.fileBytes);
       this.#weights = openSync(join(this.#partial, WEIGHTS_FILE), "w");
@@ -99,13 +98,15 @@ export class BundleWriter implements Disposable {
         "graph.py": encode(graphText),
         "report.json": encode(JSON.stringify(report)),
       };
-      for (const file of copies) cpSync(file, join(this.#partial, basename(file)), { dereference: true });
+      const copied = copies.map((file) => [basename(file), readFileSync(file)] as const);
+      for (const [name, bytes] of copied) writeFileSync(join(this.#partial, name), bytes);
       const manifest: Manifest = {
         format: BUNDLE_FORMAT,
         version: BUNDLE_VERSION,
         files: {
-          ...Object.fromEntries(Object.entries(parts).map(([name, bytes]) => [name, sha256(bytes)])),
-          ...Object.fromEntries(copies.map((file) => [basename(file), sha256(readFileSync(file))])),
+          ...Object.fromEntries(
+            [...Object.entries(parts), ...copied].map(([name, bytes]) => [name, sha256(bytes)]),
+          ),
         },
         weights: { bytes: this.#layout.fileBytes, checksum: checksum(weightsPath) },
       };
@@ -124,7 +125,7 @@ export class BundleWriter implements Disposable {
   /** Removes what was written, unless the bundle is finished. */
   [Symbol.dispose](): void {
     this.#closeWeights();
-    rmSync(this.#partial, { recursive: true, force: true });
+    if (existsSync(this.#partial)) rmSync(this.#partial, { recursive: true });
   }
 
   #put(bytes: Uint8Array, position: number): void {
@@ -220,7 +221,9 @@ function megabytes(bytes: number): string {
 export function explain(error: unknown, output: string): unknown {
   const code = codeOf(error);
   if (code === "ENOSPC" || code === "EDQUOT") return noSpace(output, "it is full", error);
-  if (["EACCES", "EPERM", "EROFS", "ENOTDIR", "EIO", "EFBIG"].includes(code ?? "")) {
+  if (
+    ["EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "ENAMETOOLONG", "EIO", "EFBIG"].includes(code ?? "")
+  ) {
     return new HcinferError("environment", `cannot write ${output}: ${(error as Error).message}`, {
       cause: error,
     });

@@ -3,7 +3,7 @@
  * model.safetensors.index.json, and, when text is wanted, a tokenizer's files. Tensors are views of mapped files.
  */
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
-import { basename, extname, join } from "node:path";
+import { basename, extname, join, resolve } from "node:path";
 import { z } from "zod";
 import { HcinferError } from "../errors.ts";
 import type { Graph } from "../ir/graph.ts";
@@ -54,7 +54,7 @@ export class Checkpoint implements Disposable {
 
   /** The folder's name, which stands for the model in tables. */
   get name(): string {
-    return basename(this.folder);
+    return basename(resolve(this.folder));
   }
 
   /** The tensor `name`; checkModel has shown that every tensor of the graph is there. */
