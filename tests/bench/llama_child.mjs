@@ -24,7 +24,9 @@ async function ownSpeeds(context) {
   log = "";
   await context.printTimings();
   // The log arrives from another thread.
-  for (let i = 0; i < 50 && !/total time/.test(log); i++) await new Promise((resolve) => setTimeout(resolve, 20));
+  for (let i = 0; i < 50 && !/total time/.test(log); i++) {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
   const speed = (pattern) => {
     const [, ms, tokens] = pattern.exec(log) ?? [];
     return ms === undefined ? null : Number(tokens) / Number(ms) * 1000;

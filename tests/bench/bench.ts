@@ -1,0 +1,273 @@
+/**
+ * Speed beside llama.cpp: same shape, same bits, same number of threads, in one run, the two in turn. Parts:
+ *
+ *   deno task bench [machine] [decode] [prefill] [formats] [corrections] [memory] [--threads 1,2] [--repeats 5]
+ *
+ * Without parts all of them run. Medians, with the least and the most in brackets.
+ */
+import { execFileSync } from "node:child_process";
+import { existsSync } from "node:fs";
+import { cpus } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { parseArgs } from "node:util";
+import { physicalCores } from "../../cli/arguments.ts";
+import { measureSpeed, median } from "../../cli/bench.ts";
+import { OpenModel } from "../../cli/opening.ts";
+import { figures } from "../../cli/summary.ts";
+import { bytesText, secondsText, table } from "../../cli/terminal.ts";
+import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "../../compiler/compile.ts";
+import { genericProfile } from "../../compiler/profile.ts";
+import { build } from "../../ffi/build.ts";
+import { memoryBandwidth } from "../../ffi/measure.ts";
+import type { CorrectionMode } from "../../runtime/executor.ts";
+import { writeCheckpoint } from "./checkpoint.ts";
+import { writeGguf } from "./gguf.ts";
+import { Llama } from "./llama.ts";
+import { cacheFolder } from "./shape.ts";
+
+const PARTS = ["machine", "decode", "prefill", "formats", "corrections", "memory"] as const;
+type Part = typeof PARTS[number];
+
+const PROMPT = 512;
+const TOKENS = 128;
+/** Decoding is measured after a short prompt, as llama.cpp's is. */
+const DECODE_PROMPT = 16;
+
+const { values, positionals } = parseArgs({
+  args: process.argv.slice(2).filter((argument) => argument !== "--"),
+  allowPositionals: true,
+  options: {
+    threads: { type: "string", default: [...new Set([1, physicalCores()])].join(",") },
+    repeats: { type: "string", default: "5" },
+  },
+});
+const unknown = positionals.find((name) => !PARTS.some((part) => part === name));
+if (unknown !== undefined) {
+  process.stderr.write(`error: ${unknown} is no part; the parts are ${PARTS.join(", ")}\n`);
+  process.exit(2);
+}
+const threadCounts = values.threads.split(",").map(Number);
+const repeats = Number(values.repeats);
+
+function wanted(part: Part): boolean {
+  return positionals.length === 0 || positionals.includes(part);
+}
+
+function say(text: string): void {
+  process.stdout.write(`${text}\n`);
+}
+
+function note(text: string): void {
+  process.stderr.write(`${text}\n`);
+}
+
+function checkpoint(): string {
+  const folder = join(cacheFolder(), "qwen3-0.6b-shape");
+  if (!existsSync(folder)) {
+    note(`writing ${folder} (0.9 GB)`);
+    writeCheckpoint(folder);
+  }
+  return folder;
+}
+
+function gguf(): string {
+  const path = join(cacheFolder(), "qwen3-0.6b-shape.q4_0.gguf");
+  if (!existsSync(path)) {
+    note(`writing ${path} (0.3 GB)`);
+    writeGguf(path);
+  }
+  return path;
+}
+
+/** A bundle with a head of 4 bits, as Q4_0 has; compiled anew in every run, because the compiler changes. */
+const bundles = new Map<string, { path: string; seconds: number }>();
+async function bundle(weights: CompileOptions["weights"], correct: CompileOptions["correct"]) {
+  const key = `${weights}-${correct}`;
+  const known = bundles.get(key);
+  if (known) return known;
+  const path = join(cacheFolder(), "bundles", key);
+  note(`compiling ${weights}, corrections ${correct}`);
+  const { seconds } = await compileModel({
+    ...COMPILE_DEFAULTS,
+    model: checkpoint(),
+    output: path,
+    weights,
+    group: 32,
+    head: "q4",
+    correct,
+    threads: physicalCores(),
+    profile: genericProfile(physicalCores()),
+  });
+  const made = { path, seconds };
+  bundles.set(key, made);
+  return made;
+}
+
+function open(path: string, threads: number, corrections: CorrectionMode = "off"): OpenModel {
+  return OpenModel.open(path, { threads, corrections, contextLength: PROMPT + TOKENS + 16 });
+}
+
+function spread(numbers: readonly number[]): string {
+  const [least, most] = [Math.min(...numbers), Math.max(...numbers)];
+  return `${median(numbers).toFixed(1)} [${least.toFixed(1)}-${most.toFixed(1)}]`;
+}
+
+/** Bytes of weights (and corrections) that one decoded token reads. */
+function bytesPerToken(model: OpenModel, corrections: CorrectionMode): number {
+  const { backboneBytes, headBytes, correctionBytesRead } = figures(model.bundle.plan);
+  return backboneBytes + headBytes + (corrections === "off" ? 0 : correctionBytesRead);
+}
+
+function machine(): void {
+  say(`machine: ${cpus()[0]?.model.trim()}, ${physicalCores()} cores`);
+  const rows = threadCounts.map((threads) => [
+    `${threads}`,
+    `${(memoryBandwidth("read", threads) / 1e9).toFixed(1)} GB/s`,
+    `${(memoryBandwidth("copy", threads) / 1e9).toFixed(1)} GB/s`,
+  ]);
+  say(`${table(["threads", "read", "copy"], rows)}\n`);
+}
+
+async function decode(): Promise<void> {
+  const { path } = await bundle("q4", "none");
+  using llama = new Llama(gguf());
+  const rows: string[][] = [];
+  const best = { ours: 0, theirs: 0 };
+  for (const threads of threadCounts) {
+    using model = open(path, threads);
+    const [ours, theirs, theirWall]: [number[], number[], number[]] = [[], [], []];
+    for (let repeat = 0; repeat <= repeats; repeat++) {
+      note(`decode, ${threads} threads, repeat ${repeat}`);
+      const own = measureSpeed(model, DECODE_PROMPT, TOKENS);
+      const peer = await llama.measure(DECODE_PROMPT, TOKENS, threads);
+      if (repeat === 0) continue;
+      ours.push(own.decode);
+      theirs.push(peer.decode);
+      theirWall.push(peer.wallDecode);
+    }
+    const bandwidth = memoryBandwidth("read", threads);
+    const achieved = bytesPerToken(model, "off") * median(ours);
+    rows.push([
+      `${threads}`,
+      spread(ours),
+      spread(theirs),
+      spread(theirWall),
+      `${(median(ours) / median(theirs)).toFixed(2)}x`,
+      `${(achieved / 1e9).toFixed(1)} of ${(bandwidth / 1e9).toFixed(1)}`,
+    ]);
+    best.ours = Math.max(best.ours, median(ours));
+    best.theirs = Math.max(best.theirs, median(theirs));
+  }
+  say(`decode, q4 in groups of 32 beside Q4_0, ${TOKENS} tokens, tokens per second`);
+  say(table(["threads", "hcinfer", "llama.cpp", "(wall clock)", "ratio", "GB/s of read"], rows));
+  say(`at each one's best number of threads: ${(best.ours / best.theirs).toFixed(2)}x\n`);
+}
+
+async function prefill(): Promise<void> {
+  const { path } = await bundle("q4", "none");
+  using llama = new Llama(gguf());
+  const rows: string[][] = [];
+  for (const threads of threadCounts) {
+    using model = open(path, threads);
+    const [ours, theirs]: [number[], number[]] = [[], []];
+    for (let repeat = 0; repeat <= repeats; repeat++) {
+      note(`prefill, ${threads} threads, repeat ${repeat}`);
+      const own = measureSpeed(model, PROMPT, 1);
+      const peer = await llama.measure(PROMPT, 1, threads);
+      if (repeat === 0) continue;
+      ours.push(own.prefill);
+      theirs.push(peer.prefill);
+    }
+    rows.push([`${threads}`, spread(ours), spread(theirs), `${(median(ours) / median(theirs)).toFixed(2)}x`]);
+  }
+  say(`prompt of ${PROMPT} tokens, q4 beside Q4_0, tokens per second`);
+  say(`${table(["threads", "hcinfer", "llama.cpp", "ratio"], rows)}\n`);
+}
+
+/** Decode speed of several set-ups in turn, against the first. */
+async function compareDecode(
+  title: string,
+  setups: readonly {
+    readonly name: string;
+    readonly weights: CompileOptions["weights"];
+    readonly correct: CompileOptions["correct"];
+    readonly corrections: CorrectionMode;
+  }[],
+): Promise<void> {
+  const threads = physicalCores();
+  const models: OpenModel[] = [];
+  try {
+    for (const setup of setups) {
+      models.push(open((await bundle(setup.weights, setup.correct)).path, threads, setup.corrections));
+    }
+    const found = setups.map((): number[] => []);
+    for (let repeat = 0; repeat <= repeats; repeat++) {
+      note(`${title}, repeat ${repeat}`);
+      models.forEach((model, i) => {
+        const { decode } = measureSpeed(model, DECODE_PROMPT, TOKENS);
+        if (repeat > 0) found[i]!.push(decode);
+      });
+    }
+    const base = median(found[0]!);
+    const rows = setups.map(({ name, corrections }, i) => {
+      const bytes = bytesPerToken(models[i]!, corrections);
+      return [
+        name,
+        spread(found[i]!),
+        `${(median(found[i]!) / base).toFixed(2)}x`,
+        bytesText(bytes),
+        `${(bytes * median(found[i]!) / 1e9).toFixed(1)} GB/s`,
+      ];
+    });
+    say(`${title}, ${threads} threads, tokens per second`);
+    say(`${table(["", "decode", "ratio", "bytes/token", "reads"], rows)}\n`);
+  } finally {
+    for (const model of models) model[Symbol.dispose]();
+  }
+}
+
+/** Load time and memory in a process of its own: `bench.ts memory-child <bundle>` prints them. */
+async function memory(): Promise<void> {
+  const { path, seconds } = await bundle("q4", "none");
+  const child = new URL("./memory_child.ts", import.meta.url).pathname;
+  const out = execFileSync("deno", ["run", "-A", child, path, `${physicalCores()}`], { encoding: "utf8" });
+  const found = JSON.parse(out) as {
+    firstToken: number;
+    start: number;
+    resident: number;
+    before: number;
+    expected: number;
+  };
+  say("loading the q4 bundle, file cached");
+  say(
+    `${
+      table(["", ""], [
+        ["open and first token of a prompt of 16", secondsText(found.firstToken)],
+        ["resident memory of it", bytesText(found.resident - found.before)],
+        ["weights and key-value cache", bytesText(found.expected)],
+        ["over that", `${(((found.resident - found.before) / found.expected - 1) * 100).toFixed(0)} %`],
+        ["compiling, corrections none", secondsText(seconds)],
+      ])
+    }\n`,
+  );
+}
+
+await build();
+if (wanted("machine")) machine();
+if (wanted("decode")) await decode();
+if (wanted("prefill")) await prefill();
+if (wanted("formats")) {
+  const setup = (weights: CompileOptions["weights"]) =>
+    ({ name: weights, weights, correct: "none", corrections: "off" }) as const;
+  await compareDecode("formats without corrections", [setup("q4"), setup("q3"), setup("q2")]);
+}
+if (wanted("corrections")) {
+  await compareDecode("q3 with corrections of 10 % of the bytes", [
+    { name: "off", weights: "q3", correct: "sparse", corrections: "off" },
+    { name: "sparse in line", weights: "q3", correct: "sparse", corrections: "inline" },
+    { name: "sparse async", weights: "q3", correct: "sparse", corrections: "async" },
+    { name: "low rank in line", weights: "q3", correct: "low_rank", corrections: "inline" },
+  ]);
+}
+if (wanted("memory")) await memory();
