@@ -6,6 +6,7 @@ import { values } from "./ir/graph.ts";
 import { paddedOutputs } from "./ir/naming.ts";
 import { elementsPerToken } from "./ir/types.ts";
 import { verify } from "./ir/verify.ts";
+import { verifyLanes } from "./passes/schedule.ts";
 import type { Plan, WindowStore } from "./plan.ts";
 import { factorStride, RESIDUAL_WIDTHS, residualShape, type ResidualWidth } from "./weights/correction.ts";
 import { formatText, packedShape } from "./weights/format.ts";
@@ -16,14 +17,17 @@ import type { TensorDType, TensorView } from "./weights/safetensors.ts";
 export function checkTensors(plan: Plan, tensors: ReadonlyMap<string, TensorView>): string | undefined {
   try {
     verify(plan.graph);
+    verifyLanes(plan.graph, plan.lanes);
     const lacks = (name: string, dtype: TensorDType, ...shape: number[]): string[] => {
       const found = tensors.get(name);
       const expected = `${dtype} [${shape}]`;
       if (found === undefined) return [`the tensor ${name}, ${expected}, is missing`];
       const text = `${found.dtype} [${found.shape}]`;
-      return text === expected ? [] : [`the tensor ${name} is ${text}, the plan expects ${expected}`];
+      if (text !== expected) return [`the tensor ${name} is ${text}, the plan expects ${expected}`];
+      return found.bytes.byteOffset % ALIGNMENT === 0 ? [] : [`the tensor ${name} is not aligned`];
     };
     return [
+      ...checkVocabulary(plan),
       ...checkWeights(plan, lacks),
       ...plan.windows.flatMap((window) => checkWindow(window, lacks)),
       ...checkCorrections(plan),
@@ -35,7 +39,21 @@ export function checkTensors(plan: Plan, tensors: ReadonlyMap<string, TensorView
   }
 }
 
+/** What kernels may assume of a tensor's address; the mapping itself starts at a page. */
+const ALIGNMENT = 64;
+
 type Lacks = (name: string, dtype: TensorDType, ...shape: number[]) => string[];
+
+/** Token ids are checked against the model's vocabulary, and logits are as many. */
+function checkVocabulary({ graph, model: { vocabularySize } }: Plan): string[] {
+  const types = values(graph);
+  const rows = graph.nodes.flatMap((n) => n.op === "embedding" ? [n.params.rows] : []);
+  const logits = graph.outputs.map((name) => types.get(name)?.type.shape.at(-1));
+  const odd = [...rows, ...logits].find((n) => n !== vocabularySize);
+  return odd === undefined
+    ? []
+    : [`its vocabulary is ${vocabularySize} in the model and ${odd} in the graph`];
+}
 
 function checkWeights(plan: Plan, lacks: Lacks): string[] {
   const { matrices, vectors } = inventory(plan.graph);
