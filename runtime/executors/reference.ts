@@ -88,18 +88,17 @@ const RULES: { readonly [P in Op]: Rule<P> } = {
     return [delta];
   },
   sparse_residual: ({ params: { window, channels, outputs } }, [x], { numbers, as }) => {
-    const { rows: residual, norm } = numbers.residual(window);
+    const { matrix, norm } = numbers.residual(window);
     const inputs = norm.length;
-    const tokens = x!.length / inputs;
-    const delta = new Float64Array(tokens * outputs);
-    for (let t = 0; t < tokens; t++) {
-      const own = x!.subarray(t * inputs, (t + 1) * inputs);
-      const chosen = as === "prefill"
-        ? norm.keys()
-        : math.largest(norm.map((n, j) => Math.abs(own[j]!) * n), channels);
-      for (const j of chosen) math.addScaled(delta, t * outputs, own[j]!, residual, j * outputs, outputs);
+    if (as === "prefill") return [math.linear(x!, matrix, inputs, outputs)];
+    // The rows of channels that a token does not choose count as if its x_j were zero.
+    const kept = new Float64Array(x!.length);
+    for (let start = 0; start < kept.length; start += inputs) {
+      const own = x!.subarray(start, start + inputs);
+      const scores = norm.map((n, j) => Math.abs(own[j]!) * n);
+      for (const j of math.largest(scores, channels)) kept[start + j] = own[j]!;
     }
-    return [delta];
+    return [math.linear(kept, matrix, inputs, outputs)];
   },
   merge: ({ params, outputs }, inputs) => {
     const merged = inputs.slice(0, outputs.length).map((y) => y.slice());

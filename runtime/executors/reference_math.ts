@@ -190,11 +190,15 @@ export function attention(
   return out;
 }
 
-/**
- * The indices of the `count` largest scores, in ascending order of index; among equal scores the lower index wins.
- */
-export function largest(scores: Float64Array, count: number): Int32Array {
-  const order = Int32Array.from(scores, (_, i) => i);
-  order.sort((a, b) => scores[b]! - scores[a]! || a - b);
-  return order.subarray(0, count).sort();
+/** The indices of the `count` largest scores, ascending; among equal scores the lower index wins. */
+export function largest(scores: Float64Array, count: number): number[] {
+  if (count <= 0) return [];
+  const sorted = scores.toSorted();
+  const least = sorted[Math.max(0, sorted.length - count)];
+  const chosen: number[] = [];
+  let ties = count - scores.reduce((above, score) => above + (score > least! ? 1 : 0), 0);
+  scores.forEach((score, i) => {
+    if (score > least! || (score === least && ties-- > 0)) chosen.push(i);
+  });
+  return chosen;
 }

@@ -9,8 +9,8 @@ import type { ExecutableBundle } from "../executor.ts";
 
 /** A window's residual E and the norms that choose its channels. */
 export interface ResidualNumbers {
-  /** [inputs, outputs]: row j is what input channel j adds per unit of x_j. */
-  readonly rows: Float64Array;
+  /** E, [outputs, inputs]. */
+  readonly matrix: Float64Array;
   /** [inputs] */
   readonly norm: Float64Array;
 }
@@ -63,8 +63,8 @@ export function bundleNumbers(bundle: ExecutableBundle): Numbers {
         norm: floats(part("norm")),
       };
       const width = find(RESIDUAL_WIDTHS, (w) => w === residual.width, `residual width ${residual.width}`);
-      const rows = transposed(decodeResidual(stored, width, outputs, inputs), outputs, inputs);
-      return { rows, norm: Float64Array.from(stored.norm) };
+      const matrix = decodeResidual(stored, width, outputs, inputs);
+      return { matrix, norm: Float64Array.from(stored.norm) };
     }),
     factors: memoised((window) => {
       const { factors, inputs, outputs } = store(window);
@@ -94,14 +94,6 @@ function decodeFactor(
   const out = new Float64Array(scale.length * length);
   for (let c = 0; c < scale.length; c++) {
     for (let i = 0; i < length; i++) out[c * length + i] = scale[c]! * element(c * stride + i);
-  }
-  return out;
-}
-
-function transposed(matrix: Float64Array, rows: number, columns: number): Float64Array {
-  const out = new Float64Array(matrix.length);
-  for (let r = 0; r < rows; r++) {
-    for (let c = 0; c < columns; c++) out[c * rows + r] = matrix[r * columns + c]!;
   }
   return out;
 }
