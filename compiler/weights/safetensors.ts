@@ -131,7 +131,7 @@ export interface SafetensorsLayout {
 
 /**
  * Lays tensors out in the order given, each at a multiple of `alignment` bytes of the file. The format knows no
- * holes: the bytes between tensors are `__padding.N` tensors, U8, zero.
+ * holes: the bytes between tensors are `__padding.N` tensors, U8, zero. After the last there are none.
  */
 export function layoutSafetensors(
   specs: readonly TensorSpec[],
@@ -145,14 +145,14 @@ export function layoutSafetensors(
   for (const { name, dtype, shape } of specs) {
     if (Object.hasOwn(entries, name)) throw new Error(`tensor ${name} is laid out twice`);
     const bytes = shape.reduce((n, d) => n * d, DTYPE_BYTES[dtype]);
-    entries[name] = { dtype, shape, data_offsets: [at, at + bytes] };
-    relative.push({ name, begin: at, bytes });
-    at += bytes;
-    const fill = at % alignment === 0 ? 0 : alignment - at % alignment;
+    const fill = Math.ceil(at / alignment) * alignment - at;
     if (fill > 0) {
       entries[`__padding.${fillers++}`] = { dtype: "U8", shape: [fill], data_offsets: [at, at + fill] };
       at += fill;
     }
+    entries[name] = { dtype, shape, data_offsets: [at, at + bytes] };
+    relative.push({ name, begin: at, bytes });
+    at += bytes;
   }
   const json = new TextEncoder().encode(JSON.stringify(entries));
   const dataStart = Math.ceil((PREFIX_BYTES + json.length) / alignment) * alignment;
