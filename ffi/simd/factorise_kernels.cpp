@@ -29,27 +29,34 @@ constexpr int ROWS = 6, VECTORS = 1;
 constexpr int64_t DEPTH = 256;  // rows of b between visits of the accumulators: 48 KiB of b stay in the cache
 static_assert(MULTIPLY_ROWS % ROWS == 0 && MULTIPLY_COLUMNS % (VECTORS * LANES) == 0);
 
+// The accumulators stay in registers only when every loop over them is unrolled.
+#if defined(__clang__)
+#define HC_UNROLL _Pragma("unroll")
+#else
+#define HC_UNROLL _Pragma("GCC unroll 8")
+#endif
+
 HC_INLINE void tile(const MultiplyArgs& args, const float* a, const float* b, float* c, int64_t depth, bool first) {
   F32x16 sums[ROWS][VECTORS];
-#pragma GCC unroll 8
+HC_UNROLL
   for (int i = 0; i < ROWS; i++) {
-#pragma GCC unroll 8
+HC_UNROLL
     for (int v = 0; v < VECTORS; v++) sums[i][v] = first ? zero() : load(c + i * args.c_row + v * LANES);
   }
   for (int64_t d = 0; d < depth; d++, a += args.a_depth, b += args.b_row) {
     F32x16 row[VECTORS];
-#pragma GCC unroll 8
+HC_UNROLL
     for (int v = 0; v < VECTORS; v++) row[v] = load(b + v * LANES);
-#pragma GCC unroll 8
+HC_UNROLL
     for (int i = 0; i < ROWS; i++) {
       const F32x16 factor = set1(a[i * args.a_row]);
-#pragma GCC unroll 8
+HC_UNROLL
       for (int v = 0; v < VECTORS; v++) sums[i][v] = fma(factor, row[v], sums[i][v]);
     }
   }
-#pragma GCC unroll 8
+HC_UNROLL
   for (int i = 0; i < ROWS; i++) {
-#pragma GCC unroll 8
+HC_UNROLL
     for (int v = 0; v < VECTORS; v++) store(c + i * args.c_row + v * LANES, sums[i][v]);
   }
 }
