@@ -176,7 +176,11 @@ function requireFolder(folder: string): void {
     throw new HcinferError("checkpoint", `${folder} ${what}\n${ACCEPTED}`);
   };
   const stat = statSync(folder, { throwIfNoEntry: false });
-  if (stat === undefined) return refuse("does not exist.");
+  if (stat === undefined) {
+    const isHubName = /^[\w-]+\/[\w.-]+$/.test(folder);
+    const download = ` Is it a name on the Hugging Face hub? hf download ${folder} --local-dir <folder>`;
+    return refuse(`does not exist.${isHubName ? download : ""}`);
+  }
   if (!stat.isDirectory()) {
     if (extname(folder).toLowerCase() === ".gguf") {
       refuse("is a GGUF file, which is not read yet; give the Hugging Face folder it was made from.");

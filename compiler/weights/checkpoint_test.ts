@@ -174,6 +174,7 @@ Deno.test("what is no model says what one is", () => {
     );
     refused(() => openCheckpoint(join(folder, "config.json")), /is a file, not a folder/);
     refused(() => openCheckpoint(join(folder, "nothing")), /does not exist/);
+    refused(() => openCheckpoint("someone/some-model-1.5B"), /hf download someone\/some-model-1\.5B/);
   });
   withFolder({ "model.safetensors": weights(TENSORS) }, (folder) => {
     refused(() => openCheckpoint(folder), /has no config\.json/);

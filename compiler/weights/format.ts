@@ -1,7 +1,8 @@
 /**
- * Weight formats and their packed layouts, bit by bit. This file is the one description: the packer, the
- * reference executor and the native kernels (ffi/simd/format.h states the same constants) follow it, and
- * format_test.ts holds golden bytes.
+ * Weight formats and their packed layouts, bit by bit. This file is the one description: the plain-TypeScript
+ * oracle (reference.ts), the native packer (ffi/simd/quantize.cpp) and the kernels (ffi/simd/unpack.h) follow it;
+ * format_golden.ts holds bytes worked out by hand, which tests of each side compare with. How scales are chosen is
+ * said at `quantizeGroup` in reference.ts.
  *
  * A matrix W is [outputs, inputs] as in a checkpoint; y = x W^T. Rows (outputs) go in blocks of 16, inputs in
  * groups of `group`. Rows are padded with zero rows to a multiple of 16 and inputs with zero columns to a

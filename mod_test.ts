@@ -1,0 +1,29 @@
+import assert from "node:assert/strict";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import {
+  COMPILE_DEFAULTS,
+  compileModel,
+  createCpuExecutor,
+  genericProfile,
+  openBundle,
+  Session,
+} from "./mod.ts";
+
+Deno.test("the library's example", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "hcinfer-mod-"));
+  try {
+    const model = fileURLToPath(new URL("examples/models/tiny-dense", import.meta.url));
+    const output = join(folder, "tiny");
+    await compileModel({ ...COMPILE_DEFAULTS, model, output, threads: 2, profile: genericProfile(2) });
+    using bundle = openBundle(output);
+    using executor = createCpuExecutor(bundle, { threads: 2, corrections: "auto" });
+    const logits = new Session(executor).prefill(Int32Array.of(1, 2, 3));
+    assert.equal(logits.length, bundle.plan.model.vocabularySize);
+    assert.ok(logits.every(Number.isFinite));
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
