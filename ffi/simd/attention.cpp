@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "kernels_variant.h"
+#include "rows.h"
 
 namespace hc::HC_ISA {
 namespace {
@@ -166,85 +167,64 @@ template <int... R> constexpr auto every_attend(std::integer_sequence<int, R...>
 }
 constexpr auto ATTEND = every_attend(std::make_integer_sequence<int, MOST_ROWS>());
 
-// One head of a token: read(i, lanes), normalised and rotated if asked, to write(i, lanes, value).
-template <class Read, class Write>
-HC_INLINE void prepare_head(const HeadsArgs& args, int64_t position, const float* weight, Read read, Write write) {
+// One head of a token, normalised and rotated as asked, to write(i, lanes, value).
+template <class Write>
+HC_INLINE void prepare_head(const HeadsArgs& args, int64_t position, const float* weight, Row read, Write write) {
   const int head_dim = args.head_dim, half = head_dim / 2;
-  float inverse = 1.0f;
+  F32x16 inverse = zero();
   if (weight) {
     F32x16 squares = zero();
-    for (int i = 0; i < head_dim; i += LANES) {
-      const F32x16 value = read(i, head_dim - i < LANES ? head_dim - i : LANES);
+    each_vector(head_dim, [&](int i, auto lanes) {
+      const F32x16 value = read(i, lanes);
       squares = fma(value, value, squares);
-    }
-    inverse = 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(head_dim) + args.epsilon);
+    });
+    inverse = set1(1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(head_dim) + args.epsilon));
   }
-  auto normalised = [&](int i, int lanes) {
+  auto normalised = [&](int i, auto lanes) {
     const F32x16 value = read(i, lanes);
-    return weight ? mul(load_n(weight + i, lanes), mul(value, set1(inverse))) : value;
+    return weight ? mul(load_n(weight + i, lanes), mul(value, inverse)) : value;
   };
   if (!args.cosines) {
-    for (int i = 0; i < head_dim; i += LANES) {
-      const int lanes = head_dim - i < LANES ? head_dim - i : LANES;
-      write(i, lanes, normalised(i, lanes));
-    }
+    each_vector(head_dim, [&](int i, auto lanes) { write(i, lanes, normalised(i, lanes)); });
     return;
   }
-  for (int i = 0; i < half; i += LANES) {
-    const int lanes = half - i < LANES ? half - i : LANES;
-    const F32x16 cosine = load_n(args.cosines + position * half + i, lanes);
-    const F32x16 sine = load_n(args.sines + position * half + i, lanes);
+  const float *cosines = args.cosines + position * half, *sines = args.sines + position * half;
+  each_vector(half, [&](int i, auto lanes) {
+    const F32x16 cosine = load_n(cosines + i, lanes), sine = load_n(sines + i, lanes);
     const F32x16 a = normalised(i, lanes), b = normalised(i + half, lanes);
     write(i, lanes, fma(a, cosine, neg(mul(b, sine))));
     write(i + half, lanes, fma(b, cosine, mul(a, sine)));
-  }
+  });
 }
 
 }  // namespace
 
 void heads(const HeadsArgs& args, int64_t begin, int64_t end) {
-  const int head_dim = args.head_dim, per_token = args.heads + 2 * args.kv_heads;
+  const int64_t head_dim = args.head_dim, per_token = args.heads + 2 * args.kv_heads, capacity = args.cache.capacity;
   for (int64_t item = begin; item < end; item++) {
     const int64_t token = item / per_token, position = args.position + token;
-    int head = static_cast<int>(item % per_token);
-    auto reader = [&](const Merged& merged) {
-      const int64_t at = token * merged.stride + static_cast<int64_t>(head) * head_dim;
-      const float* base = merged.base + at;
-      const float* first = merged.delta[0] ? merged.delta[0] : merged.delta[1];
-      const float* second = merged.delta[0] ? merged.delta[1] : nullptr;
-      if (first) first += at;
-      if (second) second += at;
-      return [=](int i, int lanes) {
-        const F32x16 value = load_n(base + i, lanes);
-        if (!first) return value;
-        const F32x16 delta = load_n(first + i, lanes);
-        return add(value, second ? add(delta, load_n(second + i, lanes)) : delta);
-      };
-    };
+    int64_t head = item % per_token;
     if (head < args.heads) {
       float* out = args.q_out + (token * args.heads + head) * head_dim;
-      prepare_head(args, position, args.q_norm, reader(args.q),
-                   [&](int i, int lanes, F32x16 value) { store_n(out + i, lanes, value); });
+      prepare_head(args, position, args.q_norm, Row(args.q, token, head * head_dim),
+                   [&](int i, auto lanes, F32x16 value) { store_n(out + i, lanes, value); });
       continue;
     }
     head -= args.heads;
-    const int64_t slot = args.cache.capacity;
     if (head < args.kv_heads) {
-      uint16_t* out = args.cache.k + (head * slot + position / LANES * LANES) * head_dim + position % LANES;
-      prepare_head(args, position, args.k_norm, reader(args.k), [&](int i, int lanes, F32x16 value) {
-        uint16_t halves[LANES];
-        store_f16(halves, value);
-        for (int d = 0; d < lanes; d++) out[static_cast<int64_t>(i + d) * LANES] = halves[d];
-      });
+      uint16_t* out = args.cache.k + (head * capacity + position / LANES * LANES) * head_dim + position % LANES;
+      prepare_head(args, position, args.k_norm, Row(args.k, token, head * head_dim),
+                   [&](int i, auto lanes, F32x16 value) {
+                     uint16_t halves[LANES];
+                     store_f16(halves, value);
+                     for (int d = 0; d < lanes; d++) out[(i + d) * LANES] = halves[d];
+                   });
       continue;
     }
     head -= args.kv_heads;
-    uint16_t* out = args.cache.v + (head * slot + position) * head_dim;
-    const auto read = reader(args.v);
-    for (int i = 0; i < head_dim; i += LANES) {
-      const int lanes = head_dim - i < LANES ? head_dim - i : LANES;
-      store_f16_n(out + i, lanes, read(i, lanes));
-    }
+    uint16_t* out = args.cache.v + (head * capacity + position) * head_dim;
+    const Row read(args.v, token, head * head_dim);
+    each_vector(args.head_dim, [&](int i, auto lanes) { store_f16_n(out + i, lanes, read(i, lanes)); });
   }
 }
 

@@ -1,49 +1,17 @@
 // Embedding rows, norms, products and the quantisation of activations.
 #include "kernels_variant.h"
+#include "rows.h"
 
 namespace hc::HC_ISA {
 namespace {
-
-// A whole vector's number of lanes, known to the compiler.
-struct Whole {
-  constexpr operator int() const { return LANES; }
-};
-
-// f(i, lanes) for each vector of [0, width): `lanes` is Whole, then what remains.
-template <class F> HC_INLINE void each_vector(int width, F f) {
-  int i = 0;
-  for (; i + LANES <= width; i += LANES) f(i, Whole{});
-  if (i < width) f(i, width - i);
-}
-
-// One token's row of a merged value.
-struct Row {
-  const float *base, *first, *second;
-  HC_INLINE Row(const Merged& merged, int64_t token)
-      : base(at(merged.base, merged, token)),
-        first(at(merged.delta[0] ? merged.delta[0] : merged.delta[1], merged, token)),
-        second(merged.delta[0] ? at(merged.delta[1], merged, token) : nullptr) {}
-  // base + (first + second)
-  template <class N> HC_INLINE F32x16 operator()(int i, N n) const {
-    F32x16 value = load_n(base + i, n);
-    if (!first) return value;
-    F32x16 delta = load_n(first + i, n);
-    if (second) delta = add(delta, load_n(second + i, n));
-    return add(value, delta);
-  }
-
- private:
-  static HC_INLINE const float* at(const float* p, const Merged& merged, int64_t token) {
-    return p ? p + token * merged.stride : nullptr;
-  }
-};
 
 // Groups smaller than this count as zero, so that 127 / absmax stays finite.
 constexpr float TINY = 0x1p-100f, HUGEST = 0x1.fffffep127f;
 
 // One group of n values; codes up to `group` are written, those of missing values 0. A NaN or an infinity makes the
 // scale NaN, and so every product with the group.
-HC_INLINE void quantize_group(const float* x, int n, int group, int8_t* codes, float* scale, int32_t* sum) {
+template <class N>
+HC_INLINE void quantize_group(const float* x, N n, int group, int8_t* codes, float* scale, int32_t* sum) {
   // The bits of |x| compare as integers as the numbers do, and those of a NaN are the largest.
   I32x16 top = zero_i32();
   each_vector(n, [&](int i, auto lanes) { top = max(top, as_i32(abs(load_n(x + i, lanes)))); });
@@ -56,13 +24,13 @@ HC_INLINE void quantize_group(const float* x, int n, int group, int8_t* codes, f
   }
   const F32x16 inverse = set1(127.0f / absmax);
   I32x16 total = zero_i32();
-  int i = 0;
-  for (; i < n; i += LANES) {
-    I32x16 code = round_to_i32(mul(i + LANES <= n ? load(x + i) : load_n(x + i, n - i), inverse));
+  each_vector(n, [&](int i, auto lanes) {
+    const I32x16 code = round_to_i32(mul(load_n(x + i, lanes), inverse));
     total = add(total, code);
     store_i8(codes + i, code);
-  }
-  if (i < group) std::memset(codes + i, 0, group - i);
+  });
+  const int written = (n + LANES - 1) / LANES * LANES;
+  if (written < group) std::memset(codes + written, 0, group - written);
   *scale = absmax / 127.0f;
   *sum = HC_ISA::sum(total);
 }
@@ -71,9 +39,20 @@ HC_INLINE void quantize_group(const float* x, int n, int group, int8_t* codes, f
 void quantize_row(const QuantizedRows& to, int64_t token, const float* x, int begin, int end, int width) {
   if (to.group == 0) return;
   int8_t* codes = to.codes + token * to.stride;
-  for (int i = begin; i < end; i += to.group) {
+  int i = begin;
+  int64_t at = token * to.groups + begin / to.group;
+  auto whole_groups = [&](auto group) {
+    for (; i + group <= end; i += group, at++) {
+      quantize_group(x + i, group, group, codes + i, to.scales + at, to.sums + at);
+    }
+  };
+  switch (to.group) {
+    case 32: whole_groups(Count<32>{}); break;
+    case 64: whole_groups(Count<64>{}); break;
+    case 128: whole_groups(Count<128>{}); break;
+  }
+  for (; i < end; i += to.group, at++) {
     const int n = end - i < to.group ? end - i : to.group;
-    const int64_t at = token * to.groups + i / to.group;
     quantize_group(x + i, n, to.group, codes + i, to.scales + at, to.sums + at);
   }
   const int padded = to.groups * to.group;
@@ -138,7 +117,7 @@ void norm(const NormArgs& args, int64_t begin, int64_t end) {
     int turn = 0;
     auto accumulate = [&](int i, auto lanes) {
       F32x16 value = load_n(residual + i, lanes);
-      if (merged.base) value = add(value, merged(i, lanes));
+      if (merged) value = add(value, merged(i, lanes));
       store_n(total + i, lanes, value);
       return value;
     };

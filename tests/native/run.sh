@@ -2,19 +2,22 @@
 # Builds and runs the native tests for every instruction set of this machine, and for 64-bit ARM where
 # aarch64-linux-gnu-g++ and qemu-aarch64-static are installed; all must print the same digest.
 #   tests/native/run.sh [test...]      e.g. tests/native/run.sh simd_test
+# With OBJECTS=<folder> kernels are taken from there (<source>.<variant>.o, as `deno task build` leaves them in
+# ffi/build) instead of being compiled again, and only this machine's variants run.
 set -eu
 cd "$(dirname "$0")"
 build=../../ffi/build/native
 mkdir -p "$build"
-flags="-std=c++20 -O2 -Wall -Wextra -Werror -ffp-contract=off -fno-math-errno"
+flags="-std=c++20 -O1 -Wall -Wextra -Werror -ffp-contract=off -fno-math-errno"
 avx512="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c"
 simd=../../ffi/simd
 
-sources() {
-  case $1 in
-    kernels_test) echo "kernels_test.cpp $simd/elementwise.cpp $simd/attention.cpp $simd/sampling.cpp" ;;
-    *) echo "$1.cpp" ;;
-  esac
+sources() { # test, variant
+  echo "$1.cpp"
+  [ "$1" = kernels_test ] || return 0
+  for kernel in elementwise attention sampling; do
+    if [ -n "${OBJECTS:-}" ]; then echo "$OBJECTS/$kernel.$2.o"; else echo "$simd/$kernel.cpp"; fi
+  done
 }
 
 variants() {
@@ -25,10 +28,11 @@ variants() {
         grep -qw "$flag" /proc/cpuinfo && echo "$variant"
       done
       echo scalar
-      if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null; then
+      if [ -z "${OBJECTS:-}" ] && command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null; then
         echo neon; echo neon-dotprod
       fi ;;
-    *) echo neon; echo scalar ;;
+    *)
+      echo neon; echo scalar ;;
   esac
 }
 
@@ -46,7 +50,7 @@ for test in ${@:-simd_test kernels_test}; do
         fi
         [ "$variant" = neon-dotprod ] && machine="$machine -march=armv8.2-a+dotprod" ;;
     esac
-    $compiler $flags $machine -DHC_ISA="${variant%-*}" $(sources "$test") -o "$build/$test.$variant"
+    $compiler $flags $machine -DHC_ISA="${variant%-*}" $(sources "$test" "$variant") -o "$build/$test.$variant"
     if digest=$($runner "$build/$test.$variant"); then result=ok; else result=FAILED; status=1; fi
     [ -n "$first" ] || first=$digest
     if [ "$digest" != "$first" ]; then result="$result, DIFFERS"; status=1; fi
