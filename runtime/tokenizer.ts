@@ -16,11 +16,21 @@ const MOST_IDS = 1 << 24;
 const MOST_UNUSED_SHARE = 0.1;
 
 const id = z.int().nonnegative().max(MOST_IDS);
+/** Token -> id; Unigram models have a list in order of id. */
+type Vocabulary = Readonly<Record<string, number>> | readonly unknown[];
+
+function isVocabulary(value: unknown): value is Vocabulary {
+  if (typeof value !== "object" || value === null) return false;
+  if (Array.isArray(value)) return value.length <= MOST_IDS;
+  return Object.values(value).every((id) => Number.isInteger(id) && id >= 0 && id <= MOST_IDS);
+}
+
 const TokenizerFile = z.looseObject({
   model: z.looseObject({
     // Files older than the field are told apart by their other fields.
     type: z.enum(["BPE", "Unigram", "WordPiece"]).nullish(),
-    vocab: z.union([z.record(z.string(), id), z.array(z.unknown()).max(MOST_IDS)]),
+    // By hand: a schema would take longer than all the rest for a hundred thousand entries.
+    vocab: z.custom<Vocabulary>(isVocabulary, `must map tokens to ids from 0 to ${MOST_IDS}`),
   }),
   added_tokens: z.array(z.looseObject({ id, content: z.string() })).max(MOST_IDS).default([]),
   normalizer: z.unknown().default(null),
@@ -127,12 +137,17 @@ export class Tokenizer {
 }
 
 function idCount({ model, added_tokens }: z.infer<typeof TokenizerFile>): number {
-  let largest = Array.isArray(model.vocab) ? model.vocab.length - 1 : -1;
-  if (!Array.isArray(model.vocab)) {
-    for (const id of Object.values(model.vocab)) largest = Math.max(largest, id);
-  }
+  const { vocab } = model;
+  const ids: Iterable<number> = isList(vocab) ? vocab.keys() : Object.values(vocab);
+  let largest = -1;
+  for (const id of ids) largest = Math.max(largest, id);
   for (const { id } of added_tokens) largest = Math.max(largest, id);
   return largest + 1;
+}
+
+/** Array.isArray does not narrow readonly arrays. */
+function isList(vocab: Vocabulary): vocab is readonly unknown[] {
+  return Array.isArray(vocab);
 }
 
 function parse<S extends z.ZodType>(schema: S, file: string): z.infer<S> {
