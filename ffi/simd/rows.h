@@ -14,7 +14,6 @@ using Whole = Count<LANES>;
 // f(i, lanes) for each vector of [0, width): `lanes` is Whole, then what remains.
 template <class F> HC_INLINE void each_vector(int width, F f) {
   int i = 0;
-#pragma GCC unroll 8
   for (; i + LANES <= width; i += LANES) f(i, Whole{});
   if (i < width) f(i, width - i);
 }

@@ -40,6 +40,12 @@
 #define HC_ISA_TEXT HC_EXPAND_TEXT(HC_ISA)  // "avx2"
 
 #define HC_INLINE inline __attribute__((always_inline))
+// Before a short loop whose arrays are meant to live in registers.
+#ifdef __clang__
+#define HC_UNROLL _Pragma("unroll")
+#else
+#define HC_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 namespace hc::HC_ISA {
 constexpr int LANES = 16;
