@@ -7,12 +7,13 @@ import {
   compileModel,
   type CompileOptions,
   type CompileReport,
+  defaultHead,
 } from "../compiler/compile.ts";
 import { HcinferError } from "../compiler/errors.ts";
 import { type Stage, STAGES } from "../compiler/ir/graph.ts";
 import { genericProfile, type MachineProfile, parseProfile, PROFILES } from "../compiler/profile.ts";
 import { RESIDUAL_WIDTHS } from "../compiler/weights/correction.ts";
-import { FORMAT_KINDS, GROUP_SIZES } from "../compiler/weights/format.ts";
+import { FORMAT_KINDS, type FormatKind, GROUP_SIZES } from "../compiler/weights/format.ts";
 import { budget, given, physicalCores, refuse, threadsOption, whole } from "./arguments.ts";
 import { planSummary } from "./summary.ts";
 import { bytesText, Progress, secondsText } from "./terminal.ts";
@@ -25,12 +26,10 @@ export function compileCommand(): Command {
     .addOption(choice("--weights <format>", "format of the backbone", FORMAT_KINDS, COMPILE_DEFAULTS.weights))
     .addOption(choice("--group <n>", "inputs that share a scale", GROUP_SIZES, COMPILE_DEFAULTS.group))
     .addOption(
-      choice(
+      new Option(
         "--head <format>",
-        "format of the embedding and the output head",
-        FORMAT_KINDS,
-        COMPILE_DEFAULTS.head,
-      ),
+        "format of the embedding and the output head (default: q8, bf16 with --weights bf16)",
+      ).choices(FORMAT_KINDS),
     )
     .addOption(
       choice(
@@ -94,7 +93,7 @@ interface Options {
   readonly output: string;
   readonly weights: CompileOptions["weights"];
   readonly group: string;
-  readonly head: CompileOptions["head"];
+  readonly head?: FormatKind;
   readonly correct: CompileOptions["correct"];
   readonly budget: CompileOptions["budget"];
   readonly residualWidth: string;
@@ -115,7 +114,7 @@ async function compile(model: string, options: Options, command: Command): Promi
       output: options.output,
       weights: options.weights,
       group: Number(options.group) as CompileOptions["group"],
-      head: options.head,
+      ...(options.head ? { head: options.head } : {}),
       correct,
       budget: options.budget,
       residualWidth: Number(options.residualWidth) as CompileOptions["residualWidth"],
@@ -150,7 +149,7 @@ function profileOf(name: string | undefined): MachineProfile {
 
 /** Refuses knobs that contradict each other; returns the corrections to make (bf16 has no error to correct). */
 function checkKnobs(options: Options, command: Command): CompileOptions["correct"] {
-  const { weights, head, correct, budget } = options;
+  const { weights, head = defaultHead(weights), correct, budget } = options;
   if (weights === "bf16") {
     if (given(command, "correct") && correct !== "none") {
       throw new HcinferError(

@@ -45,8 +45,8 @@ export interface CompileOptions {
   /** Format of the layers' weights, and inputs that share a scale. */
   readonly weights: FormatKind;
   readonly group: GroupSize;
-  /** Format of the embedding and the output head. */
-  readonly head: FormatKind;
+  /** Format of the embedding and the output head; default: `defaultHead`. */
+  readonly head?: FormatKind;
   readonly correct: Correct;
   readonly budget: Budget;
   readonly residualWidth: ResidualWidth;
@@ -66,7 +66,6 @@ export interface CompileOptions {
 export const COMPILE_DEFAULTS = {
   weights: "q4",
   group: 64,
-  head: "q8",
   correct: "sparse",
   budget: { kind: "bytes", share: 0.1 },
   residualWidth: 4,
@@ -74,8 +73,13 @@ export const COMPILE_DEFAULTS = {
   maxRank: 64,
 } as const satisfies Partial<CompileOptions>;
 
+/** The format of embedding and head when none is asked for: 8 bits, unless nothing is to be compressed. */
+export function defaultHead(weights: FormatKind): FormatKind {
+  return weights === "bf16" ? "bf16" : "q8";
+}
+
 /** What the plan depends on. */
-type PlanOptions = Omit<CompileOptions, "threads">;
+type PlanOptions = Omit<CompileOptions, "threads"> & { readonly head: FormatKind };
 
 export interface CompileReport {
   readonly plan: Plan;
@@ -90,8 +94,9 @@ export interface CompileReport {
  * "usage" for options that contradict each other, "environment" for a full disk or a missing native library. When it
  * throws, what was at `output` before is still there.
  */
-export async function compileModel({ threads, ...options }: CompileOptions): Promise<CompileReport> {
+export async function compileModel({ threads, ...given }: CompileOptions): Promise<CompileReport> {
   const start = performance.now();
+  const options: PlanOptions = { ...given, head: given.head ?? defaultHead(given.weights) };
   using checkpoint = openCheckpoint(options.model);
   const file = architectureFile(checkpoint.config.model_type);
   const source = readFileSync(file, "utf8");
