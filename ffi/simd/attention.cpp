@@ -36,23 +36,23 @@ constexpr int clamp(int x, int low, int high) { return x < low ? low : x > high 
 template <int R, int B>
 HC_INLINE void score_blocks(const uint16_t* k, const float* q, int head_dim, float scale, float* scores) {
   F32x16 sums[B][R];
-  HC_UNROLL
+  HC_UNROLL_ALL
   for (int b = 0; b < B; b++) {
-    HC_UNROLL
+    HC_UNROLL_ALL
     for (int r = 0; r < R; r++) sums[b][r] = zero();
   }
   for (int d = 0; d < head_dim; d++) {
-    HC_UNROLL
+    HC_UNROLL_ALL
     for (int b = 0; b < B; b++) {
       const F32x16 keys = load_f16(k + (static_cast<int64_t>(b) * head_dim + d) * LANES);
-      HC_UNROLL
+      HC_UNROLL_ALL
       for (int r = 0; r < R; r++) sums[b][r] = fma(set1(q[d * R + r]), keys, sums[b][r]);
     }
   }
   const F32x16 factor = set1(scale);
-  HC_UNROLL
+  HC_UNROLL_ALL
   for (int b = 0; b < B; b++) {
-    HC_UNROLL
+    HC_UNROLL_ALL
     for (int r = 0; r < R; r++) store(scores + (b * R + r) * LANES, mul(sums[b][r], factor));
   }
 }
@@ -82,9 +82,9 @@ template <int R, int STRIDE, int D, bool WHOLE>
 HC_INLINE void add_values(const uint16_t* v, int head_dim, const float* weights, int from, int to, float* const* out,
                           int offset, int lanes) {
   F32x16 sums[R][D];
-  HC_UNROLL
+  HC_UNROLL_ALL
   for (int r = 0; r < R; r++) {
-    HC_UNROLL
+    HC_UNROLL_ALL
     for (int d = 0; d < D; d++) {
       sums[r][d] = from == 0 ? zero() : load_n(out[r] + offset + d * LANES, WHOLE ? LANES : lanes);
     }
@@ -93,18 +93,18 @@ HC_INLINE void add_values(const uint16_t* v, int head_dim, const float* weights,
     const uint16_t* row = v + static_cast<int64_t>(t) * head_dim;
     const float* weight = weights + t / LANES * (STRIDE * LANES) + t % LANES;
     F32x16 values[D];
-    HC_UNROLL
+    HC_UNROLL_ALL
     for (int d = 0; d < D; d++) values[d] = WHOLE ? load_f16(row + d * LANES) : load_f16_n(row, lanes);
-    HC_UNROLL
+    HC_UNROLL_ALL
     for (int r = 0; r < R; r++) {
       const F32x16 w = set1(weight[r * LANES]);
-      HC_UNROLL
+      HC_UNROLL_ALL
       for (int d = 0; d < D; d++) sums[r][d] = fma(w, values[d], sums[r][d]);
     }
   }
-  HC_UNROLL
+  HC_UNROLL_ALL
   for (int r = 0; r < R; r++) {
-    HC_UNROLL
+    HC_UNROLL_ALL
     for (int d = 0; d < D; d++) store_n(out[r] + offset + d * LANES, WHOLE ? LANES : lanes, sums[r][d]);
   }
 }

@@ -42,9 +42,9 @@
 #define HC_INLINE inline __attribute__((always_inline))
 // Before a short loop whose arrays are meant to live in registers.
 #ifdef __clang__
-#define HC_UNROLL _Pragma("unroll")
+#define HC_UNROLL_ALL _Pragma("unroll")
 #else
-#define HC_UNROLL _Pragma("GCC unroll 16")
+#define HC_UNROLL_ALL _Pragma("GCC unroll 16")
 #endif
 
 namespace hc::HC_ISA {
