@@ -74,7 +74,7 @@ Deno.test("the clip search never does worse than the plain range", () => {
     const fit = quantizeGroup(weights, bits);
     const most = 2 ** bits - 1;
     const scale = roundF16((Math.max(0, ...values) - Math.min(0, ...values)) / most);
-    const zero = roundF16(-Math.min(0, ...values) / scale);
+    const zero = Math.min(most, Math.round(-Math.min(0, ...values) / scale));
     assert.ok(Number.isFinite(fit.scale) && Number.isFinite(fit.zero));
     if (scale > 0 && Number.isFinite(zero)) {
       assert.ok(errorOf(weights, fit.scale, fit.zero, most) <= errorOf(weights, scale, zero, most));

@@ -112,73 +112,50 @@ function errorOf(weights: Float64Array, fit: GroupFit): number {
 
 /**
  * Scale and zero point of one row's group. 24 shrunk ranges are tried; the least squared error wins, the first among
- * equals; then the least-squares scale and zero point for the winner's codes, kept when they are better still.
+ * equals; then the least-squares scale for the winner's codes, kept when it is better still.
  *
- * A group on one side of zero is tried a second time with a range that reaches to zero: where its values are far from
- * zero for their spread, the zero point would leave f16's range (all equal: be infinite).
+ * Ranges reach to zero and zero points are integers, so that 0 is a code exactly. Channels whose activations are
+ * outliers have small weights: where those may round away from 0, a model with outliers loses twice as much
+ * (SmolLM2 at 3 bits: KL 2.1 against 1.2), although the squared error of all weights is a little less.
  *
  * Throws RangeError when the scale leaves the range of f16.
  */
 export function quantizeGroup(weights: Float64Array, bits: number): GroupFit {
   const symmetric = bits === 8;
   const [least, most] = symmetric ? [1, 255] : [0, 2 ** bits - 1];
-  const low = weights.reduce((a, b) => Math.min(a, b), Infinity);
-  const high = weights.reduce((a, b) => Math.max(a, b), -Infinity);
+  const low = weights.reduce((a, b) => Math.min(a, b), 0);
+  const high = weights.reduce((a, b) => Math.max(a, b), 0);
   let best: GroupFit = { scale: 0, zero: symmetric ? Q8_ZERO : 0, least, most };
   let bestError = errorOf(weights, best);
   if (bestError === 0) return best;
   const attempt = (scale: number, zero: number) => {
-    const fit = { scale: roundF16(scale), zero: roundF16(zero) + 0, least, most }; // + 0: no -0
-    if (!(fit.scale > 0) || !Number.isFinite(fit.scale) || !Number.isFinite(fit.zero)) return;
+    const fit = { scale: roundF16(scale), zero, least, most };
+    if (!(fit.scale > 0)) return;
     const error = errorOf(weights, fit);
     if (error < bestError) [best, bestError] = [fit, error];
   };
-  const through = Math.max(0, high) - Math.min(0, low);
-  const full = symmetric ? Math.max(high, -low) / 127 : through / most;
+  const full = symmetric ? Math.max(high, -low) / 127 : (high - low) / most;
   if (!Number.isFinite(roundF16(full))) {
     throw new RangeError(`weights of ${low} to ${high} leave the range of f16 scales`);
   }
   for (let step = 0; step < SHRINK_STEPS; step++) {
-    const shrink = 1 - SHRINK_STEP * step;
-    if (symmetric) {
-      attempt(shrink * full, Q8_ZERO);
-      continue;
-    }
-    for (
-      const [from, to] of low > 0 || high < 0
-        ? [[low, high], [Math.min(0, low), Math.max(0, high)]]
-        : [[low, high]]
-    ) {
-      const scale = roundF16(shrink * ((to ?? 0) - (from ?? 0)) / most);
-      attempt(scale, -shrink * (from ?? 0) / scale);
-    }
+    const scale = roundF16((1 - SHRINK_STEP * step) * full);
+    const zero = Math.round(-low * (1 - SHRINK_STEP * step) / scale);
+    attempt(scale, symmetric ? Q8_ZERO : Math.min(most, zero) + 0); // + 0: no -0
   }
-  const refit = leastSquares(weights, best, symmetric);
-  if (refit) attempt(refit.scale, refit.zero);
+  attempt(leastSquaresScale(weights, best), best.zero);
   return best;
 }
 
-/** Regression of the weights on their codes: w ~ scale * (code - zero). */
-function leastSquares(
-  weights: Float64Array,
-  fit: GroupFit,
-  symmetric: boolean,
-): { scale: number; zero: number } | undefined {
-  let c1 = 0, c2 = 0, w1 = 0, wc = 0;
+/** The scale of least squared error for a fit's codes: sum(w d) / sum(d d), d = code - zero. 0 when there is none. */
+function leastSquaresScale(weights: Float64Array, fit: GroupFit): number {
+  let dd = 0, dw = 0;
   for (const w of weights) {
-    const c = codeOf(w, fit) - (symmetric ? Q8_ZERO : 0);
-    c1 += c;
-    c2 += c * c;
-    w1 += w;
-    wc += w * c;
+    const d = codeOf(w, fit) - fit.zero;
+    dd += d * d;
+    dw += d * w;
   }
-  if (symmetric) return c2 === 0 ? undefined : { scale: wc / c2, zero: Q8_ZERO };
-  const n = weights.length;
-  const spread = n * c2 - c1 * c1;
-  if (spread === 0) return undefined;
-  // The zero point follows from the scale as it is stored.
-  const scale = roundF16((n * wc - c1 * w1) / spread);
-  return { scale, zero: (c1 - w1 / scale) / n };
+  return dd === 0 ? 0 : dw / dd;
 }
 
 /** Where the code of (row, input) of a tile is in quad order. */

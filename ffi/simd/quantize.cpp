@@ -1,8 +1,8 @@
 // Quantising weights into the packed formats of compiler/weights/format.ts, and the error W - Wq from packed bytes.
 //
-// A row and group get the (scale, zero) of least squared error among: the range [min, max] shrunk by each of SHRINKS
-// factors, the range that also contains 0, and one least-squares refit of the best. Errors are those of the
-// rounded f16 values, ties go to the first. Lanes are the 16 rows of a block, so nothing is summed across lanes.
+// A row and group get the (scale, zero) of least squared error among: the range [min, max], widened to reach 0, shrunk
+// by each of Levels::shrinks factors, and one least-squares refit of the best scale. Zero points are integers, so that 0
+// is a code (why: compiler/weights/reference.ts). Errors are those of the rounded f16 values, ties go to the first. Lanes are the 16 rows of a block, so nothing is summed across lanes.
 #include "simd.h"
 
 #include <cfloat>
@@ -66,8 +66,9 @@ HC_INLINE F32x16 inverse_of(F32x16 scale) {
 // The rounded choice whose codes cover [low, high].
 HC_INLINE Choice covering(F32x16 low, F32x16 high, const Levels& levels) {
   if (levels.symmetric) return {through_f16(mul(high, set1(1.0f / 127.0f))), set1(128.0f)};
-  const F32x16 scale = through_f16(mul(sub(high, low), set1(1.0f / levels.high)));
-  return {scale, through_f16(mul(neg(low), inverse_of(scale)))};
+  const F32x16 bottom = min(low, zero());
+  const F32x16 scale = through_f16(mul(sub(max(high, zero()), bottom), set1(1.0f / levels.high)));
+  return {scale, min(round_small(mul(neg(bottom), inverse_of(scale))), set1(levels.high))};
 }
 
 F32x16 squared_error(const float* w, int count, const Choice& choice, const Levels& levels) {
@@ -97,34 +98,19 @@ struct Best {
   }
 };
 
-// Least squares of w ~= a code + b for the best choice's codes: scale a, zero -b / a.
+// The least-squares scale for the best choice's codes and zero point: sum(w d) / sum(d d), d = code - zero.
 Choice refit(const float* w, int count, const Best& best, const Levels& levels) {
-  const F32x16 scale = load(best.scale), zero_point = load(best.zero), inverse = inverse_of(scale);
-  F32x16 codes = zero(), squares = zero(), weights = zero(), products = zero();
+  const F32x16 zero_point = load(best.zero), inverse = inverse_of(load(best.scale));
+  F32x16 squares = zero(), products = zero();
   for (int j = 0; j < count; j++) {
-    const F32x16 x = load(w + LANES * j);
-    const F32x16 raw = code_of(x, inverse, zero_point, levels);
-    const F32x16 code = levels.symmetric ? sub(raw, zero_point) : raw;
-    codes = add(codes, code);
-    squares = add(squares, mul(code, code));
-    weights = add(weights, x);
-    products = add(products, mul(code, x));
+    const F32x16 x = load(w + LANES * j), difference = sub(code_of(x, inverse, zero_point, levels), zero_point);
+    squares = add(squares, mul(difference, difference));
+    products = add(products, mul(difference, x));
   }
-  float c[LANES], cc[LANES], x[LANES], cx[LANES], a[LANES], z[LANES];
-  store(c, codes), store(cc, squares), store(x, weights), store(cx, products);
-  for (int i = 0; i < LANES; i++) {
-    const float n = static_cast<float>(count);
-    if (levels.symmetric) {
-      a[i] = cc[i] > 0 ? cx[i] / cc[i] : best.scale[i];
-      z[i] = 128;
-    } else {
-      const float spread = n * cc[i] - c[i] * c[i];
-      a[i] = spread > 0 ? (n * cx[i] - c[i] * x[i]) / spread : 0;
-      z[i] = a[i] > 0 ? (a[i] * c[i] - x[i]) / (n * a[i]) : 0;
-    }
-    if (!(a[i] > 0)) a[i] = best.scale[i], z[i] = best.zero[i];
-  }
-  return {through_f16(load(a)), levels.symmetric ? set1(128.0f) : through_f16(load(z))};
+  float dd[LANES], dx[LANES], scale[LANES];
+  store(dd, squares), store(dx, products);
+  for (int i = 0; i < LANES; i++) scale[i] = dd[i] > 0 && dx[i] > 0 ? dx[i] / dd[i] : best.scale[i];
+  return {through_f16(load(scale)), zero_point};
 }
 
 Best search(const float* w, int count, const Levels& levels) {
@@ -141,11 +127,6 @@ Best search(const float* w, int count, const Levels& levels) {
     const F32x16 error = squared_error(w, count, choice, levels);
     if (i == 0) store(best.error, error), store(best.scale, choice.scale), store(best.zero, choice.zero);
     else best.offer(error, choice);
-  }
-  if (!levels.symmetric) {
-    // A narrow range far from 0 needs a zero point that f16 cannot hold; one that reaches 0 never does.
-    const Choice choice = covering(min(low, zero()), max(high, zero()), levels);
-    best.offer(squared_error(w, count, choice, levels), choice);
   }
   const Choice refitted = refit(w, count, best, levels);
   best.offer(squared_error(w, count, refitted, levels), refitted);
