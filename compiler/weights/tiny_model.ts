@@ -5,8 +5,14 @@ import { toBF16 } from "./half.ts";
 import { layoutSafetensors, type TensorSpec } from "./safetensors.ts";
 
 export interface TinyModel {
+  readonly architecture?: "llama" | "qwen3";
   readonly layers?: number;
   readonly hidden?: number;
+  readonly heads?: number;
+  readonly kvHeads?: number;
+  readonly headDim?: number;
+  readonly inner?: number;
+  readonly vocabulary?: number;
   readonly tied?: boolean;
   readonly dtype?: "BF16" | "F32";
   readonly seed?: number;
@@ -14,19 +20,22 @@ export interface TinyModel {
   readonly edit?: (name: string, values: Float32Array) => void;
 }
 
-/** Writes a Llama of 2 layers (width 50, 3 heads of 12 on 1 key-value head, 90 inner, 41 tokens) to `folder`. */
+/**
+ * Writes a model to `folder`: by default a Llama of 2 layers (width 50, 3 heads of 12 on 1 key-value head, 90 inner,
+ * 41 tokens), in which no width is a multiple of 16, so that every padding is exercised.
+ */
 export function writeTinyModel(folder: string, options: TinyModel = {}): void {
-  const { layers = 2, hidden = 50, tied = false, dtype = "BF16", seed = 1, edit = () => {} } = options;
-  // No width is a multiple of 16: every padding is exercised.
-  const [heads, headDim, inner, vocabulary] = [3, 12, 90, 41];
+  const { architecture = "llama", layers = 2, tied = false, dtype = "BF16", seed = 1, edit = () => {} } =
+    options;
+  const { hidden = 50, heads = 3, kvHeads = 1, headDim = 12, inner = 90, vocabulary = 41 } = options;
   mkdirSync(folder, { recursive: true });
   const config = {
-    model_type: "llama",
+    model_type: architecture,
     hidden_size: hidden,
     intermediate_size: inner,
     num_hidden_layers: layers,
     num_attention_heads: heads,
-    num_key_value_heads: 1,
+    num_key_value_heads: kvHeads,
     head_dim: headDim,
     vocab_size: vocabulary,
     max_position_embeddings: 64,
@@ -44,8 +53,12 @@ export function writeTinyModel(folder: string, options: TinyModel = {}): void {
     const at = `model.layers.${layer}`;
     add(`${at}.input_layernorm`, hidden);
     add(`${at}.self_attn.q_proj`, heads * headDim, hidden);
-    add(`${at}.self_attn.k_proj`, headDim, hidden);
-    add(`${at}.self_attn.v_proj`, headDim, hidden);
+    add(`${at}.self_attn.k_proj`, kvHeads * headDim, hidden);
+    add(`${at}.self_attn.v_proj`, kvHeads * headDim, hidden);
+    if (architecture === "qwen3") {
+      add(`${at}.self_attn.q_norm`, headDim);
+      add(`${at}.self_attn.k_norm`, headDim);
+    }
     add(`${at}.self_attn.o_proj`, hidden, heads * headDim);
     add(`${at}.post_attention_layernorm`, hidden);
     add(`${at}.mlp.gate_proj`, inner, hidden);

@@ -1,0 +1,196 @@
+/**
+ * Bit-identity on the cpu executor (runtime/executor.ts): the same tokens give the same logits, to the last bit, from
+ * run to run, for every number of threads, with corrections async or inline, however the tokens are cut into steps, and
+ * on every instruction set of this machine.
+ */
+import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+import process from "node:process";
+import fc from "fast-check";
+import type { CompileOptions } from "../../compiler/compile.ts";
+import type { Bundle } from "../../compiler/bundle.ts";
+import type { TinyModel } from "../../compiler/weights/tiny_model.ts";
+import type { CorrectionMode, StepKind } from "../../runtime/executor.ts";
+import { type CpuExecutor, createCpuExecutor } from "../../runtime/executors/cpu.ts";
+import { RandomModels, SHAPES, someTokens } from "./random_models.ts";
+
+const LENGTH = 37;
+const KINDS: readonly StepKind[] = ["prefill", "decode"];
+
+/** Every format, both corrections, and every shape at least once. */
+const CASES: readonly (Partial<CompileOptions> & { readonly shape: TinyModel })[] = [
+  { shape: SHAPES["llama, 5 heads on 5, tied"], weights: "bf16", head: "bf16", correct: "none" },
+  {
+    shape: SHAPES["llama, 3 heads on 1"],
+    weights: "q8",
+    group: 32,
+    correct: "sparse",
+    residualWidth: 8,
+    budget: { kind: "channels", channels: 7 },
+  },
+  {
+    shape: SHAPES["qwen3, 9 heads on 3"],
+    weights: "q4",
+    group: 64,
+    correct: "both",
+    residualWidth: 4,
+    budget: { kind: "rank+channels", rank: 9, channels: 20 },
+  },
+  {
+    shape: SHAPES["qwen3, 4 heads on 2, tied"],
+    weights: "q3",
+    group: 128,
+    head: "q4",
+    correct: "sparse",
+    residualWidth: 3,
+    budget: { kind: "channels", channels: 1 },
+  },
+  {
+    shape: SHAPES["llama, 3 heads on 1"],
+    weights: "q2",
+    group: 32,
+    head: "bf16",
+    correct: "low_rank",
+    factorDType: "bf16",
+    budget: { kind: "rank", rank: 3 },
+  },
+];
+
+function executor(bundle: Bundle, threads: number, corrections: CorrectionMode = "inline"): CpuExecutor {
+  return createCpuExecutor(bundle, { threads, corrections, contextLength: 64, capacity: LENGTH });
+}
+
+/** Logits of all tokens, run in steps that end before each of `cuts` and at the end. */
+function logitsOf(
+  cpu: CpuExecutor,
+  tokens: Int32Array,
+  as: StepKind,
+  cuts: readonly number[] = [],
+): Float32Array {
+  const vocabulary = cpu.model.vocabularySize;
+  const all = new Float32Array(tokens.length * vocabulary);
+  let start = 0;
+  for (const end of [...cuts, tokens.length]) {
+    if (end <= start) continue;
+    const step = tokens.subarray(start, end);
+    all.set(cpu.step({ tokens: step, position: start, as, logits: "all" }), start * vocabulary);
+    start = end;
+  }
+  return all;
+}
+
+function assertSame(actual: Float32Array, expected: Float32Array, what: string): void {
+  const bits = (array: Float32Array) => new Int32Array(array.buffer, array.byteOffset, array.length);
+  const [a, b] = [bits(actual), bits(expected)];
+  const at = a.findIndex((word, i) => word !== b[i]);
+  assert.ok(at < 0, `${what}: logit ${at} is ${actual[at]}, expected ${expected[at]}`);
+  assert.ok(expected.every(Number.isFinite), `${what}: logits that are not finite`);
+}
+
+for (const { shape, ...options } of CASES) {
+  Deno.test(`${options.weights} ${options.correct}: the same bits for any threads, lanes and cuts`, async () => {
+    using models = new RandomModels();
+    using bundle = await models.compile(shape, options);
+    const tokens = someTokens(LENGTH, bundle.plan.model.vocabularySize);
+    for (const as of KINDS) {
+      using first = executor(bundle, 1);
+      const expected = logitsOf(first, tokens, as);
+      assertSame(logitsOf(first, tokens, as), expected, `${as}, the same executor again`);
+      const singles = Array.from(tokens, (_, t) => t);
+      assertSame(logitsOf(first, tokens, as, singles), expected, `${as}, one token at a time`);
+      for (const threads of [1, 2, 3, 5]) {
+        for (const corrections of ["inline", "async"] as const) {
+          using cpu = executor(bundle, threads, corrections);
+          const what = `${as}, ${threads} threads, ${corrections}`;
+          assertSame(logitsOf(cpu, tokens, as), expected, what);
+          assertSame(logitsOf(cpu, tokens, as, [1, 2, 17]), expected, `${what}, cut`);
+        }
+      }
+      using cpu = executor(bundle, 2, "async");
+      const cuts = fc.uniqueArray(fc.integer({ min: 1, max: LENGTH - 1 }), { maxLength: 9 });
+      fc.assert(
+        fc.property(cuts, (cuts) => {
+          cuts.sort((a, b) => a - b);
+          assertSame(logitsOf(cpu, tokens, as, cuts), expected, `${as}, cut at ${cuts}`);
+        }),
+        { numRuns: 15 },
+      );
+    }
+  });
+}
+
+Deno.test("logits of the last token are those of all tokens; none computes none", async () => {
+  using models = new RandomModels();
+  using bundle = await models.compile({}, { weights: "q4", group: 32 });
+  using cpu = executor(bundle, 2);
+  const tokens = someTokens(LENGTH, cpu.model.vocabularySize);
+  const expected = logitsOf(cpu, tokens, "prefill").slice(-cpu.model.vocabularySize);
+  assert.equal(cpu.step({ tokens, position: 0, as: "prefill", logits: "none" }).length, 0);
+  assertSame(cpu.step({ tokens, position: 0, as: "prefill", logits: "last" }), expected, "last");
+});
+
+Deno.test("a token's channels are its own, whatever is decoded beside it", async () => {
+  // Prompt as prefill, then tokens as decode: one at a time, or several in a step.
+  using models = new RandomModels();
+  using bundle = await models.compile({}, { weights: "q2", group: 32, residualWidth: 4 });
+  using cpu = executor(bundle, 2, "async");
+  const tokens = someTokens(LENGTH, cpu.model.vocabularySize);
+  const after = (cuts: readonly number[]) => {
+    cpu.step({ tokens: tokens.subarray(0, 20), position: 0, as: "prefill", logits: "none" });
+    const rows: number[] = [];
+    let start = 20;
+    for (const end of [...cuts, LENGTH]) {
+      const step = {
+        tokens: tokens.subarray(start, end),
+        position: start,
+        as: "decode",
+        logits: "all",
+      } as const;
+      rows.push(...cpu.step(step));
+      start = end;
+    }
+    return Float32Array.from(rows);
+  };
+  assertSame(after([21, 22, 23, 30]), after([]), "decode after prefill");
+});
+
+const run = promisify(execFile);
+
+/** What a process of its own, on another instruction set, computes of bundles: see isa_child.ts. */
+async function digestsOn(isa: string, bundles: readonly string[]): Promise<string> {
+  const child = fileURLToPath(new URL("isa_child.ts", import.meta.url));
+  const env = { ...process.env, HCINFER_ISA: isa };
+  const { stdout } = await run(Deno.execPath(), ["run", "-A", "--no-check", child, ...bundles], { env });
+  return stdout;
+}
+
+/** The instruction sets of this machine, as the refusal of an unknown one lists them. */
+async function instructionSets(): Promise<readonly string[]> {
+  const text = await digestsOn("altivec", []);
+  const match = /^environment: HCINFER_ISA=altivec is not available; this machine runs(( \w+)+)$/.exec(
+    text.trim(),
+  );
+  assert.ok(match, text);
+  return match[1]!.trim().split(" ");
+}
+
+Deno.test("every instruction set of this machine gives the same bits", async () => {
+  using models = new RandomModels();
+  const folders: string[] = [];
+  for (const { shape, ...options } of CASES) {
+    using bundle = await models.compile(shape, options);
+    folders.push(bundle.path);
+  }
+  const sets = await instructionSets();
+  assert.ok(sets.includes("scalar"));
+  const results: [string, string][] = [];
+  for (const isa of sets) results.push([isa, await digestsOn(isa, folders)]);
+  for (const [isa, digests] of results) {
+    assert.ok(digests.startsWith(`cpu (${isa}, `), digests);
+    const lines = (text: string) => text.trim().split("\n").slice(1);
+    assert.equal(lines(digests).length, 2 * folders.length);
+    assert.deepEqual(lines(digests), lines(results[0]![1]), `${isa} and ${results[0]![0]}`);
+  }
+});
