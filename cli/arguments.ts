@@ -35,8 +35,15 @@ export function between(least: number, most: number): (text: string) => number {
   };
 }
 
-/** `bytes:10%`, `rank:8` or `channels:64`. */
+/** `bytes:10%`, `rank:8`, `channels:64` or `rank:8,channels:64`. */
 export function budget(text: string): Budget {
+  const both = text.split(",");
+  if (both.length === 2) {
+    const [rank, channels] = [budget(both[0] ?? ""), budget(both[1] ?? "")];
+    if (rank.kind === "rank" && channels.kind === "channels") {
+      return { ...rank, ...channels, kind: "rank+channels" };
+    }
+  }
   const [, kind, number = "", percent] = /^(bytes|rank|channels):([0-9.]+)(%?)$/.exec(text) ?? [];
   const value = Number(number);
   if (kind === "bytes" && percent === "%" && value > 0 && value <= 100) {
@@ -46,7 +53,8 @@ export function budget(text: string): Budget {
   if (kind === "rank" && isCount) return { kind: "rank", rank: value };
   if (kind === "channels" && isCount) return { kind: "channels", channels: value };
   throw new InvalidArgumentError(
-    "Expected bytes:N% (of the backbone's bytes read per token, above 0 to 100), rank:N or channels:N.",
+    "Expected bytes:N% (of the backbone's bytes read per token, above 0 to 100), rank:N, channels:N " +
+      "or, for both, rank:N,channels:N.",
   );
 }
 

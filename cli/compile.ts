@@ -40,7 +40,10 @@ export function compileCommand(): Command {
       ),
     )
     .addOption(
-      new Option("--budget <budget>", "bytes:N% of the backbone's bytes read per token, rank:N or channels:N")
+      new Option(
+        "--budget <budget>",
+        "bytes:N% of the backbone's bytes read per token, rank:N, channels:N, or rank:N,channels:N for both",
+      )
         .argParser(budget).default(COMPILE_DEFAULTS.budget, "bytes:10%"),
     )
     .addOption(
@@ -185,7 +188,7 @@ function checkKnobs(options: Options, command: Command): CompileOptions["correct
       "--budget channels:N is for sparse; give --correct low_rank rank:N or bytes:N%",
     );
   }
-  if (budget.kind === "rank" && budget.rank > options.maxRank) {
+  if ("rank" in budget && budget.rank > options.maxRank) {
     throw new HcinferError(
       "usage",
       `--budget rank:${budget.rank} is more than --max-rank ${options.maxRank}`,

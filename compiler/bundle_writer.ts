@@ -12,6 +12,7 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  readSync,
   renameSync,
   rmSync,
   statfsSync,
@@ -40,25 +41,27 @@ export interface BundleContents {
 export class BundleWriter implements Disposable {
   readonly #output: string;
   readonly #partial: string;
-  readonly #layout: SafetensorsLayout;
-  readonly #missing: Set<string>;
+  #layout: SafetensorsLayout;
+  #missing: Set<string>;
   #weights: number | undefined;
 
   /**
    * Starts a bundle at `output` whose weights are `tensors`. Throws HcinferError("usage") when something else than a
    * bundle is at `output`, and HcinferError("environment") when the disk has no room.
+   *
+   * @param settles whether `settle` will be called: then the file's header gets room for other tensors
    */
-  constructor(output: string, tensors: readonly TensorSpec[]) {
+  constructor(output: string, tensors: readonly TensorSpec[], settles = false) {
     this.#output = resolve(output);
     this.#partial = `${this.#output}.partial-${process.pid}`;
-    this.#layout = layoutSafetensors(tensors, { format: BUNDLE_FORMAT });
+    this.#layout = layoutSafetensors(tensors, METADATA, ALIGNMENT, settles ? headerRoom(tensors) : 0);
     this.#missing = new Set(tensors.map((t) => t.name));
     this.#guard(() => {
       refuseOthers(this.#output);
       removeLeftOvers(this.#output);
       mkdirSync(this.#partial, { recursive: true });
       requireSpace(this.#partial, this.#layout.fileBytes);
-      this.#weights = openSync(join(this.#partial, WEIGHTS_FILE), "w");
+      this.#weights = openSync(join(this.#partial, WEIGHTS_FILE), "w+");
       ftruncateSync(this.#weights, this.#layout.fileBytes);
       this.#put(this.#layout.header, 0);
     });
@@ -67,6 +70,47 @@ export class BundleWriter implements Disposable {
   /** Bytes of weights.safetensors. */
   get bytes(): number {
     return this.#layout.fileBytes;
+  }
+
+  /**
+   * Lays the file out anew, now that all sizes are known. `tensors` start with those written so far, which stay where
+   * they are, and are no more and no larger than the first ones were.
+   */
+  settle(tensors: readonly TensorSpec[]): void {
+    const before = this.#layout;
+    const written = [...before.ranges.keys()].filter((name) => !this.#missing.has(name));
+    const layout = layoutSafetensors(tensors, METADATA, ALIGNMENT, before.header.length);
+    for (const name of written) {
+      if (layout.ranges.get(name)?.offset !== before.ranges.get(name)?.offset) {
+        throw new Error(`tensor ${name} was written and would move`);
+      }
+    }
+    this.#layout = layout;
+    this.#missing = new Set(tensors.map((t) => t.name).filter((name) => !written.includes(name)));
+    this.#guard(() => {
+      if (this.#weights === undefined) throw new Error("the bundle is closed");
+      ftruncateSync(this.#weights, layout.fileBytes);
+      this.#put(layout.header, 0);
+    });
+  }
+
+  /** The bytes of a tensor that was written. */
+  read(name: string): Uint8Array {
+    const range = this.#layout.ranges.get(name);
+    if (range === undefined || this.#missing.has(name) || this.#weights === undefined) {
+      throw new Error(`tensor ${name} is not written`);
+    }
+    const bytes = new Uint8Array(range.bytes);
+    const descriptor = this.#weights;
+    this.#guard(() => {
+      for (let at = 0; at < bytes.length;) {
+        const length = Math.min(bytes.length - at, MOST_BYTES_AT_ONCE);
+        const read = readSync(descriptor, bytes, at, length, range.offset + at);
+        if (read === 0) throw new Error(`${WEIGHTS_FILE} is cut off while it is written`);
+        at += read;
+      }
+    });
+    return bytes;
   }
 
   /** Writes a tensor whose bytes are `parts`, one after another. Any order; each tensor once. */
@@ -131,7 +175,7 @@ export class BundleWriter implements Disposable {
   #put(bytes: Uint8Array, position: number): void {
     if (this.#weights === undefined) throw new Error("the bundle is closed");
     for (let done = 0; done < bytes.length;) {
-      const length = Math.min(bytes.length - done, MOST_WRITE_BYTES);
+      const length = Math.min(bytes.length - done, MOST_BYTES_AT_ONCE);
       done += writeSync(this.#weights, bytes, done, length, position + done);
     }
   }
@@ -160,8 +204,18 @@ export class BundleWriter implements Disposable {
   }
 }
 
-/** A write of 2 GiB or more is cut short on some systems. */
-const MOST_WRITE_BYTES = 2 ** 30;
+const METADATA = { format: BUNDLE_FORMAT };
+/** Kernels read every tensor with aligned loads of up to 64 bytes. */
+const ALIGNMENT = 64;
+
+/** Reads and writes of 2 GiB or more are cut short on some systems. */
+const MOST_BYTES_AT_ONCE = 2 ** 30;
+
+/** Header bytes that any smaller `tensors` fit in: their own, and a filler before each. */
+function headerRoom(tensors: readonly TensorSpec[]): number {
+  const fillerBytes = 128;
+  return layoutSafetensors(tensors, METADATA).header.length + fillerBytes * tensors.length;
+}
 
 function isBundle(folder: string): boolean {
   return existsSync(join(folder, PLAN_FILE)) && existsSync(join(folder, WEIGHTS_FILE));

@@ -5,7 +5,8 @@
  *   open the checkpoint, trace its model description                      weights/checkpoint.ts, frontend/
  *   fuse, quantize, place                                                 passes/
  *   compare tensors with the graph, pack weights, measure errors          weights/
- *   budget, compensate, schedule, layout                                  passes/
+ *   budget; rows beside factors are packed now that ranks are known       passes/, weights/
+ *   compensate, schedule, layout                                          passes/
  *   write the bundle                                                      bundle_writer.ts
  *
  * Every pass verifies its graph. Numbers depend on the checkpoint and the options alone, not on the number of
@@ -19,7 +20,7 @@ import { BundleWriter } from "./bundle_writer.ts";
 import { architectureFile, traceModel } from "./frontend/trace.ts";
 import type { Graph, Stage } from "./ir/graph.ts";
 import { printGraph } from "./ir/text.ts";
-import { type Budget, budget, type Correct, type WindowStatistics } from "./passes/budget.ts";
+import { type Budget, budget, checkBudget, type Correct, type WindowStatistics } from "./passes/budget.ts";
 import { compensate } from "./passes/compensate.ts";
 import { fuse } from "./passes/fuse.ts";
 import { layout } from "./passes/layout.ts";
@@ -33,7 +34,8 @@ import type { FactorDType, ResidualWidth } from "./weights/correction.ts";
 import type { FormatKind, GroupSize } from "./weights/format.ts";
 import { fileChecksum } from "./weights/checksum.ts";
 import { inventory } from "./weights/inventory.ts";
-import { packAll, type StoredForms, tensorSpecs } from "./weights/pack.ts";
+import { packAll, packBoth, tensorSpecs } from "./weights/pack.ts";
+import type { StoredForms } from "./weights/window.ts";
 
 export type { Budget, Correct } from "./passes/budget.ts";
 
@@ -97,6 +99,7 @@ export interface CompileReport {
 export async function compileModel({ threads, ...given }: CompileOptions): Promise<CompileReport> {
   const start = performance.now();
   const options: PlanOptions = { ...given, head: given.head ?? defaultHead(given.weights) };
+  checkBudget(options);
   using checkpoint = openCheckpoint(options.model);
   const file = architectureFile(checkpoint.config.model_type);
   const source = readFileSync(file, "utf8");
@@ -113,10 +116,18 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
 
   const needs = inventory(graph);
   const forms = storedForms(options);
-  using writer = new BundleWriter(options.output, tensorSpecs(needs, forms));
-  const packed = packAll(needs, checkpoint, writer, { ...options, forms, threads });
+  const both = options.correct === "both";
+  using writer = new BundleWriter(options.output, tensorSpecs(needs, forms), both);
+  const packing = { ...options, forms, threads };
+  const packed = packAll(needs, checkpoint, writer, packing);
 
   graph = print(budget(graph, { ...options, statistics: packed.statistics }));
+  let { windows } = packed;
+  if (both) {
+    const ranks = new Map(graph.budgets.map(({ window, rank }) => [window, rank]));
+    writer.settle(tensorSpecs(needs, forms, ranks));
+    windows = packBoth(needs, checkpoint, writer, packing, packed, ranks);
+  }
   graph = print(compensate(graph, options));
   const scheduled = schedule(graph, options);
   graph = print(scheduled.graph);
@@ -127,7 +138,7 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
     graph,
     weights: packed.weights,
     vectors: Object.fromEntries([...needs.vectors].map(([path, length]) => [`${path}.weight`, length])),
-    windows: packed.windows,
+    windows,
     lanes: scheduled.lanes,
     memory: layout(graph),
     corrections: scheduled.corrections,

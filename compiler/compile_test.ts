@@ -91,59 +91,137 @@ for (const weights of FORMAT_KINDS) {
   });
 }
 
-Deno.test("stored corrections are of the error that the packed bytes leave", async () => {
-  await inFolder(async (folder) => {
-    for (const residualWidth of RESIDUAL_WIDTHS) {
-      const maxRank = 200; // more than any window has: all components are stored
-      await compile(folder, {
-        weights: "q2",
-        group: 32,
-        correct: "both",
-        residualWidth,
-        maxRank,
-        factorDType: "bf16",
-      });
-      const found = errors(folder);
-      using bundle = openBundle(join(folder, "bundle"));
-      const f32 = (name: string) => widen(bundle.tensor(name).bytes, "F32");
-      for (const { window, inputs, outputs, errorEnergy } of bundle.plan.windows) {
-        const name =
-          { qkv: "self_attn.q_proj+k_proj+v_proj", gate_up: "mlp.gate_proj+up_proj" }[window.slice(2)];
-        if (name === undefined) continue;
-        const error = found.get(`model.layers.${window[0]}.${name}`);
-        assert.ok(error !== undefined && error.length === inputs * outputs);
+/** Windows of several matrices, the only ones with padding between: their error, and what the bundle stores of it. */
+function* storedWindows(folder: string) {
+  const found = errors(folder);
+  using bundle = openBundle(join(folder, "bundle"));
+  const f32 = (name: string) => widen(bundle.tensor(name).bytes, "F32");
+  for (const store of bundle.plan.windows) {
+    const { window, inputs, outputs } = store;
+    const name = { qkv: "self_attn.q_proj+k_proj+v_proj", gate_up: "mlp.gate_proj+up_proj" }[window.slice(2)];
+    if (name === undefined) continue;
+    const error = found.get(`model.layers.${window[0]}.${name}`);
+    assert.ok(error !== undefined && error.length === inputs * outputs);
+    const residual = store.residual && {
+      codes: bundle.tensor(`${window}.residual.codes`).bytes,
+      outputScale: f32(`${window}.residual.output_scale`),
+      channelScale: f32(`${window}.residual.channel_scale`),
+      norm: f32(`${window}.residual.norm`),
+    };
+    const factors = store.factors && {
+      a: bundle.tensor(`${window}.factors.a`).bytes,
+      b: bundle.tensor(`${window}.factors.b`).bytes,
+      aScale: f32(`${window}.factors.a_scale`),
+      bScale: f32(`${window}.factors.b_scale`),
+      spectrum: f32(`${window}.factors.spectrum`),
+    };
+    yield { store, error, residual, factors };
+  }
+}
+
+function less(error: Float64Array, decoded: Float64Array): Float64Array {
+  return error.map((e, i) => e - (decoded[i] ?? 0));
+}
+
+function checkNorms(norm: Float32Array, error: Float64Array): void {
+  norm.forEach((n, j) => {
+    let square = 0;
+    for (let at = j; at < error.length; at += norm.length) square += (error[at] ?? 0) ** 2;
+    assert.ok(Math.abs(n - Math.sqrt(square)) < 1e-3 * n + 1e-9);
+  });
+}
+
+/** What rows of a width may leave of the energy they store. */
+const MOST_LOST = { 2: 0.4, 3: 0.1, 4: 0.03, 5: 0.01, 8: 2e-4 };
+
+for (const residualWidth of RESIDUAL_WIDTHS) {
+  Deno.test(`stored rows of ${residualWidth} bits are the error that the packed bytes leave`, async () => {
+    await inFolder(async (folder) => {
+      await compile(folder, { weights: "q2", group: 32, correct: "sparse", residualWidth });
+      for (const { store: { inputs, outputs, errorEnergy }, error, residual } of storedWindows(folder)) {
+        assert.ok(residual);
         const energy = energyOf(error);
         assert.ok(Math.abs(errorEnergy / energy - 1) < 1e-4);
-        const left = (decoded: Float64Array) => energyOf(error.map((e, i) => e - (decoded[i] ?? 0))) / energy;
-        const residual = {
-          codes: bundle.tensor(`${window}.residual.codes`).bytes,
-          outputScale: f32(`${window}.residual.output_scale`),
-          channelScale: f32(`${window}.residual.channel_scale`),
-          norm: f32(`${window}.residual.norm`),
-        };
-        const bound = { 2: 0.4, 3: 0.1, 4: 0.03, 5: 0.01, 8: 2e-4 }[residualWidth];
-        const lost = left(decodeResidual(residual, residualWidth, outputs, inputs));
-        assert.ok(lost < bound, `${window}, ${residualWidth} bits: ${lost}`);
-        residual.norm.forEach((norm, j) => {
-          let square = 0;
-          for (let o = 0; o < outputs; o++) square += (error[o * inputs + j] ?? 0) ** 2;
-          assert.ok(Math.abs(norm - Math.sqrt(square)) < 1e-3 * norm + 1e-9);
-        });
-        const factors = {
-          a: bundle.tensor(`${window}.factors.a`).bytes,
-          b: bundle.tensor(`${window}.factors.b`).bytes,
-          aScale: f32(`${window}.factors.a_scale`),
-          bScale: f32(`${window}.factors.b_scale`),
-        };
-        const rank = factors.aScale.length;
-        assert.equal(rank, Math.min(inputs, outputs));
-        const all = left(decodeFactors(factors, "bf16", outputs, inputs, rank));
-        assert.ok(all < 1e-3, `${window}: ${all}`);
-        const spectrum = f32(`${window}.factors.spectrum`);
-        assert.ok(Math.abs(spectrum.reduce((s, v) => s + v * v, 0) / energy - 1) < 1e-3);
-        assert.ok(spectrum.every((v, i) => i === 0 || v <= (spectrum[i - 1] ?? 0)));
+        const lost = energyOf(less(error, decodeResidual(residual, residualWidth, outputs, inputs)));
+        assert.ok(lost < MOST_LOST[residualWidth] * energy, `${lost} of ${energy}`);
+        checkNorms(residual.norm, error);
       }
+    });
+  });
+}
+
+Deno.test("stored factors are the singular value decomposition of the error", async () => {
+  await inFolder(async (folder) => {
+    const maxRank = 200; // more than any window has: all components are stored
+    const options = { correct: "low_rank", factorDType: "bf16", maxRank } as const;
+    await compile(folder, { weights: "q2", group: 32, ...options });
+    for (const { store: { inputs, outputs }, error, factors } of storedWindows(folder)) {
+      assert.ok(factors);
+      const rank = factors.aScale.length;
+      assert.equal(rank, Math.min(inputs, outputs));
+      const energy = energyOf(error);
+      const lost = energyOf(less(error, decodeFactors(factors, "bf16", outputs, inputs, rank)));
+      assert.ok(lost < 1e-3 * energy, `${lost} of ${energy}`);
+      const { spectrum } = factors;
+      assert.ok(Math.abs(spectrum.reduce((s, v) => s + v * v, 0) / energy - 1) < 1e-3);
+      assert.ok(spectrum.every((v, i) => i === 0 || v <= (spectrum[i - 1] ?? 0)));
     }
+  });
+});
+
+for (const factorDType of ["i8", "bf16"] as const) {
+  Deno.test(`rows beside ${factorDType} factors are what the factors leave`, async () => {
+    await inFolder(async (folder) => {
+      for (const rank of [0, 1, 7]) {
+        const budget = { kind: "rank+channels", rank, channels: 4 } as const;
+        const { bytes } = await compile(folder, {
+          weights: "q2",
+          group: 32,
+          correct: "both",
+          factorDType,
+          budget,
+        });
+        assert.equal(readFileSync(join(folder, "bundle", "weights.safetensors")).length, bytes);
+        for (const { store: { inputs, outputs }, error, residual, factors } of storedWindows(folder)) {
+          assert.ok(residual);
+          assert.equal(factors?.aScale.length ?? 0, rank);
+          const left = factors
+            ? less(error, decodeFactors(factors, factorDType, outputs, inputs, rank))
+            : error;
+          const [before, after] = [energyOf(error), energyOf(left)];
+          assert.ok(rank === 0 || after < 0.97 * before, `rank ${rank} leaves ${after} of ${before}`);
+          const lost = energyOf(less(left, decodeResidual(residual, 4, outputs, inputs)));
+          assert.ok(lost < MOST_LOST[4] * after, `${lost} of ${after}`);
+          checkNorms(residual.norm, left);
+        }
+      }
+    });
+  });
+}
+
+Deno.test("what corrections cannot follow is refused before anything is written", async () => {
+  await inFolder(async (folder) => {
+    const refused = async (changes: Partial<CompileOptions>, pattern: RegExp) => {
+      await assert.rejects(compile(folder, changes), (error) => {
+        assert.ok(error instanceof HcinferError && error.kind === "usage", String(error));
+        return pattern.test(error.message) && !existsSync(join(folder, "bundle"));
+      });
+    };
+    await refused({ correct: "both", budget: { kind: "rank", rank: 8 } }, /needs the correction "low_rank"/);
+    await refused({ budget: { kind: "rank+channels", rank: 8, channels: 8 } }, /needs the correction "both"/);
+    await refused({ correct: "low_rank", budget: { kind: "rank", rank: 65 } }, /more than the 64 components/);
+  });
+});
+
+Deno.test("the default format of the head keeps an uncompressed model exact", async () => {
+  await inFolder(async (folder) => {
+    const formats = async (changes: Partial<CompileOptions>) => {
+      const { plan } = await compile(folder, changes);
+      return [...new Set(plan.weights.map((w) => w.format))];
+    };
+    assert.deepEqual(await formats({ weights: "bf16", correct: "none" }), ["bf16"]);
+    assert.deepEqual(await formats({ weights: "q3" }), ["q8g64", "q3g64"]);
+    assert.deepEqual(await formats({ weights: "bf16", correct: "none", head: "q4" }), ["q4g64", "bf16"]);
   });
 });
 

@@ -47,7 +47,8 @@ export type PackedWeight = z.infer<typeof PackedWeight>;
 
 /**
  * What a window stores: tensors `${window}.residual.{codes,output_scale,channel_scale,norm}` and
- * `${window}.factors.{a,b,a_scale,b_scale,spectrum}` in weights.safetensors, as in weights/correction.ts.
+ * `${window}.factors.{a,b,a_scale,b_scale,spectrum}` in weights.safetensors, as in weights/correction.ts. A window that
+ * has both forms stores factors of the rank it uses and rows of what these leave.
  */
 export const WindowStore = z.strictObject({
   window: z.string(),

@@ -20,7 +20,8 @@ import { channelCurve, rankCurve } from "./gain.ts";
 export type Budget =
   | { readonly kind: "bytes"; readonly share: number }
   | { readonly kind: "rank"; readonly rank: number }
-  | { readonly kind: "channels"; readonly channels: number };
+  | { readonly kind: "channels"; readonly channels: number }
+  | { readonly kind: "rank+channels"; readonly rank: number; readonly channels: number };
 
 export type Correct = "none" | "low_rank" | "sparse" | "both";
 
@@ -39,6 +40,8 @@ export interface WindowStatistics {
   readonly spectrum?: Float32Array;
   /** ||E_j|| per input channel. */
   readonly norms?: Float32Array;
+  /** The same of what factors of a rank leave, for rows beside factors; estimated. */
+  readonly normsAfter?: (rank: number) => Float32Array;
   /** Root mean square of every input channel, from calibration. */
   readonly inputRms?: Float32Array;
 }
@@ -70,7 +73,7 @@ export function defaultSensitivity(window: WindowStatistics): number {
 }
 
 export function budget(graph: Graph, options: BudgetOptions): Graph {
-  checkOptions(options);
+  checkBudget(options);
   const statistics = new Map(options.statistics.map((s) => [s.window, s]));
   const windows = graph.nodes.flatMap((node) => {
     const name = node.op === "linear" ? windowName(node.params.weights) : undefined;
@@ -91,36 +94,35 @@ export function budget(graph: Graph, options: BudgetOptions): Graph {
   return result;
 }
 
-function checkOptions({ correct, budget, maxRank }: BudgetOptions): void {
+/** Throws HcinferError("usage") for a budget that is absurd or that the corrections cannot follow. */
+export function checkBudget(
+  { correct, budget, maxRank }: Pick<BudgetOptions, "correct" | "budget" | "maxRank">,
+): void {
   const refuse = (message: string): never => {
     throw new HcinferError("usage", message);
   };
-  if (correct === "none") return;
   const whole = (value: number, what: string) => {
-    if (!Number.isSafeInteger(value) || value < 0) {
-      refuse(`${what} must be a whole number of 0 or more, found ${value}`);
-    }
+    if (Number.isSafeInteger(value) && value >= 0) return;
+    refuse(`${what} must be a whole number of 0 or more, found ${value}`);
   };
   if (budget.kind === "bytes") {
-    if (!(budget.share >= 0 && budget.share <= 10)) {
-      refuse(
-        `the budget's share of the backbone's bytes must be between 0 and 1000 %, found ${
-          100 * budget.share
-        } %`,
-      );
-    }
-  } else if (budget.kind === "rank") {
+    if (budget.share >= 0 && budget.share <= 10) return;
+    const share = `${100 * budget.share} %`;
+    refuse(`the budget's share of the backbone's bytes must be between 0 and 1000 %, found ${share}`);
+  }
+  // No corrections, no budget: whatever it says is left unread.
+  const needs =
+    { rank: "low_rank", channels: "sparse", "rank+channels": "both", bytes: correct }[budget.kind];
+  if (correct !== needs && correct !== "none") {
+    refuse(
+      `a budget of ${budget.kind.replace("+", " and ")} needs the correction "${needs}", found "${correct}"`,
+    );
+  }
+  if ("channels" in budget) whole(budget.channels, "a number of channels");
+  if ("rank" in budget) {
     whole(budget.rank, "a rank");
-    if (correct !== "low_rank") {
-      refuse(`a budget of ranks needs the correction "low_rank", found "${correct}"`);
-    }
     if (budget.rank > maxRank) {
       refuse(`rank ${budget.rank} is more than the ${maxRank} components that are kept`);
-    }
-  } else {
-    whole(budget.channels, "a number of channels");
-    if (correct !== "sparse") {
-      refuse(`a budget of channels needs the correction "sparse", found "${correct}"`);
     }
   }
 }
@@ -132,7 +134,8 @@ interface Account {
   readonly maxRank: number;
   readonly maxChannels: number;
   readonly rankShare: (rank: number) => number;
-  readonly channelShare: (channels: number) => number;
+  /** Share that channels win of what factors of a rank leave. */
+  readonly channelShare: (rank: number, channels: number) => number;
   rank: number;
   channels: number;
 }
@@ -149,7 +152,7 @@ interface Step {
 
 /** Share of the error's energy that is captured; rows work on what the factors leave. */
 function captured(account: Account, rank: number, channels: number): number {
-  return 1 - (1 - account.rankShare(rank)) * (1 - account.channelShare(channels));
+  return 1 - (1 - account.rankShare(rank)) * (1 - account.channelShare(rank, channels));
 }
 
 function allocate(statistics: readonly WindowStatistics[], options: BudgetOptions): WindowBudget[] {
@@ -165,18 +168,20 @@ function allocate(statistics: readonly WindowStatistics[], options: BudgetOption
       maxRank,
       maxChannels: exact || correct === "low_rank" ? 0 : window.inputs,
       rankShare: rankCurve(window.spectrum, window.errorEnergy),
-      channelShare: channelCurve(window.inputs, window.norms, window.inputRms),
+      channelShare: channelShare(window),
       rank: 0,
       channels: 0,
     };
   });
   let stopped: string;
-  if (budget.kind === "rank") {
-    for (const account of accounts) account.rank = Math.min(budget.rank, account.maxRank);
-    stopped = `fixed at rank ${budget.rank}`;
-  } else if (budget.kind === "channels") {
-    for (const account of accounts) account.channels = Math.min(budget.channels, account.maxChannels);
-    stopped = `fixed at ${budget.channels} channels`;
+  if (budget.kind !== "bytes") {
+    const { rank, channels } = { rank: 0, channels: 0, ...budget };
+    for (const account of accounts) {
+      account.rank = Math.min(rank, account.maxRank);
+      account.channels = Math.min(channels, account.maxChannels);
+    }
+    const sizes = [rank > 0 ? `rank ${rank}` : "", channels > 0 ? `${channels} channels` : ""];
+    stopped = `fixed at ${sizes.filter(Boolean).join(" and ") || "nothing"}`;
   } else {
     const backbone = statistics.reduce((sum, window) => sum + window.backboneBytes, 0);
     spend(accounts, Math.floor(backbone * budget.share), options);
@@ -188,6 +193,16 @@ function allocate(statistics: readonly WindowStatistics[], options: BudgetOption
     channels: account.channels,
     cause: cause(account, options, stopped),
   }));
+}
+
+function channelShare({ inputs, norms, normsAfter, inputRms }: WindowStatistics): Account["channelShare"] {
+  const curves = new Map<number, (channels: number) => number>();
+  return (rank, channels) => {
+    const key = normsAfter === undefined ? 0 : rank;
+    const curve = curves.get(key) ?? channelCurve(inputs, normsAfter?.(rank) ?? norms, inputRms);
+    curves.set(key, curve);
+    return curve(channels);
+  };
 }
 
 /** The greedy: always the step with the most loss per byte that still fits. */

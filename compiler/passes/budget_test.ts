@@ -85,6 +85,27 @@ Deno.test("a window of higher sensitivity gets more", () => {
   assert.ok((channels.get("1.down") ?? 0) > 2 * (channels.get("0.down") ?? 0));
 });
 
+Deno.test("rows beside factors are worth what they win of what the factors leave", () => {
+  // One factor holds 0.9 of the error, all in ten channels; what it leaves is even.
+  const peaked = statistics.map((s) => {
+    const norms = Float32Array.from(
+      { length: s.inputs },
+      (_, j) => j < 10 ? Math.sqrt(s.errorEnergy / 10) : 0,
+    );
+    const even = new Float32Array(s.inputs).fill(Math.sqrt(s.errorEnergy / 10 / s.inputs));
+    const spectrum = Float32Array.of(Math.sqrt(0.9 * s.errorEnergy));
+    return { ...s, norms, spectrum, normsAfter: (rank: number) => rank === 0 ? norms : even };
+  });
+  const next = (rank: number) => {
+    const budget = { kind: "rank+channels", rank, channels: 40 } as const;
+    const { cause = "" } = run({ statistics: peaked, correct: "both", maxRank: rank, budget }).budgets[2] ??
+      {};
+    return Number(/ would win ([\d.e-]+) %/.exec(cause)?.[1] ?? 0);
+  };
+  assert.ok(next(0) < 0.01, `${next(0)}`);
+  assert.ok(next(1) > 0.05, `${next(1)}`);
+});
+
 Deno.test("causes say what the next step would buy", () => {
   assert.match(
     run({}).budgets[2]?.cause ?? "",
@@ -102,7 +123,13 @@ Deno.test("fixed ranks and channels, and options that contradict each other", ()
   assert.ok(ranks.budgets.every((b) => b.rank === 8 && b.channels === 0));
   const channels = run({ budget: { kind: "channels", channels: 100 } });
   assert.ok(channels.budgets.every((b, i) => b.channels === Math.min(100, statistics[i]?.inputs ?? 0)));
+  const both = run({ correct: "both", budget: { kind: "rank+channels", rank: 3, channels: 10 } });
+  assert.ok(both.budgets.every((b) => b.rank === 3 && b.channels === 10));
+  assert.match(both.budgets[0]?.cause ?? "", /; fixed at rank 3 and 10 channels$/);
   const refused: Partial<BudgetOptions>[] = [
+    { correct: "both", budget: { kind: "rank", rank: 8 } },
+    { correct: "sparse", budget: { kind: "rank+channels", rank: 3, channels: 10 } },
+    { correct: "both", budget: { kind: "rank+channels", rank: 3, channels: -1 } },
     { correct: "sparse", budget: { kind: "rank", rank: 8 } },
     { correct: "low_rank", budget: { kind: "channels", channels: 8 } },
     { correct: "low_rank", budget: { kind: "rank", rank: 17 } },

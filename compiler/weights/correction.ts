@@ -15,6 +15,9 @@
  *      rounded up to 64 elements, padding zero.
  *   aScale, bScale f32 [maxRank] (1 for bf16): A[j][c] = aScale[c] * a[c][j], B[c][o] = bScale[c] * b[c][o].
  *   spectrum f32 [maxRank]: singular values of E, largest first.
+ *
+ * Both beside each other: only the chosen rank is stored, and the rows above are those of E - (A B)^T as the factors
+ * decode, so that the two deltas add up. Rows beside no factors are those of E.
  */
 
 export const RESIDUAL_WIDTHS = [2, 3, 4, 5, 8] as const;

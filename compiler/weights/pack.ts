@@ -1,24 +1,31 @@
 /**
  * The numbers of a bundle: every weight packed in its format, and the error of every window stored in the forms of
- * its corrections. One window at a time: its weights, its error E = W - Wq (measured from the packed bytes) and its
- * corrections are written before the next is read, so that the largest window bounds the memory.
+ * its corrections (window.ts). One window at a time: its weights, its error and its corrections are written before the
+ * next is read, so that the largest window bounds the memory. Rows beside factors hold what the factors leave, and
+ * the budget chooses the rank from statistics of all windows: then windows are visited a second time after it, and
+ * until then their factors (some percent of the weights) stay in memory.
  */
-import { errorOf, factorise, packResidual, quantize } from "../../ffi/packing.ts";
+import { factorise, type Factors, quantize } from "../../ffi/packing.ts";
 import { HcinferError } from "../errors.ts";
 import type { PackedWeight, WindowStore } from "../plan.ts";
 import type { WindowStatistics } from "../passes/budget.ts";
-import type { Checkpoint, WeightTensor } from "./checkpoint.ts";
-import { type FactorDType, factorStride, residualShape, type ResidualWidth } from "./correction.ts";
+import type { Checkpoint } from "./checkpoint.ts";
 import { formatText, packedShape, type WeightFormat } from "./format.ts";
 import { widen } from "./half.ts";
 import type { Inventory, Matrix } from "./inventory.ts";
 import type { TensorSpec } from "./safetensors.ts";
-
-/** What to store of every window's error; null: not that form. */
-export interface StoredForms {
-  readonly residual: { readonly width: ResidualWidth } | null;
-  readonly factors: { readonly dtype: FactorDType; readonly maxRank: number } | null;
-}
+import {
+  channelNorms,
+  mostRank,
+  type PackedSection,
+  type StoredForms,
+  storeFactors,
+  storeResidual,
+  subtractFactors,
+  type TensorSink,
+  WindowErrors,
+  windowSpecs,
+} from "./window.ts";
 
 export interface PackOptions {
   readonly forms: StoredForms;
@@ -31,55 +38,35 @@ export interface Packed {
   readonly weights: PackedWeight[];
   readonly windows: WindowStore[];
   readonly statistics: WindowStatistics[];
+  /** When both forms are to be stored: all components that are kept, until the budget has chosen. */
+  readonly factors: Map<string, Factors>;
   /** Weights of the model: elements of all tensors the graph reads. */
   readonly parameters: number;
 }
 
-/** Where the tensors go: a BundleWriter, or a map in a test. */
-export interface TensorSink {
-  write(name: string, ...parts: readonly Uint8Array[]): void;
-}
-
-/** Name, data type and shape of every tensor that `packAll` writes, in the order of writing. */
-export function tensorSpecs({ matrices, vectors }: Inventory, forms: StoredForms): TensorSpec[] {
+/**
+ * Name, data type and shape of every tensor of the weights file, in its order: vectors, packed weights, corrections.
+ *
+ * @param ranks components of each window's factors, where the budget decided; default: as many as are kept at most
+ */
+export function tensorSpecs(
+  { matrices, vectors }: Inventory,
+  forms: StoredForms,
+  ranks?: ReadonlyMap<string, number>,
+): TensorSpec[] {
   return [
     ...[...vectors].map(([path, n]): TensorSpec => ({ name: `${path}.weight`, dtype: "F32", shape: [n] })),
-    ...matrices.flatMap((matrix): TensorSpec[] => [
-      { name: `${matrix.name}.packed`, dtype: "U8", shape: [bytesOf(matrix)] },
-      ...windowSpecs(matrix, forms),
-    ]),
+    ...matrices.map((m): TensorSpec => ({ name: `${m.name}.packed`, dtype: "U8", shape: [bytesOf(m)] })),
+    ...matrices.flatMap((m) => {
+      return windowSpecs(m, forms, ranks ? ranks.get(m.window ?? "") ?? 0 : mostRank(m, forms));
+    }),
   ];
 }
 
-function windowSpecs(matrix: Matrix, { residual, factors }: StoredForms): TensorSpec[] {
-  const { window, inputs, rows: outputs } = matrix;
-  if (window === undefined) return [];
-  const specs: TensorSpec[] = [];
-  const add = (name: string, dtype: TensorSpec["dtype"], ...shape: number[]) => {
-    specs.push({ name: `${window}.${name}`, dtype, shape });
-  };
-  if (residual) {
-    add("residual.codes", "U8", inputs, residualShape(residual.width, outputs).rowBytes);
-    add("residual.output_scale", "F32", outputs);
-    add("residual.channel_scale", "F32", inputs);
-    add("residual.norm", "F32", inputs);
-  }
-  if (factors) {
-    const rank = storedRank(matrix, factors.maxRank);
-    const dtype = factors.dtype === "i8" ? "I8" : "BF16";
-    add("factors.a", dtype, rank, factorStride(inputs));
-    add("factors.b", dtype, rank, factorStride(outputs));
-    for (const name of ["a_scale", "b_scale", "spectrum"]) add(`factors.${name}`, "F32", rank);
-  }
-  return specs;
-}
-
-/** A matrix has no more components than its smaller side. */
-function storedRank({ inputs, rows }: Matrix, maxRank: number): number {
-  return Math.min(maxRank, inputs, rows);
-}
-
-/** Packs and measures everything. Throws HcinferError("checkpoint") naming a tensor with NaN or infinite weights. */
+/**
+ * Packs and measures everything, and stores corrections; when there are to be both forms, `packBoth` stores them.
+ * Throws HcinferError("checkpoint") naming a tensor with NaN or infinite weights.
+ */
 export function packAll(
   inventory: Inventory,
   checkpoint: Checkpoint,
@@ -87,8 +74,90 @@ export function packAll(
   options: PackOptions,
 ): Packed {
   const { matrices, vectors } = inventory;
-  const total = matrices.reduce((sum, m) => sum + elementsOf(m), 0);
-  const result: Packed = { weights: [], windows: [], statistics: [], parameters: 0 };
+  packVectors(vectors, checkpoint, sink);
+  const result: Packed = {
+    weights: [],
+    windows: [],
+    statistics: [],
+    factors: new Map(),
+    parameters: sum(matrices.map(elementsOf)) + sum([...vectors.values()]),
+  };
+  const errors = new WindowErrors(options.threads);
+  const progress = new Progress(inventory, options);
+  for (const matrix of matrices) {
+    progress.next(matrix);
+    const packed = packMatrix(matrix, checkpoint, options.threads);
+    sink.write(`${matrix.name}.packed`, ...packed.map((s) => s.packed));
+    result.weights.push(describe(matrix, packed));
+    if (matrix.window !== undefined) {
+      measureWindow(matrix, matrix.window, packed, sink, errors, options, result);
+    }
+  }
+  progress.end();
+  return result;
+}
+
+/**
+ * Stores both forms of every window: the first `ranks` components of its factors, and rows of what these leave. E is
+ * measured again from the packed bytes that were written.
+ */
+export function packBoth(
+  inventory: Inventory,
+  checkpoint: Checkpoint,
+  sink: TensorSink,
+  options: PackOptions,
+  packed: Packed,
+  ranks: ReadonlyMap<string, number>,
+): WindowStore[] {
+  const { forms: { residual, factors }, threads } = options;
+  const errors = new WindowErrors(threads);
+  const progress = new Progress(inventory, options, "second pass");
+  const stores = packed.windows.map((store): WindowStore => {
+    const matrix = inventory.matrices.find((m) => m.window === store.window);
+    const components = packed.factors.get(store.window);
+    if (!matrix || !components || !residual || !factors) throw new Error(`${store.window} has no factors`);
+    progress.next(matrix);
+    const error = errors.measure(matrix, readSections(matrix, checkpoint, sink), formatOf(matrix));
+    const rank = ranks.get(store.window) ?? 0;
+    subtractFactors(error, components, factors.dtype, matrix, rank);
+    return {
+      ...store,
+      residual: storeResidual(sink, matrix, error, residual.width, threads).store,
+      factors: storeFactors(sink, matrix, components, factors.dtype, rank),
+    };
+  });
+  progress.end();
+  return stores;
+}
+
+/** Counts elements of weights. With both forms, windows are visited twice. */
+class Progress {
+  readonly #report: (done: number, total: number, what: string) => void;
+  readonly #total: number;
+  #done = 0;
+  #open = 0;
+
+  constructor({ matrices }: Inventory, { forms, onProgress }: PackOptions, pass?: "second pass") {
+    const all = sum(matrices.map(elementsOf));
+    const twice = sum(matrices.filter((m) => m.window !== undefined).map(elementsOf));
+    this.#total = forms.residual && forms.factors ? all + twice : all;
+    this.#done = pass === undefined ? 0 : all;
+    this.#report = onProgress ?? (() => {});
+  }
+
+  next(matrix: Matrix): void {
+    this.#done += this.#open;
+    this.#open = elementsOf(matrix);
+    this.#report(this.#done, this.#total, matrix.window ?? matrix.name);
+  }
+
+  end(): void {
+    this.#report(this.#done + this.#open, this.#total, "");
+  }
+}
+
+/** Norm vectors, widened to f32. */
+function packVectors(vectors: Inventory["vectors"], checkpoint: Checkpoint, sink: TensorSink): void {
   for (const [path, length] of vectors) {
     const name = `${path}.weight`;
     const tensor = checkpoint.tensor(name);
@@ -96,45 +165,19 @@ export function packAll(
     const bad = values.findIndex((v) => !Number.isFinite(v));
     if (bad >= 0) throw notFinite(checkpoint, name, `the weight at ${bad} is ${values[bad]}`);
     if (values.length !== length) throw new Error(`${name} was not checked against the graph`);
-    sink.write(name, bytesView(values));
+    sink.write(name, new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
   }
-  const scratch = new Scratch();
-  let done = 0;
-  for (const matrix of matrices) {
-    options.onProgress?.(done, total, matrix.window ?? matrix.name);
-    const packed = packMatrix(matrix, checkpoint, options.threads);
-    sink.write(`${matrix.name}.packed`, ...packed.sections.map((s) => s.packed));
-    result.weights.push(describe(matrix, packed));
-    if (matrix.window !== undefined) {
-      const { store, statistics } = measureWindow(matrix, matrix.window, packed, sink, scratch, options);
-      result.windows.push(store);
-      result.statistics.push(statistics);
-    }
-    done += elementsOf(matrix);
-  }
-  options.onProgress?.(total, total, "");
-  const parameters = total + [...vectors.values()].reduce((a, b) => a + b, 0);
-  return { ...result, parameters };
 }
 
-interface PackedSection {
-  readonly tensor: WeightTensor;
-  readonly rows: number;
-  readonly firstRow: number;
-  readonly packed: Uint8Array;
+interface MeasuredSection extends PackedSection {
   readonly errorEnergy: number;
   readonly energy: number;
 }
 
-interface PackedMatrix {
-  readonly format: WeightFormat;
-  readonly sections: readonly PackedSection[];
-}
-
 /** Packs every section; whole row blocks follow each other, so their bytes are those of one packed weight. */
-function packMatrix(matrix: Matrix, checkpoint: Checkpoint, threads: number): PackedMatrix {
+function packMatrix(matrix: Matrix, checkpoint: Checkpoint, threads: number): MeasuredSection[] {
   const format = formatOf(matrix);
-  const sections = matrix.sections.map(({ path, outputs }, i): PackedSection => {
+  return matrix.sections.map(({ path, outputs }, i): MeasuredSection => {
     const name = `${path}.weight`;
     const tensor = checkpoint.tensor(name);
     const packed = naming(
@@ -144,67 +187,66 @@ function packMatrix(matrix: Matrix, checkpoint: Checkpoint, threads: number): Pa
     );
     return { tensor, rows: outputs, firstRow: matrix.firstRows[i] ?? 0, ...packed };
   });
-  return { format, sections };
 }
 
-/** The error of a window from its packed bytes, stored in the forms asked for. */
+/** The sections of a packed weight that was written. */
+function readSections(matrix: Matrix, checkpoint: Checkpoint, sink: TensorSink): PackedSection[] {
+  const format = formatOf(matrix);
+  const bytes = sink.read(`${matrix.name}.packed`);
+  let at = 0;
+  return matrix.sections.map(({ path, outputs: rows }, i): PackedSection => {
+    const packed = bytes.subarray(at, at += packedShape(format, rows, matrix.inputs).bytes);
+    return { tensor: checkpoint.tensor(`${path}.weight`), rows, firstRow: matrix.firstRows[i] ?? 0, packed };
+  });
+}
+
+/** Measures the error of a window, and stores it when only one form is asked for. */
 function measureWindow(
   matrix: Matrix,
   window: string,
-  { format, sections }: PackedMatrix,
+  sections: readonly MeasuredSection[],
   sink: TensorSink,
-  scratch: Scratch,
-  { forms: { residual, factors }, threads }: PackOptions,
-): { store: WindowStore; statistics: WindowStatistics } {
+  errors: WindowErrors,
+  { forms, threads }: PackOptions,
+  result: Packed,
+): void {
+  const { residual, factors } = forms;
   const { inputs, rows: outputs } = matrix;
-  const sum = (key: "errorEnergy" | "energy") => sections.reduce((total, s) => total + s[key], 0);
-  const store = { window, inputs, outputs, errorEnergy: sum("errorEnergy") };
-  let statistics: WindowStatistics = {
-    ...store,
+  const base = { window, inputs, outputs, errorEnergy: sum(sections.map((s) => s.errorEnergy)) };
+  const store: { -readonly [K in keyof WindowStore]: WindowStore[K] } = {
+    ...base,
+    residual: null,
+    factors: null,
+  };
+  const statistics: { -readonly [K in keyof WindowStatistics]: WindowStatistics[K] } = {
+    ...base,
     backboneBytes: bytesOf(matrix),
-    weightEnergy: sum("energy"),
+    weightEnergy: sum(sections.map((s) => s.energy)),
   };
-  if (!residual && !factors) return { store: { ...store, residual, factors }, statistics };
+  result.windows.push(store);
+  result.statistics.push(statistics);
+  if (!residual && !factors) return;
 
-  const error = scratch.zeros(outputs * inputs);
-  for (const { tensor, packed, rows, firstRow } of sections) {
-    const out = error.subarray(firstRow * inputs, (firstRow + rows) * inputs);
-    errorOf(tensor.bytes, tensor.dtype, packed, format, rows, inputs, out, threads);
-  }
-  const write = (name: string, values: Uint8Array | Float32Array) => {
-    const bytes = bytesView(values);
-    sink.write(`${window}.${name}`, bytes);
-    return bytes.length;
-  };
-  let storedResidual: WindowStore["residual"] = null;
-  if (residual) {
-    const stored = packResidual(error, outputs, inputs, residual.width, threads);
-    const bytes = write("residual.codes", stored.codes) +
-      write("residual.output_scale", stored.outputScale) +
-      write("residual.channel_scale", stored.channelScale) +
-      write("residual.norm", stored.norm);
-    storedResidual = { width: residual.width, bytes };
-    statistics = { ...statistics, norms: stored.norm };
-  }
-  let storedFactors: WindowStore["factors"] = null;
+  const error = errors.measure(matrix, sections, formatOf(matrix));
   if (factors) {
-    const maxRank = storedRank(matrix, factors.maxRank);
-    const stored = factorise(error, outputs, inputs, maxRank, factors.dtype, threads);
-    const bytes = write("factors.a", stored.a) +
-      write("factors.b", stored.b) +
-      write("factors.a_scale", stored.aScale) +
-      write("factors.b_scale", stored.bScale) +
-      write("factors.spectrum", stored.spectrum);
-    storedFactors = { dtype: factors.dtype, maxRank, bytes };
-    statistics = { ...statistics, spectrum: stored.spectrum };
+    const rank = mostRank(matrix, forms);
+    const components = factorise(error, outputs, inputs, rank, factors.dtype, threads);
+    statistics.spectrum = components.spectrum;
+    if (residual) {
+      statistics.normsAfter = channelNorms(error, components, factors.dtype, matrix);
+      result.factors.set(window, components);
+    } else store.factors = storeFactors(sink, matrix, components, factors.dtype, rank);
+  } else if (residual) {
+    const stored = storeResidual(sink, matrix, error, residual.width, threads);
+    store.residual = stored.store;
+    statistics.norms = stored.norms;
   }
-  return { store: { ...store, residual: storedResidual, factors: storedFactors }, statistics };
 }
 
-function describe(matrix: Matrix, { format, sections }: PackedMatrix): PackedWeight {
+function describe(matrix: Matrix, sections: readonly MeasuredSection[]): PackedWeight {
   return {
     tensor: `${matrix.name}.packed`,
-    format: formatText(format),
+    format: formatText(formatOf(matrix)),
     rows: matrix.rows,
     inputs: matrix.inputs,
     bytes: bytesOf(matrix),
@@ -217,16 +259,6 @@ function describe(matrix: Matrix, { format, sections }: PackedMatrix): PackedWei
   };
 }
 
-/** The error of one window after another, in memory that is taken once. */
-class Scratch {
-  #values = new Float32Array(0);
-
-  zeros(length: number): Float32Array {
-    if (this.#values.length < length) this.#values = new Float32Array(length);
-    return this.#values.subarray(0, length).fill(0);
-  }
-}
-
 function formatOf({ name, format }: Matrix): WeightFormat {
   if (format === undefined) throw new Error(`${name} has no format: packing comes after quantize`);
   return format;
@@ -237,11 +269,11 @@ function bytesOf(matrix: Matrix): number {
 }
 
 function elementsOf({ sections, inputs }: Matrix): number {
-  return sections.reduce((sum, s) => sum + s.outputs * inputs, 0);
+  return sum(sections.map((s) => s.outputs * inputs));
 }
 
-function bytesView(values: Uint8Array | Float32Array): Uint8Array {
-  return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+function sum(values: readonly number[]): number {
+  return values.reduce((a, b) => a + b, 0);
 }
 
 /** Adds the tensor's name to what the packer says of a weight. */

@@ -131,12 +131,14 @@ export interface SafetensorsLayout {
 
 /**
  * Lays tensors out in the order given, each at a multiple of `alignment` bytes of the file. The format knows no
- * holes: the bytes between tensors are `__padding.N` tensors, U8, zero. After the last there are none.
+ * holes: the bytes between tensors are `__padding.N` tensors, U8, zero. After the last there are none. The header takes
+ * at least `headerBytes`.
  */
 export function layoutSafetensors(
   specs: readonly TensorSpec[],
   metadata: Readonly<Record<string, string>> = {},
   alignment = 64,
+  headerBytes = 0,
 ): SafetensorsLayout {
   const entries: Record<string, unknown> = { __metadata__: metadata };
   const relative: { name: string; begin: number; bytes: number }[] = [];
@@ -155,7 +157,7 @@ export function layoutSafetensors(
     at += bytes;
   }
   const json = new TextEncoder().encode(JSON.stringify(entries));
-  const dataStart = Math.ceil((PREFIX_BYTES + json.length) / alignment) * alignment;
+  const dataStart = Math.ceil(Math.max(headerBytes, PREFIX_BYTES + json.length) / alignment) * alignment;
   const header = new Uint8Array(dataStart).fill(0x20);
   new DataView(header.buffer).setBigUint64(0, BigInt(dataStart - PREFIX_BYTES), true);
   header.set(json, PREFIX_BYTES);
