@@ -18,7 +18,7 @@ import { join } from "node:path";
 import { unzipSync } from "fflate";
 import { z } from "zod";
 import { mapFile, type Mapping } from "../ffi/mapping.ts";
-import { checkTensors } from "./bundle_check.ts";
+import { checkGraph, checkTensors } from "./bundle_check.ts";
 import { HcinferError } from "./errors.ts";
 import { Plan, PLAN_VERSION } from "./plan.ts";
 import { bytesChecksum } from "./weights/checksum.ts";
@@ -59,7 +59,7 @@ const PLAN_PARTS = ["manifest.json", "plan.json", "graph.py", "report.json"] as 
 
 /**
  * Reads a bundle's plan without touching its weights. Throws HcinferError("bundle") with the reason when `path` is
- * no bundle, or one that is cut off, edited or of another version.
+ * no bundle, or one that is cut off, edited or of another version, or whose graph and lanes are not sound.
  */
 export function readPlan(path: string): PlanFile {
   const file = join(path, PLAN_FILE);
@@ -80,6 +80,8 @@ export function readPlan(path: string): PlanFile {
   const manifest: Manifest = readManifest(text("manifest.json"), fail);
   const parsed = Plan.safeParse(json(text("plan.json"), fail));
   if (!parsed.success) return fail(`its plan does not fit: ${z.prettifyError(parsed.error)}`);
+  const problem = checkGraph(parsed.data);
+  if (problem !== undefined) fail(problem);
   return {
     path,
     plan: parsed.data,

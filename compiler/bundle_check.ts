@@ -13,11 +13,21 @@ import { formatText, packedShape } from "./weights/format.ts";
 import { inventory } from "./weights/inventory.ts";
 import type { TensorDType, TensorView } from "./weights/safetensors.ts";
 
-/** The first thing that does not fit, or undefined. */
+/** What is wrong with a plan's graph and lanes, or undefined. */
+export function checkGraph({ graph, lanes }: Plan): string | undefined {
+  try {
+    verify(graph);
+    verifyLanes(graph, lanes);
+    return undefined;
+  } catch (error) {
+    // A graph that is not even shaped like one.
+    return `its graph is not sound: ${error instanceof Error ? error.message : String(error)}`;
+  }
+}
+
+/** The first thing that does not fit of a plan that `checkGraph` passes, or undefined. */
 export function checkTensors(plan: Plan, tensors: ReadonlyMap<string, TensorView>): string | undefined {
   try {
-    verify(plan.graph);
-    verifyLanes(plan.graph, plan.lanes);
     const lacks = (name: string, dtype: TensorDType, ...shape: number[]): string[] => {
       const found = tensors.get(name);
       const expected = `${dtype} [${shape}]`;
@@ -34,8 +44,7 @@ export function checkTensors(plan: Plan, tensors: ReadonlyMap<string, TensorView
       ...checkMemory(plan),
     ][0];
   } catch (error) {
-    // A graph that is not even shaped like one.
-    return `its graph is not sound: ${error instanceof Error ? error.message : String(error)}`;
+    return `its plan is not sound: ${error instanceof Error ? error.message : String(error)}`;
   }
 }
 

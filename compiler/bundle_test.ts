@@ -212,6 +212,7 @@ Deno.test("other versions, and plans that say what the weights do not hold, are 
   await lie(set("graph.nodes", [{}]), /is not sound/);
   await lie(set("lanes.0.steps.0", { wait: 99 }), /is not sound: lane backbone stops for ever/);
   await lie(set("lanes.0.steps.0", { run: 9999 }), /is not sound/);
+  await refused(() => readPlan(forged), "bundle", /is not sound/);
   await lie(set("model.vocabularySize", 1000), /its vocabulary is 1000 in the model and 41 in the graph/);
   await lie(set("model.heads", -1), /its plan does not fit/);
 
