@@ -24,11 +24,11 @@ inline void relax() {
 #endif
 }
 
-// Spins until `reached()`. A thread that has spun for long (its partner was descheduled: more threads than cores)
-// offers its core, which costs nothing where each thread has one.
+// Spins until `reached()`. A thread that has spun for some microseconds (its partner lost its core to somebody) offers
+// its own, which costs next to nothing where each thread has one, and is what lets the partner go on where not.
 template <typename Reached>
 inline void spin_until(Reached reached) {
-  constexpr int SPINS_BEFORE_YIELD = 4000;
+  constexpr int SPINS_BEFORE_YIELD = 64;
   for (int spins = 0; !reached(); spins++) {
     if (spins < SPINS_BEFORE_YIELD) relax();
     else std::this_thread::yield();
