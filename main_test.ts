@@ -52,8 +52,11 @@ Deno.test("a checkpoint to tokens, from the command line", async () => {
   assert.equal(printGraph(await parseGraph(graph)), graph);
   const plan = JSON.parse((await hcinfer("inspect", bundle, "--json")).out);
   assert.equal(plan.model.hiddenSize, 256);
+  assert.ok(plan.prediction.modes.length > 0);
   const report = (await hcinfer("inspect", bundle)).out;
   assert.match(report, /3\.gate_up/);
+  assert.match(report, /all predicted/);
+  assert.match(report, /gate_up of layers 0-7\n +\d/);
   assert.deepEqual(report.split("\n").filter((line) => line.length > 80), []);
 
   const logits = join(folder.path, "logits.safetensors");

@@ -2,6 +2,7 @@
 import { Command, Option } from "commander";
 import process from "node:process";
 import { readPlan } from "../compiler/bundle.ts";
+import { predictionText, predictPlan } from "../compiler/inspect.ts";
 import { typeText } from "../compiler/ir/types.ts";
 import type { Plan } from "../compiler/plan.ts";
 import { figures, planSummary, type Window, windows, wrapped } from "./summary.ts";
@@ -13,7 +14,7 @@ export function inspectCommand(): Command {
       "Show layers, windows, sizes, devices, lanes, predicted times and the cause of each decision.",
     )
     .argument("<bundle>", "folder that compile wrote")
-    .addOption(new Option("--json", "the plan as JSON").conflicts("graph"))
+    .addOption(new Option("--json", "the plan and what it is predicted to do as JSON").conflicts("graph"))
     .addOption(new Option("--graph", "the graph as text, which parses back"))
     .addHelpText(
       "after",
@@ -30,7 +31,8 @@ function inspect(path: string, options: { readonly json?: true; readonly graph?:
   const { plan, graphText } = readPlan(path);
   if (options.graph) process.stdout.write(graphText);
   else if (options.json) {
-    process.stdout.write(`${JSON.stringify({ ...plan, figures: figures(plan) }, null, 2)}\n`);
+    const report = { ...plan, figures: figures(plan), prediction: predictPlan(plan) };
+    process.stdout.write(`${JSON.stringify(report, null, 2)}\n`);
   } else process.stdout.write(`${report(plan)}\n`);
 }
 
@@ -53,10 +55,13 @@ function report(plan: Plan): string {
     "Lanes",
     laneTable(plan),
     "",
+    "Times, all predicted: nothing was run",
+    predictionText(predictPlan(plan)),
+    "",
     "Causes",
     causes(plan, all),
     "",
-    "Every node with its cause: inspect --graph",
+    "Every node and window with its own cause: inspect --graph",
   ].join("\n");
 }
 
@@ -116,17 +121,60 @@ function laneTable(plan: Plan): string {
   ].join("\n");
 }
 
-/** The causes of budgets, each once with the windows it holds for. */
+/** Causes that differ in numbers alone stand together: of budgets by the kind of window, then of placements by op. */
 function causes(plan: Plan, all: readonly Window[]): string {
-  const groups = new Map<string, string[]>();
-  for (const { name, cause } of all) if (cause !== "") groups.set(cause, [...groups.get(cause) ?? [], name]);
-  for (const node of plan.graph.nodes) {
-    if (node.op === "low_rank" || node.op === "sparse_residual" || node.op === "merge") continue;
-    const cause = node.placement.causes.join("; ");
-    if (cause !== "") groups.set(cause, [...groups.get(cause) ?? [], node.outputs[0]?.name ?? node.op]);
+  const budgets = new Map<string, { kind: string; layers: number[]; causes: string[] }>();
+  for (const { name, cause } of all) {
+    const [layer = "", kind = ""] = name.split(/\.(.*)/s);
+    const key = `${kind} ${cause.replaceAll(NUMBER, "#")}`;
+    const group = budgets.get(key) ?? { kind, layers: [], causes: [] };
+    budgets.set(key, {
+      ...group,
+      layers: [...group.layers, Number(layer)],
+      causes: [...group.causes, cause],
+    });
   }
-  return [...groups].map(([cause, names]) => {
-    const shown = names.length > 6 ? [...names.slice(0, 6), `and ${names.length - 6} more`] : names;
-    return `${wrapped(shown.join(", "), 0)}\n${wrapped(cause, 4)}`;
-  }).join("\n");
+  const placements = new Map<string, Map<string, number>>();
+  for (const { op, placement } of plan.graph.nodes) {
+    const cause = placement.causes.join("; ");
+    const ops = placements.get(cause) ?? new Map<string, number>();
+    placements.set(cause, ops.set(op, (ops.get(op) ?? 0) + 1));
+  }
+  return [
+    ...[...budgets.values()].map(({ kind, layers, causes }) =>
+      `${kind} of ${layers.length === 1 ? "layer" : "layers"} ${ranges(layers)}\n${
+        wrapped(spread(causes), 4)
+      }`
+    ),
+    ...[...placements].map(([cause, ops]) => {
+      // A count stays on the line of its op.
+      const counts = [...ops].map(([op, count]) => count === 1 ? op : `${count}_${op}`);
+      return `${wrapped(counts.join(", "), 0).replaceAll(/(\d)_/g, "$1 ")}\n${wrapped(cause, 4)}`;
+    }),
+  ].join("\n");
+}
+
+const NUMBER = /\d+(?:\.\d+)?/g;
+
+/** One text of several that differ in numbers alone: each number as its range. */
+function spread(texts: readonly string[]): string {
+  const numbers = texts.map((text) => [...text.matchAll(NUMBER)].map(([number]) => number));
+  let at = 0;
+  return (texts[0] ?? "").replaceAll(NUMBER, () => {
+    const sorted = numbers.map((of) => of[at] ?? "").sort((a, b) => Number(a) - Number(b));
+    at++;
+    const [least = "", most = ""] = [sorted[0], sorted.at(-1)];
+    return least === most ? least : `${least}-${most}`;
+  });
+}
+
+/** `0-3, 5` for ascending numbers. */
+function ranges(numbers: readonly number[]): string {
+  const runs: [number, number][] = [];
+  for (const n of numbers) {
+    const open = runs.at(-1);
+    if (open?.[1] === n - 1) open[1] = n;
+    else runs.push([n, n]);
+  }
+  return runs.map(([first, last]) => first === last ? `${first}` : `${first}-${last}`).join(", ");
 }

@@ -118,7 +118,9 @@ export function predictionText(prediction: Prediction): string {
   ];
   for (const { mode, microseconds, tokensPerSecond, lanes } of modes) {
     const chosen = mode === defaultMode.mode ? "  (default)" : "";
-    lines.push(`  ${mode.padEnd(8)}${time(microseconds)} a token, ${tokensPerSecond} tokens/s${chosen}`);
+    lines.push(
+      `  ${mode.padEnd(8)}${time(microseconds)} a token, ${rate(tokensPerSecond)} tokens/s${chosen}`,
+    );
     if (mode !== "async") continue;
     for (const { lane, device, threads, busy, stalled } of lanes) {
       const where = device === "gpu" ? "gpu" : `${threads} thread${threads === 1 ? "" : "s"}`;
@@ -162,6 +164,10 @@ function table(layers: readonly PredictedLayer[]): string[] {
       return row([name, ...times.map((t) => t.toFixed(1))]);
     }),
   ];
+}
+
+function rate(perSecond: number): string {
+  return perSecond < 100 ? perSecond.toFixed(1) : perSecond.toFixed(0);
 }
 
 function time(microseconds: number): string {
