@@ -3,6 +3,7 @@ import { Command, Option } from "commander";
 import { readFileSync } from "node:fs";
 import process from "node:process";
 import { HcinferError } from "../compiler/errors.ts";
+import { tokenLoss } from "../ffi/engine.ts";
 import { evaluate } from "../runtime/evaluate.ts";
 import type { StepKind } from "../runtime/executor.ts";
 import { asOption, correctionsOption, type RunOptions, threadsOption, whole } from "./arguments.ts";
@@ -56,6 +57,7 @@ function evaluateBundle(path: string, options: Options): void {
     window,
     as: options.as,
     ...(reference ? { reference: reference.executor } : {}),
+    tokenLoss: (logits, expected, target) => tokenLoss(logits, target, expected),
     onProgress: (done, total) => progress.show(done, total, "tokens"),
   });
   progress.finish();

@@ -16,6 +16,7 @@ import { bytesText, Progress, secondsText, table } from "../cli/terminal.ts";
 import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "../compiler/compile.ts";
 import { genericProfile } from "../compiler/profile.ts";
 import { build } from "../ffi/build.ts";
+import { tokenLoss } from "../ffi/engine.ts";
 import { ChatTemplate } from "../runtime/chat.ts";
 import { evaluate } from "../runtime/evaluate.ts";
 import type { Executor, StepRequest } from "../runtime/executor.ts";
@@ -155,7 +156,12 @@ function compare(models: readonly OpenModel[]): Quality[] {
   for (let start = 0; start + 2 <= tokens.length; start += WINDOW) {
     progress.show(start, tokens.length, `window ${start / WINDOW + 1}`);
     models.forEach(({ executor }, i) => {
-      const window = { tokens: tokens.subarray(start, start + WINDOW), window: WINDOW };
+      const window = {
+        tokens: tokens.subarray(start, start + WINDOW),
+        window: WINDOW,
+        tokenLoss: (logits: Float32Array, expected: Float32Array | undefined, target: number) =>
+          tokenLoss(logits, target, expected),
+      };
       const result = evaluate(i === 0 ? reference : executor, i === 0 ? window : { ...window, reference });
       const sum = sums[i]!;
       sum.nll += result.negativeLogLikelihood * result.predictions;
