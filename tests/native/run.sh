@@ -14,10 +14,20 @@ simd=../../ffi/simd
 
 sources() { # test, variant
   echo "$1.cpp"
-  [ "$1" = kernels_test ] || return 0
-  for kernel in elementwise attention sampling; do
+  case $1 in
+    kernels_test) kernels="elementwise attention sampling" ;;
+    linear_test) kernels="linear" ;;
+    correction_test) kernels="correction" ;;
+    *) kernels= ;;
+  esac
+  for kernel in $kernels; do
     if [ -n "${OBJECTS:-}" ]; then echo "$OBJECTS/$kernel.$2.o"; else echo "$simd/$kernel.cpp"; fi
   done
+  # How much scratch linear is given. It needs instructions.h, which `deno task build` writes.
+  if [ "$1" = linear_test ]; then
+    echo "-I../../ffi/build"
+    if [ -n "${OBJECTS:-}" ]; then echo "$OBJECTS/program.o"; else echo "$simd/program.cpp"; fi
+  fi
 }
 
 variants() {
@@ -37,7 +47,7 @@ variants() {
 }
 
 status=0
-for test in ${@:-simd_test kernels_test}; do
+for test in ${@:-simd_test kernels_test linear_test correction_test}; do
   first=
   for variant in $(variants); do
     compiler=${CXX:-g++}; machine=; runner=
