@@ -11,6 +11,11 @@
  *
  * Every pass verifies its graph. Numbers depend on the checkpoint and the options alone, not on the number of
  * threads or the machine: the same model compiled twice gives the same bytes.
+ *
+ * Processor time is linear in the parameters: at 3 bits 0.4 s, and 16 ns a parameter to quantise, 49 to pack rows, 84
+ * to factorise to rank 64 (SmolLM2 of 135 M with AVX-512: 8 s with rows, 12 s with factors; tiny-dense of 7 M: 0.9 s
+ * and 1.5 s). Factorising also grows with the width of the matrices, through the Gram matrix of their smaller side:
+ * twice as long a parameter at width 2304 as at 576.
  */
 import { readFileSync } from "node:fs";
 import { basename } from "node:path";
