@@ -1,6 +1,7 @@
 // Corrections of a token: the sum of chosen residual rows, and low-rank factors. Layouts: compiler/weights/correction.ts.
 #include <algorithm>
-#include <cmath>
+#include <climits>
+#include <limits>
 
 #include "kernels_variant.h"
 #include "simd.h"
@@ -10,39 +11,54 @@ namespace {
 
 // ---- sparse_residual: choice of channels
 
-// Number of keys >= bound. Keys are bits of non-negative floats, so they compare as integers.
-HC_INLINE int32_t count_at_least(const int32_t* keys, int n, int32_t bound) {
-  int32_t count = 0;
-  for (int i = 0; i < n; i++) count += keys[i] >= bound;
+alignas(64) constexpr int32_t ZERO_TO_FIFTEEN[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// Keys are bits of non-negative floats, so they compare as integers. Arrays of them are padded with PAD to whole vectors.
+constexpr int32_t PAD = -1;
+
+HC_INLINE int count_at_least(const int32_t* keys, int n, int32_t bound) {
+  const I32x16 bounds = set1(bound);
+  int count = 0;
+  for (int i = 0; i < n; i += LANES) count += __builtin_popcount(at_least(load(keys + i), bounds));
   return count;
 }
 
-// The largest key that at least k of n keys reach, 0 < k <= n: a bisection over bits, which narrows to the keys still in
-// question once those are few.
-int32_t threshold(const int32_t* keys, int n, int k, int32_t* candidates) {
-  int64_t low = 0, high = int64_t{1} << 31;  // count(low) >= k > count(high)
-  int above = 0;                             // keys >= high
-  const int32_t* pool = keys;
-  int size = n;
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    const int count = above + count_at_least(pool, size, static_cast<int32_t>(middle));
-    if (count >= k) low = middle;
-    else high = middle;
-    if (pool == keys && high - low <= (1 << 23)) {  // within one binade: copy what lies in between
-      int kept = 0;
-      above = 0;
-      for (int i = 0; i < n; i++) {
-        candidates[kept] = keys[i];
-        kept += keys[i] >= low && keys[i] < high;
-        above += keys[i] >= high;
-      }
-      pool = candidates;
-      size = kept;
-    }
-    if (pool == candidates && size == 0) break;
+// What of `keys` lies in [low, high), padded; returns how many. `out` may be `keys`.
+int keep_between(const int32_t* keys, int n, int32_t low, int32_t high, int32_t* out) {
+  const I32x16 lows = set1(low), highs = set1(high);
+  int kept = 0;
+  for (int i = 0; i < n; i += LANES) {
+    const I32x16 some = load(keys + i);
+    kept += compress(out + kept, some, at_least(some, lows) & ~at_least(some, highs));
   }
-  return static_cast<int32_t>(low);
+  store(out + kept, set1(PAD));
+  return kept;
+}
+
+struct Bound {
+  int32_t key;
+  int count;  // keys that reach it: k, or more where several equal it
+};
+
+// The bound that the k largest of n keys reach, 0 < k <= n: a bisection that ends as soon as exactly k keys do, over
+// ever fewer keys, those still in question.
+Bound bound_of_largest(const int32_t* keys, int n, int k, int32_t* candidates) {
+  int32_t low = 0, high = INT32_MAX;          // count(low) >= k > count(high); no key is above infinity's bits
+  int reach_low = n, reach_high = 0;          // keys >= low, >= high
+  const int32_t* pool = keys;
+  int size = n, above = 0;                    // keys in question, and those above all of them
+  while (reach_low != k && high - low > 1) {
+    const int32_t middle = low + (high - low) / 2;
+    const int reach = above + count_at_least(pool, size, middle);
+    if (reach >= k) low = middle, reach_low = reach;
+    else high = middle, reach_high = reach;
+    if (2 * (reach_low - reach_high) < size) {
+      size = keep_between(pool, size, low, high, candidates);
+      pool = candidates;
+      above = reach_high;
+    }
+  }
+  return {low, reach_low};
 }
 
 // Coefficients are int16; their products with codes of `width` bits must not leave int32 when all are summed.
@@ -51,37 +67,57 @@ int32_t largest_coefficient(int width, int channels) {
   return static_cast<int32_t>(std::min<int64_t>(32767, bound));
 }
 
+// Indices of the k largest keys, ascending; of keys equal to the last of them, the first ones.
+void choose(const int32_t* keys, int n, int k, const Bound& bound, int32_t* index, int32_t* all) {
+  const I32x16 lanes = load(ZERO_TO_FIFTEEN), bounds = set1(bound.key);
+  int chosen = 0;
+  for (int i = 0; i < n; i += LANES) chosen += compress(all + chosen, add(lanes, set1(i)), at_least(load(keys + i), bounds));
+  int excess = bound.count - k;
+  if (excess == 0) {
+    std::copy_n(all, k, index);
+    return;
+  }
+  for (int c = chosen - 1, at = k - 1; c >= 0; c--) {  // the last ties go
+    if (excess > 0 && keys[all[c]] == bound.key) excess--;
+    else index[at--] = all[c];
+  }
+}
+
 void select_token(const SparseSelectArgs& a, int64_t token) {
   const Residual& r = a.residual;
-  const int n = r.inputs, k = std::min(a.selection.channels, n), padded = (n + 63) / 64 * 64;
+  const int n = r.inputs, k = std::min(a.selection.channels, n), padded = (n + 63) / 64 * 64 + 64;
   const float* x = a.x + token * n;
   auto* keys = reinterpret_cast<int32_t*>(a.scratch);
+  int32_t* spare = keys + padded;
+  const F32x16 infinity = set1(std::numeric_limits<float>::infinity());
   for (int i = 0; i < n; i += LANES) {
     const int lanes = std::min(LANES, n - i);
-    store(keys + i, as_i32(abs(mul(load_n(x + i, lanes), load_n(r.norm + i, lanes)))));
+    // min: a NaN counts as infinite.
+    store(keys + i, as_i32(min(abs(mul(load_n(x + i, lanes), load_n(r.norm + i, lanes))), infinity)));
   }
-  const int32_t bound = threshold(keys, n, k, keys + padded);
-  int ties = k - (bound == INT32_MAX ? 0 : count_at_least(keys, n, bound + 1));  // of the keys at the bound, the first ones
+  for (int i = n; i % LANES != 0; i++) keys[i] = PAD;
   int32_t* index = a.selection.index + token * a.selection.channels;
-  int chosen = 0;
-  for (int i = 0; i < n && chosen < k; i++) {
-    if (keys[i] < bound) continue;
-    if (keys[i] == bound && ties-- <= 0) continue;
-    index[chosen++] = i;
-  }
-  float largest = 0;
-  for (int c = 0; c < k; c++) largest = std::max(largest, std::fabs(x[index[c]] * r.channel_scale[index[c]]));
+  choose(keys, n, k, bound_of_largest(keys, n, k, spare), index, spare);
+
+  auto* values = reinterpret_cast<float*>(spare);
+  for (int c = 0; c < k; c++) values[c] = x[index[c]] * r.channel_scale[index[c]];
+  F32x16 most = zero();
+  for (int c = 0; c < k; c += LANES) most = max(abs(load_n(values + c, k - c)), most);
+  const float largest = reduce_max(most);
   const auto top = static_cast<float>(largest_coefficient(r.width, k));
-  const float scale = largest / top, inverse = largest > 0 ? top / largest : 0.0f;
+  const F32x16 inverse = set1(largest > 0 ? top / largest : 0.0f), least = set1(-top), limit = set1(top);
   int16_t* coefficient = a.selection.coefficient + token * a.selection.channels;
   int32_t sum = 0;
-  for (int c = 0; c < k; c++) {
-    const float value = x[index[c]] * r.channel_scale[index[c]] * inverse;
-    coefficient[c] = static_cast<int16_t>(value == value ? std::lrintf(std::clamp(value, -top, top)) : 0);
-    sum += coefficient[c];
+  for (int c = 0; c < k; c += LANES) {
+    int32_t rounded[LANES];
+    store(rounded, round_to_i32(min(max(mul(load_n(values + c, k - c), inverse), least), limit)));
+    for (int i = 0; i < std::min(LANES, k - c); i++) {
+      coefficient[c + i] = static_cast<int16_t>(rounded[i]);
+      sum += rounded[i];
+    }
   }
   for (int c = k; c < a.selection.channels; c++) index[c] = 0, coefficient[c] = 0;
-  a.selection.scale[token] = scale;
+  a.selection.scale[token] = largest / top;
   a.selection.sum[token] = sum;
 }
 

@@ -144,7 +144,7 @@ struct SparseSelectArgs {  // items: tokens
   const float* x;          // [tokens, inputs]
   Residual residual;
   Selection selection;
-  float* scratch;          // of this thread: inputs floats rounded up to 64, twice
+  float* scratch;          // of this thread: twice (inputs rounded up to 64, plus 64) floats
 };
 
 struct SparseSumArgs {  // items: tokens * chunks, item = token * chunks + chunk; a chunk is SPARSE_BLOCKS row blocks

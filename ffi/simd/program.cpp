@@ -204,7 +204,7 @@ int64_t scratch_bytes(const std::vector<BoundInstruction>& program) {
   for (const BoundInstruction& bound : program) {
     if (auto* linear = std::get_if<LinearArgs>(&bound.arguments)) most = std::max(most, linear_scratch_bytes(*linear));
     if (auto* select = std::get_if<SparseSelectArgs>(&bound.arguments)) {
-      most = std::max<int64_t>(most, 2 * 4 * ceil_div(select->residual.inputs, 64) * 64);
+      most = std::max<int64_t>(most, 2 * 4 * (ceil_div(select->residual.inputs, 64) * 64 + 64));
     }
     if (auto* attention = std::get_if<AttentionArgs>(&bound.arguments)) {
       most = std::max(most, 4 * attention_scratch_floats(attention->head_dim, attention->cache.capacity));

@@ -8,7 +8,8 @@
 //   F32x16   zero set1 load store load_n store_n add sub mul div max min fma neg abs sqrt sum reduce_max exp
 //            load_f16 store_f16 load_bf16 load_f16_n store_f16_n from_i32 round_to_i32 as_i32
 //   I32x16   zero set1 load store add sub mul max sum reduce_max and_ or_ shl<N> shr<N> dot16 widen_{u16,i8,u8} store_i8 as_f32
-//            (zero of integers is zero_i32)
+//            (zero of integers is zero_i32); at_least(a, bound): a bit for each lane with a >= bound; compress(p, a, mask):
+//            the lanes of the mask one after another, returns their number (p has room for sixteen)
 //   U8x64    load store set1 and_ or_ select shl<N> shr<N>, and the products dot_small and dot_any
 //
 // dot_small and dot_any: acc[lane] += sum over i < 4 of codes[4 * lane + i] * x4[i], the four signed bytes x4 the same
@@ -88,6 +89,19 @@ HC_INLINE uint16_t f32_to_f16(float x) {
 #endif
 
 namespace hc::HC_ISA {
+
+#if HC_ISA_NUMBER != HC_IS_avx512vnni && HC_ISA_NUMBER != HC_IS_avx512
+HC_INLINE int compress(int32_t* p, I32x16 a, uint32_t mask) {
+  int32_t lanes[LANES];
+  store(lanes, a);
+  int count = 0;
+  for (int i = 0; i < LANES; i++) {
+    p[count] = lanes[i];
+    count += mask >> i & 1;
+  }
+  return count;
+}
+#endif
 
 HC_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
 

@@ -101,6 +101,10 @@ HC_INLINE I32x16 max(I32x16 a, I32x16 b) {
   return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)};
 }
 HC_INLINE I32x16 and_(I32x16 a, I32x16 b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
+HC_INLINE uint32_t at_least(I32x16 a, I32x16 bound) {
+  const auto below = [](__m256i x, __m256i y) { return _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(y, x))); };
+  return 0xFFFFu & ~static_cast<uint32_t>(below(a.lo, bound.lo) | below(a.hi, bound.hi) << 8);
+}
 HC_INLINE I32x16 or_(I32x16 a, I32x16 b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
 template <int N> HC_INLINE I32x16 shl(I32x16 a) { return {_mm256_slli_epi32(a.lo, N), _mm256_slli_epi32(a.hi, N)}; }
 template <int N> HC_INLINE I32x16 shr(I32x16 a) { return {_mm256_srli_epi32(a.lo, N), _mm256_srli_epi32(a.hi, N)}; }

@@ -80,6 +80,11 @@ HC_INLINE I32x16 sub(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; 
 HC_INLINE I32x16 mul(I32x16 a, I32x16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 HC_INLINE I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
 HC_INLINE I32x16 and_(I32x16 a, I32x16 b) { return {_mm512_and_si512(a.v, b.v)}; }
+HC_INLINE uint32_t at_least(I32x16 a, I32x16 bound) { return _mm512_cmpge_epi32_mask(a.v, bound.v); }
+HC_INLINE int compress(int32_t* p, I32x16 a, uint32_t mask) {
+  _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), a.v));
+  return __builtin_popcount(mask);
+}
 HC_INLINE I32x16 or_(I32x16 a, I32x16 b) { return {_mm512_or_si512(a.v, b.v)}; }
 template <int N> HC_INLINE I32x16 shl(I32x16 a) { return {_mm512_slli_epi32(a.v, N)}; }
 template <int N> HC_INLINE I32x16 shr(I32x16 a) { return {_mm512_srli_epi32(a.v, N)}; }

@@ -101,6 +101,13 @@ HC_INLINE I32x16 sub(I32x16 a, I32x16 b) { return each_i32([&](int i) { return v
 HC_INLINE I32x16 mul(I32x16 a, I32x16 b) { return each_i32([&](int i) { return vmulq_s32(a.v[i], b.v[i]); }); }
 HC_INLINE I32x16 max(I32x16 a, I32x16 b) { return each_i32([&](int i) { return vmaxq_s32(a.v[i], b.v[i]); }); }
 HC_INLINE I32x16 and_(I32x16 a, I32x16 b) { return each_i32([&](int i) { return vandq_s32(a.v[i], b.v[i]); }); }
+HC_INLINE uint32_t at_least(I32x16 a, I32x16 bound) {
+  int32_t x[LANES], y[LANES];
+  store(x, a), store(y, bound);
+  uint32_t mask = 0;
+  for (int i = 0; i < LANES; i++) mask |= static_cast<uint32_t>(x[i] >= y[i]) << i;
+  return mask;
+}
 HC_INLINE I32x16 or_(I32x16 a, I32x16 b) { return each_i32([&](int i) { return vorrq_s32(a.v[i], b.v[i]); }); }
 template <int N> HC_INLINE I32x16 shl(I32x16 a) {
   if constexpr (N == 0) return a;
