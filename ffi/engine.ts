@@ -56,7 +56,10 @@ export class Engine implements Disposable {
       options.compensationThreads,
     );
     if (this.#engine === null) {
-      throw new HcinferError("bundle", `the plan does not fit its weights: ${text(library().hc_engine_error())}`);
+      throw new HcinferError(
+        "bundle",
+        `the plan does not fit its weights: ${text(library().hc_engine_error())}`,
+      );
     }
   }
 
@@ -105,7 +108,11 @@ export function argmax(logits: Float32Array): number {
 }
 
 /** Negative log-likelihood of `target` and KL(reference || logits), both in nats; 0 without a reference. */
-export function tokenLoss(logits: Float32Array, target: number, reference?: Float32Array): { nll: number; kl: number } {
+export function tokenLoss(
+  logits: Float32Array,
+  target: number,
+  reference?: Float32Array,
+): { nll: number; kl: number } {
   const nll = new Float64Array(1), kl = new Float64Array(1);
   library().hc_token_loss(
     bytesOf(logits),

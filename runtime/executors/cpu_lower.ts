@@ -9,27 +9,42 @@
  * Corrections "inline": a window's choice of channels and first factor run beside its linear, without a barrier
  * between them, and the sums after it. "async": they are a program of their own, between two events. The numbers
  * are the same: nothing but the order in time differs.
+ *
+ * Values and their memory: cpu_places.ts. The instruction lists: cpu_program.ts. Corrections: cpu_corrections.ts.
  */
-import { elementsPerToken } from "../../compiler/ir/types.ts";
 import type { Node, NodeOf } from "../../compiler/ir/graph.ts";
-import { consumers, values } from "../../compiler/ir/graph.ts";
 import { packedName, paddedOutputs } from "../../compiler/ir/naming.ts";
 import type { Op } from "../../compiler/ir/ops.ts";
+import { elementsPerToken } from "../../compiler/ir/types.ts";
 import type { Plan } from "../../compiler/plan.ts";
-import { FORMAT_KINDS, packedShape, parseFormat, type WeightFormat } from "../../compiler/weights/format.ts";
-import { factorStride, residualShape, type ResidualWidth } from "../../compiler/weights/correction.ts";
 import { HcinferError } from "../../compiler/errors.ts";
-import type { InstructionOf, Opcode, Operand } from "../../ffi/instructions.ts";
-import type { Buffer, Draft, Flight, Place } from "./cpu_memory.ts";
-import { times } from "./cpu_memory.ts";
+import type { Operand } from "../../ffi/instructions.ts";
+import {
+  beginCorrection,
+  type Correction,
+  type Finish,
+  isCorrection,
+  NO_RESIDUAL,
+  residualOf,
+} from "./cpu_corrections.ts";
+import type { Buffer, Draft, Flight } from "./cpu_memory.ts";
+import {
+  type Address,
+  NOT_QUANTIZED,
+  Places,
+  type Quantized,
+  type RopeTable,
+  shifted,
+  type WeightPlaces,
+} from "./cpu_places.ts";
+import { prefixed, Program } from "./cpu_program.ts";
 
 export type LoweredMode = "async" | "inline" | "off";
 
 export interface LowerOptions {
   readonly mode: LoweredMode;
   readonly contextLength: number;
-  /** Where a tensor of weights.safetensors lies. */
-  readonly weight: (tensor: string) => Operand;
+  readonly weight: WeightPlaces;
 }
 
 export interface Lowered {
@@ -41,70 +56,30 @@ export interface Lowered {
   /** f32 [tokens, vocabulary]. */
   readonly logits: Buffer;
   readonly cacheBytes: number;
-  /** Rotation tables, f32 [context, headDim / 2] each: cosines at `offset`, sines after them. */
-  readonly ropes: readonly { readonly theta: number; readonly headDim: number; readonly offset: number }[];
+  readonly ropes: readonly RopeTable[];
   readonly tableBytes: number;
 }
 
-/** A delta that is added where a value is read. Sparse rows exist only for tokens run as decode. */
-interface Delta {
-  readonly place: Place;
-  readonly decodeOnly: boolean;
-}
-
-/** A value that may not lie in memory as such: columns of a wider matrix, with what its consumer still has to do. */
-interface Address {
-  readonly place: Place;
-  /** f32 between tokens. */
-  readonly stride: number;
-  readonly deltas: readonly Delta[];
-  readonly norm?: { readonly weight: Operand; readonly epsilon: number };
-  readonly theta?: number;
-}
-
-/** int8 activations of a value, for one group size. */
-interface Quantized {
-  readonly codes: Place;
-  readonly scales: Place;
-  readonly sums: Place;
-  readonly group: number;
-  readonly groups: number;
-  readonly codeStride: number;
-}
-
-/** What a window's corrections need between their two parts. */
-type Finish = () => void;
-
 const POSITIONS_PER_BLOCK = 16;
-const NOT_QUANTIZED = { group: 0, groups: 0, codeStride: 0 } as const;
 
+/** @throws {HcinferError} "bundle": a graph that no program of this executor computes, or weights that do not fit it */
 export function lower(plan: Plan, options: LowerOptions): Lowered {
   return new Lowering(plan, options).run();
 }
 
 class Lowering {
-  readonly #addresses = new Map<string, Address>();
-  readonly #quantized = new Map<string, Quantized>();
-  readonly #consumers: ReadonlyMap<string, readonly Node[]>;
-  readonly #types: ReturnType<typeof values>;
-  readonly #corrections = new Map<string, Node[]>();
-  readonly #finish = new Map<Node, Finish>();
-  readonly #ropes: { theta: number; headDim: number; offset: number }[] = [];
-  readonly #backbone: Draft[] = [];
-  readonly #compensation: Draft[] = [];
-  #target: Draft[] = this.#backbone;
-  #buffers = 0;
-  #cacheBytes = 0;
-  #tableBytes = 0;
-  #events = 0;
+  readonly #program = new Program();
+  readonly #places: Places;
+  /** By window; empty when corrections are off. */
+  readonly #corrections = new Map<string, Correction[]>();
+  /** Corrections that have begun beside their linear. */
+  readonly #begun = new Map<Node, Finish>();
   #logits: Buffer | undefined;
 
   constructor(readonly plan: Plan, readonly options: LowerOptions) {
-    this.#consumers = consumers(plan.graph);
-    this.#types = values(plan.graph);
+    this.#places = new Places(plan, options.weight, options.contextLength);
     if (options.mode === "off") return;
-    for (const node of plan.graph.nodes) {
-      if (node.op !== "low_rank" && node.op !== "sparse_residual") continue;
+    for (const node of plan.graph.nodes.filter(isCorrection)) {
       const list = this.#corrections.get(node.params.window);
       if (list) list.push(node);
       else this.#corrections.set(node.params.window, [node]);
@@ -113,15 +88,15 @@ class Lowering {
 
   run(): Lowered {
     const { nodes } = this.plan.graph;
+    const program = this.#program, places = this.#places;
     if (this.options.mode === "async") {
-      // The compensation lane first: what its nodes make must be known where the backbone merges it. Its inputs are
-      // named by the backbone, so their buffers are made on demand (`#value`).
+      // The backbone first: it makes what the other lane reads. Deltas get their places where the backbone reads them.
       for (const lane of [...this.plan.lanes].sort((a) => a.lane === "compensation" ? 1 : -1)) {
-        this.#target = lane.lane === "backbone" ? this.#backbone : this.#compensation;
+        program.enter(lane.lane);
         for (const step of lane.steps) {
           if ("run" in step) this.#lower(nodes[step.run]!);
-          else if ("signal" in step) this.#signal(step.signal);
-          else this.#emit("wait", false, {}, { event: this.#event(step.wait) }, {});
+          else if ("signal" in step) program.signal(step.signal);
+          else program.wait(step.wait);
         }
       }
     } else {
@@ -129,18 +104,16 @@ class Lowering {
     }
     if (!this.#logits) throw new HcinferError("bundle", "the plan makes no logits");
     return {
-      backbone: this.#backbone,
-      compensation: this.#compensation,
-      flights: this.#flights(),
-      events: this.#events,
+      backbone: program.backbone,
+      compensation: program.compensation,
+      flights: program.flights(),
+      events: program.events,
       logits: this.#logits,
-      cacheBytes: this.#cacheBytes,
-      ropes: this.#ropes,
-      tableBytes: this.#tableBytes,
+      cacheBytes: places.cacheBytes,
+      ropes: places.ropes,
+      tableBytes: places.tableBytes,
     };
   }
-
-  // ---- nodes
 
   #lower(node: Node): void {
     const rule: (node: never) => void = this.#rules[node.op];
@@ -151,51 +124,50 @@ class Lowering {
   readonly #rules: { readonly [P in Op]: (node: NodeOf<P>) => void } = {
     embedding: (node) => {
       const { path, rows, width } = node.params;
-      const packed = this.#packed(path);
-      const out = this.#make(node.outputs[0]!.name, width);
-      this.#emit("embed", true, { packed: packed.place, out }, { ...packed.codes, rows, width }, {});
+      const packed = this.#places.packed(path);
+      const out = this.#places.make(node.outputs[0]!.name, width);
+      const sizes = { ...packed.codes, rows, width };
+      this.#program.emit("embed", true, { packed: packed.place, out }, sizes, {});
     },
     rms_norm: (node) => {
-      const [x, out] = [node.inputs[0]!, node.outputs[0]!];
-      const norm = { weight: this.#vector(node.params.path), epsilon: node.params.epsilon };
+      const [x, out] = [this.#places.address(node.inputs[0]!), node.outputs[0]!];
+      const norm = { weight: this.#places.vector(node.params.path), epsilon: node.params.epsilon };
       if (out.type.shape.length === 3) { // of each head: done where attention reads them
-        this.#addresses.set(out.name, { ...this.#address(x), norm });
+        this.#places.set(out.name, { ...x, norm });
       } else {
-        this.#norm(this.#address(x), undefined, norm, undefined, out.name);
+        this.#norm(x, undefined, norm, undefined, out.name);
       }
     },
     add_rms_norm: (node) => {
-      const norm = { weight: this.#vector(node.params.path), epsilon: node.params.epsilon };
-      const [a, b] = [this.#address(node.inputs[0]!), this.#address(node.inputs[1]!)];
+      const norm = { weight: this.#places.vector(node.params.path), epsilon: node.params.epsilon };
+      const [a, b] = [this.#places.address(node.inputs[0]!), this.#places.address(node.inputs[1]!)];
       const [residual, merged] = a.deltas.length === 0 && b.stride >= a.stride ? [a, b] : [b, a];
       this.#norm(residual, merged, norm, node.outputs[0]!.name, node.outputs[1]!.name);
     },
     rope: (node) => {
-      this.#addresses.set(node.outputs[0]!.name, {
-        ...this.#address(node.inputs[0]!),
-        theta: node.params.theta,
-      });
+      const address = this.#places.address(node.inputs[0]!);
+      this.#places.set(node.outputs[0]!.name, { ...address, theta: node.params.theta });
     },
-    split_heads: (node) => this.#alias(node),
-    merge_heads: (node) => this.#alias(node),
+    split_heads: (node) => this.#places.alias(node),
+    merge_heads: (node) => this.#places.alias(node),
     attention: (node) => this.#attention(node),
     linear: (node) => this.#linear(node),
     silu_mul: (node) => {
-      const [gate, up] = [this.#address(node.inputs[0]!), this.#address(node.inputs[1]!)];
-      const name = node.outputs[0]!.name, width = this.#width(name);
-      const out = this.#make(name, width);
-      this.#perMode([gate, up], (merged) =>
-        this.#emit("siluMul", true, {
-          ...prefixed("gate", merged(gate)),
-          ...prefixed("up", merged(up)),
-          out,
-          ...this.#quantizedOperands(name),
-        }, {
-          width,
-          gateStride: gate.stride,
-          upStride: up.stride,
-          ...this.#quantizedSizes(name),
-        }, {}));
+      const [gate, up] = [this.#places.address(node.inputs[0]!), this.#places.address(node.inputs[1]!)];
+      const name = node.outputs[0]!.name, width = this.#places.width(name);
+      const out = this.#places.make(name, width);
+      const quantized = this.#places.quantizedByProducer(name);
+      const operands = { out, ...quantized?.operands };
+      const sizes = {
+        width,
+        gateStride: gate.stride,
+        upStride: up.stride,
+        ...quantized?.sizes ?? NOT_QUANTIZED,
+      };
+      this.#program.perMode([gate, up], (merged) => {
+        const sources = { ...prefixed("gate", merged(gate)), ...prefixed("up", merged(up)) };
+        this.#program.emit("siluMul", true, { ...sources, ...operands }, sizes, {});
+      });
     },
     silu: (node) => this.#elementwise(node, 2),
     add: (node) => this.#elementwise(node, 0),
@@ -206,14 +178,14 @@ class Lowering {
       const count = node.outputs.length;
       const sections = paddedOutputs(node.outputs.map((v) => ({ outputs: elementsPerToken(v.type) })));
       const deltas = this.options.mode === "off" ? [] : node.inputs.slice(count).map((name) => ({
-        place: this.#address(name).place,
-        decodeOnly: this.#producer(name) === "sparse_residual",
+        place: this.#places.address(name).place,
+        decodeOnly: this.#places.producer(name) === "sparse_residual",
       }));
       node.outputs.forEach((value, i) => {
         const column = 4 * sections.firstColumn[i]!;
-        const base = this.#address(node.inputs[i]!);
+        const base = this.#places.address(node.inputs[i]!);
         const own = deltas.map((delta) => ({ ...delta, place: shifted(delta.place, column) }));
-        this.#addresses.set(value.name, { ...base, deltas: [...base.deltas, ...own] });
+        this.#places.set(value.name, { ...base, deltas: [...base.deltas, ...own] });
       });
     },
   };
@@ -225,410 +197,118 @@ class Lowering {
     sumName: string | undefined,
     outName: string,
   ): void {
-    const width = this.#width(outName);
-    const out = this.#make(outName, width);
-    const sum = sumName === undefined ? undefined : this.#make(sumName, width);
-    const sources = merged ? [merged] : [];
-    this.#perMode(sources, (operands) =>
-      this.#emit("norm", true, {
-        residual: residual.place,
-        ...(merged ? prefixed("merged", operands(merged)) : {}),
-        weight: norm.weight,
-        sum,
-        out,
-        ...this.#quantizedOperands(outName),
-      }, { width, stride: merged?.stride ?? 0, ...this.#quantizedSizes(outName) }, {
-        epsilon: norm.epsilon,
-      }));
+    const width = this.#places.width(outName);
+    const out = this.#places.make(outName, width);
+    const sum = sumName === undefined ? undefined : this.#places.make(sumName, width);
+    const quantized = this.#places.quantizedByProducer(outName);
+    const operands = { residual: residual.place, weight: norm.weight, sum, out, ...quantized?.operands };
+    const sizes = { width, stride: merged?.stride ?? 0, ...quantized?.sizes ?? NOT_QUANTIZED };
+    this.#program.perMode(merged ? [merged] : [], (places) => {
+      const added = merged ? prefixed("merged", places(merged)) : {};
+      this.#program.emit("norm", true, { ...operands, ...added }, sizes, { epsilon: norm.epsilon });
+    });
   }
 
   #elementwise(node: NodeOf<"silu"> | NodeOf<"add"> | NodeOf<"mul">, kind: number): void {
-    const name = node.outputs[0]!.name, width = this.#width(name);
-    const a = this.#address(node.inputs[0]!), b = node.inputs[1] ? this.#address(node.inputs[1]) : undefined;
-    const out = this.#make(name, width);
-    this.#perMode(b ? [a, b] : [a], (merged) =>
-      this.#emit("elementwise", true, {
-        ...prefixed("a", merged(a)),
-        ...(b ? prefixed("b", merged(b)) : {}),
-        out,
-      }, { kind, width, aStride: a.stride, bStride: b?.stride ?? 0 }, {}));
+    const name = node.outputs[0]!.name, width = this.#places.width(name);
+    const a = this.#places.address(node.inputs[0]!);
+    const b = node.inputs[1] ? this.#places.address(node.inputs[1]) : undefined;
+    const out = this.#places.make(name, width);
+    const sizes = { kind, width, aStride: a.stride, bStride: b?.stride ?? 0 };
+    this.#program.perMode(b ? [a, b] : [a], (merged) => {
+      const sources = { ...prefixed("a", merged(a)), ...(b ? prefixed("b", merged(b)) : {}) };
+      this.#program.emit("elementwise", true, { ...sources, out }, sizes, {});
+    });
   }
 
   #linear(node: NodeOf<"linear">): void {
     const { weights } = node.params;
     const x = node.inputs[0]!;
-    const inputs = this.#width(x);
-    const packed = this.#packed(packedName(weights));
+    const packed = this.#places.packed(packedName(weights));
     const { total, firstColumn } = paddedOutputs(weights);
     const isOutput = this.plan.graph.outputs.includes(node.outputs[0]!.name);
     const stride = isOutput ? weights[0]!.outputs : total;
-    const y = this.#place(stride);
+    const y = this.#places.allocate(stride);
     if (isOutput) this.#logits = y.buffer;
     node.outputs.forEach((value, i) => {
-      this.#addresses.set(value.name, { place: shifted(y, 4 * firstColumn[i]!), stride, deltas: [] });
+      this.#places.set(value.name, { place: shifted(y, 4 * firstColumn[i]!), stride, deltas: [] });
     });
 
     const quantized = packed.format.kind === "bf16" ? undefined : this.#quantize(x, packed.format.group);
-    const corrections = this.options.mode === "off" ? [] : this.#windowOf(node);
-    const sparse = corrections.find((n) => n.op === "sparse_residual");
+    const corrections = this.#correctionsOf(node);
     if (this.options.mode === "inline") {
-      for (const correction of corrections) this.#finish.set(correction, this.#begin(correction, false));
+      for (const correction of corrections) {
+        this.#begun.set(correction, beginCorrection(this.#program, this.#places, correction, false));
+      }
     }
-    const residual = sparse && quantized ? this.#residual(sparse) : undefined;
-    this.#emit("linear", true, {
+    const sparse = corrections.find((n) => n.op === "sparse_residual");
+    const residual = sparse && quantized ? residualOf(this.#places, sparse) : undefined;
+    this.#program.emit("linear", true, {
       packed: packed.place,
-      x: this.#address(x).place,
-      ...(quantized ? { codes: quantized.codes, scales: quantized.scales, sums: quantized.sums } : {}),
+      x: this.#places.address(x).place,
+      ...quantized?.operands,
       y,
       ...residual?.operands,
     }, {
       format: packed.codes.format,
       rows: stride,
-      inputs,
+      inputs: this.#places.width(x),
       yStride: stride,
       isOutput: isOutput ? 1 : 0,
-      group: quantized?.group ?? 0,
-      groups: quantized?.groups ?? 0,
-      codeStride: quantized?.codeStride ?? 0,
-      ...residual?.sizes ?? { residualWidth: 0, residualInputs: 0, residualOutputs: 0, rowBytes: 0 },
+      ...quantized?.sizes ?? NOT_QUANTIZED,
+      ...residual?.sizes ?? NO_RESIDUAL,
     }, {});
   }
 
-  #attention(node: NodeOf<"attention">): void {
-    const [q, k, v] = node.inputs.slice(0, 3).map((name) => this.#address(name)) as [Address, Address, Address];
-    const [heads, headDim] = this.#types.get(node.inputs[0]!)!.type.shape.slice(1) as [number, number];
-    const kvHeads = this.#types.get(node.inputs[1]!)!.type.shape[1] as number;
-    const capacity = Math.ceil(this.options.contextLength / POSITIONS_PER_BLOCK) * POSITIONS_PER_BLOCK;
-    const cache = (bytes: number): Operand => {
-      const offset = this.#cacheBytes;
-      this.#cacheBytes += Math.ceil(bytes / 64) * 64;
-      return { segment: "cache", offset };
-    };
-    const cacheK = cache(2 * kvHeads * capacity * headDim);
-    const cacheV = cache(2 * kvHeads * capacity * headDim);
-    const qOut = this.#place(heads * headDim);
-    if (q.theta !== k.theta || v.theta !== undefined || v.norm) {
-      throw new HcinferError("bundle", "the cpu executor rotates q and k alike and reads v as it is");
+  /** int8 activations of `name`: what its producer wrote, or an instruction that writes them now. */
+  #quantize(name: string, group: number): Quantized {
+    const { quantized, isNew } = this.#places.quantized(name, group);
+    if (isNew) {
+      const operands = { x: this.#places.address(name).place, ...quantized.operands };
+      const sizes = { width: this.#places.width(name), ...quantized.sizes };
+      this.#program.emit("quantize", true, operands, sizes, {});
     }
-    const rope = q.theta === undefined ? undefined : this.#rope(q.theta, headDim);
-    this.#perMode([q, k, v], (merged) =>
-      this.#emit("heads", true, {
-        ...prefixed("q", merged(q)),
-        ...prefixed("k", merged(k)),
-        ...prefixed("v", merged(v)),
-        qNorm: q.norm?.weight,
-        kNorm: k.norm?.weight,
-        ...rope,
-        qOut,
-        cacheK,
-        cacheV,
-      }, {
-        heads,
-        kvHeads,
-        headDim,
-        qStride: q.stride,
-        kStride: k.stride,
-        vStride: v.stride,
-        capacity,
-      }, { epsilon: q.norm?.epsilon ?? k.norm?.epsilon ?? 0 }));
-    const out = this.#make(node.outputs[0]!.name, heads * headDim);
-    this.#emit("attention", true, { q: qOut, cacheK, cacheV, out }, { heads, kvHeads, headDim, capacity }, {
-      scale: node.params.scale,
-    });
+    return quantized;
   }
 
-  // ---- corrections
-
-  #correction(node: NodeOf<"low_rank"> | NodeOf<"sparse_residual">): void {
-    if (this.options.mode === "off") return;
-    const finish = this.#finish.get(node) ?? this.#begin(node, true);
-    finish();
-  }
-
-  /** The part that reads only x (the choice of channels, the first factor); returns the part that makes the delta. */
-  #begin(node: Node, barrier: boolean): Finish {
-    const x = this.#address(node.inputs[0]!).place;
-    const inputs = this.#width(node.inputs[0]!);
-    const deltaName = node.outputs[0]!.name;
-    if (node.op === "sparse_residual") {
-      const { channels, outputs } = node.params;
-      const selection = {
-        index: this.#place(channels),
-        coefficient: this.#place(channels / 2),
-        selectionScale: this.#place(1),
-        selectionSum: this.#place(1),
-      };
-      const residual = this.#residual(node);
-      const sizes = { channels, ...residual.sizes };
-      this.#emit("sparseSelect", barrier, { x, ...residual.operands, ...selection }, sizes, {}, "decode");
-      return () => {
-        const delta = this.#make(deltaName, outputs);
-        const integers = { ...sizes, deltaStride: outputs };
-        this.#emit("sparseSum", true, { ...residual.operands, ...selection, delta }, integers, {}, "decode");
-      };
-    }
-    if (node.op !== "low_rank") throw new Error(`${node.op} is no correction`);
-    const { window, rank, outputs, dtype } = node.params;
-    const hiddenStride = Math.ceil(rank / 16) * 16;
-    const hidden = this.#place(hiddenStride);
-    const tensor = (name: string) => this.options.weight(`${window}.factors.${name}`);
-    const factors = { a: tensor("a"), b: tensor("b"), aScale: tensor("a_scale"), bScale: tensor("b_scale") };
-    const sizes = {
-      hiddenStride,
-      aStride: factorStride(inputs),
-      bStride: factorStride(outputs),
-      inputs,
-      outputs,
-      rank,
-      bf16: dtype === "bf16" ? 1 : 0,
-    };
-    this.#emit("lowRankDown", barrier, { x, ...factors, hidden }, sizes, {});
-    return () => {
-      const delta = this.#make(deltaName, outputs);
-      this.#emit("lowRankUp", true, { hidden, ...factors, delta }, { ...sizes, deltaStride: outputs }, {});
-    };
-  }
-
-  #windowOf(node: NodeOf<"linear">): readonly Node[] {
-    const merge = this.#consumers.get(node.outputs[0]!.name)?.find((n) => n.op === "merge");
+  #correctionsOf(node: NodeOf<"linear">): readonly Correction[] {
+    const merge = this.#places.consumers(node.outputs[0]!.name).find((n) => n.op === "merge");
     return merge?.op === "merge" ? this.#corrections.get(merge.params.window) ?? [] : [];
   }
 
-  #residual(node: NodeOf<"sparse_residual">) {
-    const { window, outputs, width } = node.params;
-    const tensor = (name: string) => this.options.weight(`${window}.residual.${name}`);
-    return {
-      operands: {
-        residualCodes: tensor("codes"),
-        outputScale: tensor("output_scale"),
-        channelScale: tensor("channel_scale"),
-        norm: tensor("norm"),
-      },
-      sizes: {
-        residualWidth: width,
-        residualInputs: this.#width(node.inputs[0]!),
-        residualOutputs: outputs,
-        rowBytes: residualShape(width as ResidualWidth, outputs).rowBytes,
-      },
-    };
+  #correction(node: Correction): void {
+    if (this.options.mode === "off") return;
+    const finish = this.#begun.get(node) ?? beginCorrection(this.#program, this.#places, node, true);
+    finish();
   }
 
-  // ---- int8 activations
-
-  /** The group size in which `name`'s only quantised readers want it, when they agree. */
-  #wantedGroup(name: string): number | undefined {
-    const groups = new Set<number>();
-    for (const node of this.#consumers.get(name) ?? []) {
-      if (node.op !== "linear") continue;
-      const { format } = this.#packed(packedName(node.params.weights));
-      if (format.kind !== "bf16") groups.add(format.group);
+  #attention(node: NodeOf<"attention">): void {
+    const inputs = node.inputs.slice(0, 3);
+    const [q, k, v] = inputs.map((name) => this.#places.address(name)) as [Address, Address, Address];
+    const [heads, headDim] = this.#places.shape(inputs[0]!).slice(1) as [number, number];
+    const kvHeads = this.#places.shape(inputs[1]!)[1] as number;
+    const capacity = Math.ceil(this.options.contextLength / POSITIONS_PER_BLOCK) * POSITIONS_PER_BLOCK;
+    const cacheK = this.#places.cache(2 * kvHeads * capacity * headDim);
+    const cacheV = this.#places.cache(2 * kvHeads * capacity * headDim);
+    const qOut = this.#places.allocate(heads * headDim);
+    if (q.theta !== k.theta || v.theta !== undefined || v.norm) {
+      throw new HcinferError("bundle", "the cpu executor rotates q and k alike and reads v as it is");
     }
-    return groups.size === 1 ? [...groups][0] : undefined;
-  }
-
-  #quantizedOf(name: string): Quantized | undefined {
-    const group = this.#wantedGroup(name);
-    if (group === undefined) return undefined;
-    return this.#quantized.get(`${name} ${group}`) ?? this.#newQuantized(name, group);
-  }
-
-  #quantizedOperands(name: string) {
-    const q = this.#quantizedOf(name);
-    return q ? { codes: q.codes, scales: q.scales, sums: q.sums } : {};
-  }
-
-  #quantizedSizes(name: string) {
-    const q = this.#quantizedOf(name);
-    return q ? { group: q.group, groups: q.groups, codeStride: q.codeStride } : NOT_QUANTIZED;
-  }
-
-  #newQuantized(name: string, group: number): Quantized {
-    const width = this.#width(name);
-    const groups = Math.ceil(width / group), codeStride = Math.ceil(width / 128) * 128;
-    const quantized = {
-      codes: this.#place(codeStride / 4),
-      scales: this.#place(groups),
-      sums: this.#place(groups),
-      group,
-      groups,
-      codeStride,
-    };
-    this.#quantized.set(`${name} ${group}`, quantized);
-    return quantized;
-  }
-
-  /** What its producer wrote, or an instruction that writes it now. */
-  #quantize(name: string, group: number): Quantized {
-    const made = this.#quantized.get(`${name} ${group}`);
-    if (made) return made;
-    const quantized = this.#newQuantized(name, group);
-    const { codes, scales, sums } = quantized;
-    const sizes = { group, groups: quantized.groups, codeStride: quantized.codeStride };
-    const operands = { x: this.#address(name).place, codes, scales, sums };
-    this.#emit("quantize", true, operands, { width: this.#width(name), ...sizes }, {});
-    return quantized;
-  }
-
-  // ---- places
-
-  #packed(name: string): {
-    place: Operand;
-    format: WeightFormat;
-    codes: { format: number; group: number };
-  } {
-    const weight = this.plan.weights.find((w) => w.tensor === `${name}.packed`);
-    const format = weight && parseFormat(weight.format);
-    if (!weight || !format || packedShape(format, weight.rows, weight.inputs).bytes !== weight.bytes) {
-      throw new HcinferError("bundle", `the plan has no packed weight ${name} of a size that fits its format`);
-    }
-    const codes = {
-      format: FORMAT_KINDS.indexOf(format.kind),
-      group: format.kind === "bf16" ? 0 : format.group,
-    };
-    return { place: this.options.weight(weight.tensor), format, codes };
-  }
-
-  #vector(path: string): Operand {
-    return this.options.weight(`${path}.weight`);
-  }
-
-  /** f32 memory of `width` elements a token. */
-  #place(width: number): { readonly buffer: Buffer; readonly offset: number } {
-    return { buffer: { id: this.#buffers++, bytesPerToken: Math.ceil(4 * width / 4) * 4 }, offset: 0 };
-  }
-
-  /** Memory for the value `name`: the place already promised to a reader in the other lane, or a new one. */
-  #make(name: string, width: number): Place {
-    const known = this.#addresses.get(name);
-    if (known) return known.place;
-    const place = this.#place(width);
-    this.#addresses.set(name, { place, stride: width, deltas: [] });
-    return place;
-  }
-
-  #alias(node: NodeOf<"split_heads"> | NodeOf<"merge_heads">): void {
-    this.#addresses.set(node.outputs[0]!.name, this.#address(node.inputs[0]!));
-  }
-
-  /** Where `name` is. A delta that the compensation lane has yet to make gets its place now. */
-  #address(name: string): Address {
-    const known = this.#addresses.get(name);
-    if (known) return known;
-    if (!this.#isDelta(name)) throw new Error(`${name} is read before it is made`);
-    this.#make(name, this.#width(name));
-    return this.#addresses.get(name)!;
-  }
-
-  #isDelta(name: string): boolean {
-    const op = this.#producer(name);
-    return op === "low_rank" || op === "sparse_residual";
-  }
-
-  #producer(name: string): Op | undefined {
-    return this.plan.graph.nodes.find((n) => n.outputs.some((v) => v.name === name))?.op;
-  }
-
-  #width(name: string): number {
-    const value = this.#types.get(name);
-    if (!value) throw new Error(`${name} has no type`);
-    return elementsPerToken(value.type);
-  }
-
-  #rope(theta: number, headDim: number): { cosines: Operand; sines: Operand } {
-    let table = this.#ropes.find((r) => r.theta === theta && r.headDim === headDim);
-    const half = 4 * this.options.contextLength * headDim / 2;
-    if (!table) {
-      table = { theta, headDim, offset: this.#tableBytes };
-      this.#ropes.push(table);
-      this.#tableBytes += 2 * half;
-    }
-    return {
-      cosines: { segment: "tables", offset: table.offset },
-      sines: { segment: "tables", offset: table.offset + half },
-    };
-  }
-
-  // ---- instructions
-
-  #emit<P extends Opcode>(
-    op: P,
-    barrier: boolean,
-    operands: InstructionOf<P, Place>["operands"],
-    integers: InstructionOf<P, Place>["integers"],
-    reals: InstructionOf<P, Place>["reals"],
-    when: Draft["when"] = "always",
-  ): void {
-    const instruction: InstructionOf<P, Place> = { op, barrier, operands, integers, reals, when };
-    this.#target.push(instruction as unknown as Draft);
-  }
-
-  /**
-   * Emits a consumer of merged values: once where prompt and token steps read the same deltas, else once for each,
-   * the prompt's without the deltas that only tokens have.
-   */
-  #perMode(sources: readonly Address[], emit: (merged: (a: Address) => MergedPlaces) => void): void {
-    const places = (prompt: boolean) => (address: Address): MergedPlaces => {
-      const deltas = address.deltas.filter((delta) => !(prompt && delta.decodeOnly));
-      return { base: address.place, delta0: deltas[0]?.place, delta1: deltas[1]?.place };
-    };
-    if (!sources.some((source) => source.deltas.some((delta) => delta.decodeOnly))) return emit(places(false));
-    for (const when of ["prefill", "decode"] as const) {
-      const first = this.#target.length;
-      emit(places(when === "prefill"));
-      for (let n = first; n < this.#target.length; n++) this.#target[n] = { ...this.#target[n]!, when };
-    }
-  }
-
-  #event(event: number): number {
-    this.#events = Math.max(this.#events, event + 1);
-    return event;
-  }
-
-  /** Publishes that everything before it is done, which takes a barrier after the last instruction. */
-  #signal(event: number): void {
-    const last = this.#target.at(-1);
-    if (last) this.#target[this.#target.length - 1] = { ...last, barrier: true };
-    this.#emit("signal", false, {}, { event: this.#event(event) }, {});
-  }
-
-  /** The compensation program between each wait and the signal that answers it, with the backbone's times of both. */
-  #flights(): Flight[] {
-    const at = times(this.#backbone);
-    const when = (op: "signal" | "wait", event: number) => {
-      const index = this.#backbone.findIndex((i) => i.op === op && i.integers.event === event);
-      return at[index] ?? 0;
-    };
-    const flights: Flight[] = [];
-    let from = 0, first = 0;
-    this.#compensation.forEach((instruction, n) => {
-      if (instruction.op === "wait") {
-        from = when("signal", instruction.integers.event);
-        first = n;
-      } else if (instruction.op === "signal") {
-        const to = when("wait", instruction.integers.event);
-        flights.push({ instructions: this.#compensation.slice(first, n), from: Math.max(0, from - 1), to });
-      }
+    const rope = q.theta === undefined ? undefined : this.#places.rope(q.theta, headDim);
+    const operands = { qNorm: q.norm?.weight, kNorm: k.norm?.weight, ...rope, qOut, cacheK, cacheV };
+    const strides = { qStride: q.stride, kStride: k.stride, vStride: v.stride };
+    const sizes = { heads, kvHeads, headDim, capacity };
+    this.#program.perMode([q, k, v], (merged) => {
+      const sources = {
+        ...prefixed("q", merged(q)),
+        ...prefixed("k", merged(k)),
+        ...prefixed("v", merged(v)),
+      };
+      const epsilon = q.norm?.epsilon ?? k.norm?.epsilon ?? 0;
+      this.#program.emit("heads", true, { ...sources, ...operands }, { ...strides, ...sizes }, { epsilon });
     });
-    return flights;
+    const out = this.#places.make(node.outputs[0]!.name, heads * headDim);
+    const scale = node.params.scale;
+    this.#program.emit("attention", true, { q: qOut, cacheK, cacheV, out }, sizes, { scale });
   }
-}
-
-interface MergedPlaces {
-  readonly base: Place;
-  readonly delta0: Place | undefined;
-  readonly delta1: Place | undefined;
-}
-
-/** The three operands of a merged value, under the names the instruction table gives them. */
-function prefixed<N extends string>(
-  name: N,
-  places: MergedPlaces,
-): { [K in N | `${N}Delta0` | `${N}Delta1`]: Place | undefined } {
-  return { [name]: places.base, [`${name}Delta0`]: places.delta0, [`${name}Delta1`]: places.delta1 } as {
-    [K in N | `${N}Delta0` | `${N}Delta1`]: Place | undefined;
-  };
-}
-
-function shifted(place: Place, bytes: number): Place {
-  return { ...place, offset: place.offset + bytes };
 }

@@ -3,12 +3,13 @@
 # aarch64-linux-gnu-g++ and qemu-aarch64-static are installed; all must print the same digest.
 #   tests/native/run.sh [test...]      e.g. tests/native/run.sh simd_test
 # With OBJECTS=<folder> kernels are taken from there (<source>.<variant>.o, as `deno task build` leaves them in
-# ffi/build) instead of being compiled again, and only this machine's variants run.
+# ffi/build) instead of being compiled again, and only this machine's variants run. SANITIZE=address,undefined builds the
+# tests with that sanitizer.
 set -eu
 cd "$(dirname "$0")"
 build=../../ffi/build/native
 mkdir -p "$build"
-flags="-std=c++20 -O1 -Wall -Wextra -Werror -ffp-contract=off -fno-math-errno"
+flags="-std=c++20 -O1 -Wall -Wextra -Werror -ffp-contract=off -fno-math-errno ${SANITIZE:+-fsanitize=$SANITIZE -g1}"
 avx512="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c"
 simd=../../ffi/simd
 
