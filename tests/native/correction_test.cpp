@@ -27,9 +27,10 @@ struct Chosen {
 
 static Chosen select(const Residual& residual, const Floats& x, int tokens, int channels) {
   Chosen chosen(tokens, channels);
-  const int padded = (residual.inputs + 63) / 64 * 64;
-  auto* scratch = static_cast<float*>(std::aligned_alloc(4096, (2 * 4 * static_cast<size_t>(padded) + 4095) / 4096 * 4096));
-  std::memset(scratch, 0xA5, 2 * 4 * static_cast<size_t>(padded));
+  // As much as kernels.h says, and a pattern that is no sensible key.
+  const size_t bytes = 2 * 4 * static_cast<size_t>((residual.inputs + 63) / 64 * 64 + 64);
+  auto* scratch = static_cast<float*>(std::aligned_alloc(64, bytes));
+  std::memset(scratch, 0xA5, bytes);
   isa::sparse_select({x.data(), residual, chosen.selection, scratch}, 0, tokens);
   std::free(scratch);
   return chosen;
