@@ -1,6 +1,6 @@
 /**
  * A published model: run with HCINFER_SLOW_TESTS=1 and a Hugging Face folder of SmolLM2-135M-Instruct with its
- * reference logits, at HCINFER_SMOLLM2 or ../shared/models/smollm2-135m-instruct. Takes a minute.
+ * reference logits, at HCINFER_SMOLLM2 or ../shared/models/smollm2-135m-instruct. Takes ten seconds.
  */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
@@ -40,7 +40,7 @@ Deno.test({
       }
       await withBundle(model, { weights: "q3", correct: "sparse" }, (quantized) => {
         const { lost, left, recovered } = recovery(uncompressed, quantized, 2);
-        assert.ok(recovered > 0.3, `KL ${lost} without, ${left} with corrections: ${recovered}`);
+        assert.ok(recovered > 0.6, `KL ${lost} without, ${left} with corrections: ${recovered}`);
       });
     });
   },
