@@ -12,9 +12,18 @@ function instruction<P extends Instruction["op"]>(
   operands: InstructionOf<P>["operands"],
   integers: InstructionOf<P>["integers"],
   reals: InstructionOf<P>["reals"],
-  more: Partial<Pick<Instruction, "barrier" | "when">> = {},
+  more: Partial<Pick<Instruction, "barrier" | "after" | "when">> = {},
 ): Instruction {
-  return { op, barrier: true, when: "always", operands, integers, reals, ...more } as unknown as Instruction;
+  return {
+    op,
+    barrier: true,
+    after: 0,
+    when: "always",
+    operands,
+    integers,
+    reals,
+    ...more,
+  } as unknown as Instruction;
 }
 
 const WIDTH = 24;
@@ -110,6 +119,39 @@ Deno.test("instructions of the other kind of step are left out", () => {
   assert.ok(floats(m.arena, 1024).every((v) => v === 3));
 });
 
+Deno.test("an instruction waits for the one it comes after, without a barrier", () => {
+  // b = a + a beside unrelated work; c = b + a waits for b alone.
+  const unrelated = add(2048, 2048, 2560, { barrier: false });
+  const program = [
+    add(0, 0, 512, { barrier: false }),
+    unrelated,
+    add(512, 0, 1024, { after: 2 }),
+    add(1024, 0, 1536),
+  ];
+  for (const threads of [1, 2, 4]) {
+    using m = machine(program, { threads });
+    for (let round = 0; round < 100; round++) {
+      floats(m.arena, 0).fill(round);
+      step(m.engine);
+      assert.ok(floats(m.arena, 1536).every((v) => v === 4 * round), `${threads} threads, round ${round}`);
+    }
+  }
+});
+
+Deno.test("the barrier of what continues earlier work is met in steps that skip it", () => {
+  const program = [
+    add(0, 0, 512, { barrier: false }),
+    add(0, 0, 1024, { after: 1, when: "decode" }),
+    add(512, 0, 1536),
+  ];
+  using m = machine(program, { threads: 3 });
+  for (let round = 0; round < 100; round++) {
+    floats(m.arena, 0).fill(round);
+    step(m.engine, "prefill");
+    assert.ok(floats(m.arena, 1536).every((v) => v === 3 * round), `round ${round}`);
+  }
+});
+
 Deno.test("the trace has a time for every instruction", () => {
   using m = machine([add(0, 0, 512), add(512, 0, 1024)]);
   assert.deepEqual([...m.engine.trace()], [0, 0]);
@@ -131,6 +173,11 @@ Deno.test("an operand outside its memory is refused", () => {
   refused([add(2 ** 50, 0, 0)], /instruction 0/);
   const sizes = { kind: 0, width: WIDTH, aStride: WIDTH, bStride: WIDTH };
   refused([instruction("elementwise", { a: at(64, "tables"), b: at(0), out: at(0) }, sizes, {})], /operand/);
+});
+
+Deno.test("waiting for an instruction before the first is refused", () => {
+  refused([add(0, 0, 512), add(0, 0, 512, { after: 2 })], /instruction 1/);
+  refused([add(0, 0, 512, { after: -1 })], /instruction 0/);
 });
 
 Deno.test("sizes that no kernel takes are refused", () => {

@@ -3,7 +3,7 @@
  * This is the one description: `encode` writes records from it, and the build writes the C++ enumerations
  * (`cppHeader`, ffi/build/instructions.h) from it, so both sides always agree on the order of fields.
  *
- * A record is RECORD_BYTES: opcode i32, barrier i32 (1: the lane's threads meet after it), then operands, integers
+ * A record is RECORD_BYTES: opcode, barrier (1: the lane's threads meet after it), when and after, then operands, integers
  * and reals in fixed-size arrays. An operand is (segment << 56 | byte offset) or NONE; segments are the memory
  * the engine was given (SEGMENTS), so no address appears in TypeScript. What each instruction computes stands at
  * the Args structure of the same name in simd/kernels.h.
@@ -119,6 +119,12 @@ export interface InstructionOf<P extends Opcode, Place = Operand> {
   readonly operands: { readonly [K in OperandName<P>]?: Place | undefined };
   readonly integers: { readonly [K in IntegerName<P>]: number };
   readonly reals: { readonly [K in RealName<P>]: number };
+  /**
+   * How many instructions back the one lies whose whole work must be done before this one starts, where no barrier
+   * lies between them (0: none). An instruction that has one continues work begun without a barrier: its own barrier ends
+   * that work, so it is met even in steps that skip the instruction.
+   */
+  readonly after: number;
   /** When it runs: in every step, or only in prompt (`prefill`) or only in token (`decode`) steps. */
   readonly when: "always" | "prefill" | "decode";
 }
@@ -128,7 +134,7 @@ export type Instruction = InstructionWith<Operand>;
 export const MOST_OPERANDS = 16;
 export const MOST_INTEGERS = 12;
 export const MOST_REALS = 2;
-/** opcode, barrier, when, unused; operands u64; integers i32; reals f32. */
+/** opcode, barrier, when, after; operands u64; integers i32; reals f32. */
 export const RECORD_BYTES = 16 + 8 * MOST_OPERANDS + 4 * MOST_INTEGERS + 4 * MOST_REALS;
 const NONE = 0xffff_ffff_ffff_ffffn;
 const WHEN = ["always", "prefill", "decode"] as const;
@@ -147,6 +153,7 @@ export function encode(program: readonly Instruction[]): Uint8Array<ArrayBuffer>
     view.setInt32(at, OPCODES.indexOf(instruction.op), true);
     view.setInt32(at + 4, instruction.barrier ? 1 : 0, true);
     view.setInt32(at + 8, WHEN.indexOf(instruction.when), true);
+    view.setInt32(at + 12, instruction.after, true);
     at += 16;
     for (let i = 0; i < MOST_OPERANDS; i++) view.setBigUint64(at + 8 * i, NONE, true);
     fields.operands.forEach((name, i) => {
@@ -179,7 +186,7 @@ export function cppHeader(): string {
     "namespace hc {",
     `constexpr int MOST_OPERANDS = ${MOST_OPERANDS}, MOST_INTEGERS = ${MOST_INTEGERS}, MOST_REALS = ${MOST_REALS};`,
     `constexpr int SEGMENTS = ${SEGMENTS.length};`,
-    "struct Record { int32_t opcode, barrier, when, unused; uint64_t operand[MOST_OPERANDS];",
+    "struct Record { int32_t opcode, barrier, when, after; uint64_t operand[MOST_OPERANDS];",
     "  int32_t integer[MOST_INTEGERS]; float real[MOST_REALS]; };",
     `static_assert(sizeof(Record) == ${RECORD_BYTES});`,
     `enum class Opcode : int32_t { ${OPCODES.join(", ")} };`,

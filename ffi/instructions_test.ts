@@ -19,6 +19,7 @@ const WHEN = ["always", "prefill", "decode"] as const;
 interface Decoded {
   readonly op: string;
   readonly barrier: boolean;
+  readonly after: number;
   readonly when: string;
   readonly operands: Readonly<Record<string, { segment: string; offset: number }>>;
   readonly integers: Readonly<Record<string, number>>;
@@ -36,6 +37,7 @@ function decode(bytes: Uint8Array): Decoded[] {
       op,
       barrier: view.getInt32(4, true) === 1,
       when: WHEN[view.getInt32(8, true)]!,
+      after: view.getInt32(12, true),
       operands: Object.fromEntries(
         operands.flatMap((name, i) => {
           const word = view.getBigUint64(16 + 8 * i, true);
@@ -68,6 +70,7 @@ const instruction: fc.Arbitrary<Instruction> = fc.constantFrom(...OPCODES).chain
     op: fc.constant(op),
     barrier: fc.boolean(),
     when: fc.constantFrom(...WHEN),
+    after: fc.nat(100),
     operands: each(fields.operands, operand, []),
     integers: each(fields.integers, fc.integer()),
     reals: each(fields.reals, fc.float({ noNaN: true })),
@@ -97,6 +100,7 @@ Deno.test("offsets that are no byte numbers are refused", () => {
       op: "quantize",
       barrier: true,
       when: "always",
+      after: 0,
       operands: { x: { segment: "arena", offset } },
       integers: { width: 1, group: 32, groups: 1, codeStride: 128 },
       reals: {},

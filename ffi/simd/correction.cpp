@@ -123,71 +123,89 @@ void select_token(const SparseSelectArgs& a, int64_t token) {
 
 // ---- sparse_residual: sum of the chosen rows
 
-// How far ahead rows are fetched: they lie far apart, which no hardware prefetcher follows.
-constexpr int ROWS_AHEAD = 12;
+// Blocks of 32 bytes whose sums are kept at hand: their accumulators fit the first-level cache beside the rows.
+constexpr int RANGE_BLOCKS = 32;
+constexpr int ROWS = 4;           // rows added in one pass over the accumulators
+constexpr int BLOCKS_AHEAD = 16;  // how far ahead rows are fetched, in blocks of ROWS rows each
 
-// `blocks` <= SPARSE_BLOCKS blocks of 32 bytes of every chosen row, two rows at a time: a 32-bit lane holds a word of
-// each, so one 16-bit product adds both. Sums are exact integers.
-template <int Width, int Blocks>
-void sum_blocks(const Residual& r, const int32_t* index, const int16_t* coefficient, int channels, int64_t first_block, I32x16* sums) {
+// Adds ROWS rows, `blocks` blocks of each, to `sums`. A 32-bit lane holds a word of two rows, so one 16-bit product adds
+// both. Later rows lie far away, where no hardware prefetcher looks: they are fetched meanwhile.
+template <int Width>
+HC_INLINE void add_rows(const uint8_t* const row[ROWS], const uint8_t* const later[ROWS], const I32x16 factors[ROWS / 2], int blocks, int32_t* sums) {
   constexpr int per_word = 16 / Width;
   const I32x16 mask = set1(((1 << Width) - 1) * 0x00010001);
-  I32x16 acc[Blocks][per_word];
-  for (int b = 0; b < Blocks; b++)
-    for (int n = 0; n < per_word; n++) acc[b][n] = zero_i32();
-  const uint8_t* codes = r.codes + first_block * 32;
-  for (int c = 0; c < channels; c += 2) {
-    if (c + ROWS_AHEAD + 1 < channels) {
-      for (int row = 0; row < 2; row++) {
-        const uint8_t* ahead = codes + index[c + ROWS_AHEAD + row] * r.row_bytes;
-        prefetch(ahead);
-        if (Blocks > 2) prefetch(ahead + 64);
-      }
+  for (int b = 0; b < blocks; b++) {
+    const int at = 32 * b;
+    if (b % 2 == 0) {
+      for (int r = 0; r < ROWS; r++) prefetch(later[r] + at);
     }
-    const bool pair = c + 1 < channels;
-    const uint8_t* first = codes + index[c] * r.row_bytes;
-    const uint8_t* second = pair ? codes + index[c + 1] * r.row_bytes : first;
-    const auto low = static_cast<uint16_t>(coefficient[c]);
-    const auto high = static_cast<uint16_t>(pair ? coefficient[c + 1] : 0);
-    const I32x16 factors = set1(static_cast<int32_t>(low | static_cast<uint32_t>(high) << 16));
-#pragma GCC unroll 4
-    for (int b = 0; b < Blocks; b++) {
-      I32x16 words = or_(widen_u16(first + 32 * b), shl<16>(widen_u16(second + 32 * b)));
+    I32x16 pairs[ROWS / 2];
+    for (int p = 0; p < ROWS / 2; p++) pairs[p] = or_(widen_u16(row[2 * p] + at), shl<16>(widen_u16(row[2 * p + 1] + at)));
+    int32_t* out = sums + b * per_word * LANES;
 #pragma GCC unroll 8
-      for (int n = 0; n < per_word; n++, words = shr<Width>(words)) acc[b][n] = dot16(acc[b][n], and_(words, mask), factors);
+    for (int n = 0; n < per_word; n++, out += LANES) {
+      I32x16 sum = load(out);
+#pragma GCC unroll 8
+      for (int p = 0; p < ROWS / 2; p++) {
+        sum = dot16(sum, and_(pairs[p], mask), factors[p]);
+        pairs[p] = shr<Width>(pairs[p]);
+      }
+      store(out, sum);
     }
   }
-  for (int b = 0; b < Blocks; b++)
-    for (int n = 0; n < per_word; n++) sums[b * per_word + n] = acc[b][n];
+}
+
+// `blocks` blocks from `first_block` of one token's delta. Sums are exact integers: their order does not matter.
+template <int Width>
+void sum_range(const SparseSumArgs& a, int64_t token, int64_t first_block, int blocks) {
+  constexpr int per_word = 16 / Width;
+  const Residual& r = a.residual;
+  const int channels = a.selection.channels;
+  const int32_t* index = a.selection.index + token * channels;
+  const int16_t* coefficient = a.selection.coefficient + token * channels;
+  const uint8_t* codes = r.codes + first_block * 32;
+  alignas(64) int32_t sums[RANGE_BLOCKS * per_word * LANES];
+  std::fill_n(sums, blocks * per_word * LANES, 0);
+  // Past the last channel a row is added zero times.
+  const auto row_of = [&](int c) { return codes + index[std::min(c, channels - 1)] * r.row_bytes; };
+  const auto factor = [&](int c) { return static_cast<uint16_t>(c < channels ? coefficient[c] : 0); };
+  const int ahead = (BLOCKS_AHEAD + blocks - 1) / blocks * ROWS;
+  for (int c = 0; c < std::min(ahead, channels); c++) {
+    for (int at = 0; at < 32 * blocks; at += 64) prefetch(row_of(c) + at);
+  }
+  for (int c = 0; c < channels; c += ROWS) {
+    const uint8_t* row[ROWS];
+    const uint8_t* later[ROWS];
+    I32x16 factors[ROWS / 2];
+    for (int n = 0; n < ROWS; n++) row[n] = row_of(c + n), later[n] = row_of(c + ahead + n);
+    for (int p = 0; p < ROWS / 2; p++) {
+      const uint32_t high = factor(c + 2 * p + 1);
+      factors[p] = set1(static_cast<int32_t>(factor(c + 2 * p) | high << 16));
+    }
+    add_rows<Width>(row, later, factors, blocks, sums);
+  }
+  const I32x16 offset = set1(a.selection.sum[token] * (1 << (Width - 1)));
+  const F32x16 scale = set1(a.selection.scale[token]);
+  for (int n = 0; n < blocks * per_word; n++) {
+    const int64_t output = (first_block * per_word + n) * LANES;
+    const int lanes = static_cast<int>(std::min<int64_t>(LANES, r.outputs - output));
+    if (lanes <= 0) break;
+    const F32x16 sum = from_i32(sub(load(sums + n * LANES), offset));
+    store_n(a.delta + token * a.delta_stride + output, lanes, mul(sum, mul(load_n(r.output_scale + output, lanes), scale)));
+  }
 }
 
 template <int Width>
 void sum_width(const SparseSumArgs& a, int64_t begin, int64_t end) {
-  constexpr int per_word = 16 / Width;
-  const Residual& r = a.residual;
-  const int64_t blocks = r.row_bytes / 32;
-  for (int64_t item = begin; item < end; item++) {
+  const int64_t all = a.residual.row_bytes / 32;
+  for (int64_t item = begin; item < end;) {
     const int64_t token = item / a.chunks, first = item % a.chunks * SPARSE_BLOCKS;
-    const int count = static_cast<int>(std::min<int64_t>(SPARSE_BLOCKS, blocks - first));
-    const int channels = a.selection.channels;
-    const int32_t* index = a.selection.index + token * channels;
-    const int16_t* coefficient = a.selection.coefficient + token * channels;
-    I32x16 sums[SPARSE_BLOCKS * per_word];
-    switch (count) {
-      case 1: sum_blocks<Width, 1>(r, index, coefficient, channels, first, sums); break;
-      case 2: sum_blocks<Width, 2>(r, index, coefficient, channels, first, sums); break;
-      case 3: sum_blocks<Width, 3>(r, index, coefficient, channels, first, sums); break;
-      default: sum_blocks<Width, 4>(r, index, coefficient, channels, first, sums); break;
+    const int64_t items = std::min(end - item, a.chunks - item % a.chunks);  // of this token
+    const int64_t last = std::min(all, first + items * SPARSE_BLOCKS);
+    for (int64_t block = first; block < last; block += RANGE_BLOCKS) {
+      sum_range<Width>(a, token, block, static_cast<int>(std::min<int64_t>(RANGE_BLOCKS, last - block)));
     }
-    const I32x16 offset = set1(a.selection.sum[token] * (1 << (Width - 1)));
-    const F32x16 scale = set1(a.selection.scale[token]);
-    for (int n = 0; n < count * per_word; n++) {
-      const int64_t output = (first * per_word + n) * 16;
-      const int lanes = static_cast<int>(std::min<int64_t>(16, r.outputs - output));
-      if (lanes <= 0) break;
-      const F32x16 value = mul(from_i32(sub(sums[n], offset)), mul(load_n(r.output_scale + output, lanes), scale));
-      store_n(a.delta + token * a.delta_stride + output, lanes, value);
-    }
+    item += items;
   }
 }
 
@@ -205,11 +223,14 @@ void down(const LowRankDownArgs& a, int64_t item) {
   const int64_t token = item / a.chunks;
   const int first = static_cast<int>(item % a.chunks) * LOW_RANK_DOWN, count = std::min(LOW_RANK_DOWN, f.rank - first);
   const float* x = a.x + token * f.inputs;
+  constexpr int ahead = 1024;  // bytes of each component
   F32x16 acc[LOW_RANK_DOWN];
   for (F32x16& sum : acc) sum = zero();
   const auto column = [&](int j, F32x16 values, int components) {
     for (int c = 0; c < components; c++) {
-      acc[c] = fma(load_factor<Bf16>(f.a, static_cast<int64_t>(first + c) * f.a_stride + j), values, acc[c]);
+      const int64_t element = static_cast<int64_t>(first + c) * f.a_stride + j;
+      if (j % 64 == 0) prefetch(static_cast<const char*>(f.a) + element * (Bf16 ? 2 : 1) + ahead);
+      acc[c] = fma(load_factor<Bf16>(f.a, element), values, acc[c]);
     }
   };
   int j = 0;
@@ -220,28 +241,54 @@ void down(const LowRankDownArgs& a, int64_t item) {
   for (int c = 0; c < count; c++) a.hidden[token * a.hidden_stride + first + c] = sum(acc[c]) * f.a_scale[first + c];
 }
 
+constexpr int UP_RANGE = 1024;   // outputs whose sums are kept at hand
+constexpr int UP_COMPONENTS = 4;  // components added in one pass over them
+
 template <bool Bf16>
-void up(const LowRankUpArgs& a, int64_t item) {
-  constexpr int vectors = LOW_RANK_UP / LANES, part = 8;  // vectors a pass: eight accumulators suit every register file
+void up_range(const LowRankUpArgs& a, int64_t token, int64_t first, int count) {
   const LowRank& f = a.factors;
-  const int64_t token = item / a.chunks;
+  constexpr int size = Bf16 ? 2 : 1;
   const float* hidden = a.hidden + token * a.hidden_stride;
-  for (int v = 0; v < vectors; v += part) {
-    const int64_t first = item % a.chunks * LOW_RANK_UP + v * LANES;
-    const auto count = static_cast<int>(std::min<int64_t>(part, (f.b_stride - first) / LANES));
-    F32x16 acc[part];
-    for (F32x16& sum : acc) sum = zero();
-    for (int c = 0; c < f.rank; c++) {
-      const F32x16 factor = set1(hidden[c] * f.b_scale[c]);
-      for (int n = 0; n < count; n++) {
-        acc[n] = fma(load_factor<Bf16>(f.b, static_cast<int64_t>(c) * f.b_stride + first + n * LANES), factor, acc[n]);
+  const auto* b = static_cast<const char*>(f.b);
+  alignas(64) float sums[UP_RANGE];
+  std::fill_n(sums, count, 0.0f);
+  int c = 0;
+  for (; c + UP_COMPONENTS <= f.rank; c += UP_COMPONENTS) {
+    F32x16 factor[UP_COMPONENTS];
+    for (int n = 0; n < UP_COMPONENTS; n++) factor[n] = set1(hidden[c + n] * f.b_scale[c + n]);
+    const int64_t row = static_cast<int64_t>(c) * f.b_stride + first;
+    const int64_t next = c + 2 * UP_COMPONENTS <= f.rank ? UP_COMPONENTS * f.b_stride : 0;
+    for (int o = 0; o < count; o += LANES) {
+      F32x16 sum = load(sums + o);
+#pragma GCC unroll 4
+      for (int n = 0; n < UP_COMPONENTS; n++) {
+        const int64_t element = row + n * f.b_stride + o;
+        if (o * size % 64 == 0) prefetch(b + (element + next) * size);
+        sum = fma(load_factor<Bf16>(f.b, element), factor[n], sum);
       }
+      store(sums + o, sum);
     }
-    for (int n = 0; n < count; n++) {
-      const int64_t output = first + n * LANES;
-      const int lanes = static_cast<int>(std::min<int64_t>(LANES, f.outputs - output));
-      if (lanes > 0) store_n(a.delta + token * a.delta_stride + output, lanes, acc[n]);
+  }
+  for (; c < f.rank; c++) {
+    const F32x16 factor = set1(hidden[c] * f.b_scale[c]);
+    for (int o = 0; o < count; o += LANES) {
+      store(sums + o, fma(load_factor<Bf16>(f.b, static_cast<int64_t>(c) * f.b_stride + first + o), factor, load(sums + o)));
     }
+  }
+  std::copy_n(sums, std::min<int64_t>(count, f.outputs - first), a.delta + token * a.delta_stride + first);
+}
+
+template <bool Bf16>
+void up(const LowRankUpArgs& a, int64_t begin, int64_t end) {
+  for (int64_t item = begin; item < end;) {
+    const int64_t token = item / a.chunks, first = item % a.chunks * LOW_RANK_UP;
+    const int64_t items = std::min(end - item, a.chunks - item % a.chunks);
+    const int64_t last = std::min<int64_t>(a.factors.outputs, first + items * LOW_RANK_UP);
+    for (int64_t output = first; output < last; output += UP_RANGE) {
+      const int64_t count = std::min<int64_t>(UP_RANGE, last - output);
+      up_range<Bf16>(a, token, output, static_cast<int>((count + LANES - 1) / LANES * LANES));
+    }
+    item += items;
   }
 }
 
@@ -266,7 +313,7 @@ void low_rank_down(const LowRankDownArgs& a, int64_t begin, int64_t end) {
 }
 
 void low_rank_up(const LowRankUpArgs& a, int64_t begin, int64_t end) {
-  for (int64_t item = begin; item < end; item++) a.factors.bf16 ? up<true>(a, item) : up<false>(a, item);
+  return a.factors.bf16 ? up<true>(a, begin, end) : up<false>(a, begin, end);
 }
 
 }  // namespace hc::HC_ISA

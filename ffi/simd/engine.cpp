@@ -23,9 +23,40 @@ namespace {
 
 thread_local char last_error[512] = "";
 
+// How far the threads of a lane are with one instruction. Zeroed while every thread rests.
+struct alignas(64) Progress {
+  std::atomic<int64_t> claimed{0};  // pieces
+  std::atomic<int64_t> done{0};     // items
+  std::atomic<bool> complete{false};
+
+  void rest() {
+    claimed.store(0, std::memory_order_relaxed);
+    done.store(0, std::memory_order_relaxed);
+    complete.store(false, std::memory_order_relaxed);
+  }
+};
+
+// The pieces in which an instruction's items are claimed: large enough to read memory in long runs, and smaller ones for
+// the last quarter, so that threads finish together.
+class Pieces {
+ public:
+  Pieces(int64_t items, int64_t count)
+      : items_(items), large_(std::max<int64_t>(1, (items + count - 1) / count)), small_(std::max<int64_t>(1, large_ / 4)),
+        large_count_(count == 1 ? 1 : items * 3 / 4 / large_) {}
+
+  struct Piece { int64_t begin, end; };
+  Piece operator[](int64_t n) const {
+    const int64_t begin = n <= large_count_ ? n * large_ : large_count_ * large_ + (n - large_count_) * small_;
+    return {begin, std::min(items_, begin + (n < large_count_ ? large_ : small_))};
+  }
+
+ private:
+  int64_t items_, large_, small_, large_count_;
+};
+
 struct Lane {
   std::vector<BoundInstruction> program;
-  std::unique_ptr<Sequence[]> claims;  // one counter per instruction, zeroed while every thread rests
+  std::unique_ptr<Progress[]> progress;  // one per instruction
   std::unique_ptr<Barrier> barrier;
   int threads = 0;
   bool trace = false;
@@ -33,12 +64,12 @@ struct Lane {
 
   void start(int thread_count) {
     threads = thread_count;
-    claims = std::make_unique<Sequence[]>(program.size());
+    progress = std::make_unique<Progress[]>(program.size());
     barrier = std::make_unique<Barrier>(thread_count);
     times.assign(program.size() + 1, 0);
   }
   void rest() {
-    for (size_t n = 0; n < program.size(); n++) claims[n].value.store(0, std::memory_order_relaxed);
+    for (size_t n = 0; n < program.size(); n++) progress[n].rest();
   }
 };
 
@@ -115,8 +146,9 @@ class Engine {
       const BoundInstruction& bound = lane.program[n];
       if (bound.runs(step_.mode)) {
         std::visit([&](const auto& arguments) { execute(lane, n, bound, arguments, thread, epoch, own); }, bound.arguments);
-        if (bound.barrier) lane.barrier->meet(meetings);
       }
+      // What continues work begun without a barrier also ends it, in steps that skip it too.
+      if (bound.barrier && (bound.after > 0 || bound.runs(step_.mode))) lane.barrier->meet(meetings);
       if (trace) lane.times[n + 1] = now();
     }
   }
@@ -144,14 +176,26 @@ class Engine {
     else if (!bound.fixed_items) items *= tokens;
     const auto kernel = kernel_of(arguments);
     if (lane.threads == 1) return kernel(arguments, 0, items);
-    // Pieces small enough to share fairly, large enough to read memory in long runs. The last ones are smaller.
-    std::atomic<uint64_t>& claim = lane.claims[n].value;
-    const int64_t piece = std::max<int64_t>(1, items / (lane.threads * 8));
-    for (;;) {
-      const auto begin = static_cast<int64_t>(claim.fetch_add(static_cast<uint64_t>(piece), std::memory_order_relaxed));
-      if (begin >= items) return;
-      kernel(arguments, begin, std::min(items, begin + piece));
+    if (bound.after > 0) {
+      const Progress& earlier = lane.progress[n - static_cast<size_t>(bound.after)];
+      spin_until([&] { return earlier.complete.load(std::memory_order_acquire); });
     }
+    Progress& progress = lane.progress[n];
+    const Pieces pieces(items, shares<Args>() * lane.threads);
+    for (;;) {
+      const auto [begin, end] = pieces[progress.claimed.fetch_add(1, std::memory_order_relaxed)];
+      if (begin >= items) return;
+      kernel(arguments, begin, end);
+      if (progress.done.fetch_add(end - begin, std::memory_order_acq_rel) + (end - begin) == items) {
+        progress.complete.store(true, std::memory_order_release);
+      }
+    }
+  }
+
+  // Large pieces a thread: sums of rows read a part of each row, which should be long.
+  template <typename Args>
+  static constexpr int64_t shares() {
+    return std::is_same_v<Args, SparseSumArgs> || std::is_same_v<Args, LowRankUpArgs> ? 2 : 8;
   }
 
   template <typename Args>

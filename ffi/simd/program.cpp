@@ -180,7 +180,8 @@ bool bind(const Record* records, int64_t count, const Memory& memory, std::vecto
     BoundInstruction& bound = out[static_cast<size_t>(n)];
     bound.barrier = records[n].barrier != 0;
     bound.when = records[n].when;
-    const bool known = bind_one(reader, bound);
+    bound.after = records[n].after;
+    const bool known = bind_one(reader, bound) && bound.after >= 0 && bound.after <= n;
     if (known && reader.valid) continue;
     std::snprintf(error, error_size, "instruction %lld (opcode %d) %s", static_cast<long long>(n), records[n].opcode,
                   known ? "has an operand outside its memory" : "is unknown or has sizes no kernel takes");

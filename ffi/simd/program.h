@@ -32,6 +32,7 @@ struct BoundInstruction {
   Arguments arguments;
   bool barrier;
   int32_t when;          // 0 always, 1 prefill, 2 decode
+  int32_t after;         // how many instructions back the one lies that must be complete first; 0: none
   bool is_output;        // a linear that makes logits: runs on the rows the step asks for
   int64_t per_token;     // items of one token (tokens of a step multiply it), or of the step when fixed_items
   bool fixed_items;

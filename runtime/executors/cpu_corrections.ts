@@ -13,10 +13,13 @@ export function isCorrection(node: Node): node is Correction {
   return node.op === "low_rank" || node.op === "sparse_residual";
 }
 
-/** Emits a correction's first part, and its second when it is called. */
-export type Finish = () => void;
+/** Emits a correction's second part; `barrier`: whether the lane's threads meet after it. */
+export type Finish = (barrier: boolean) => void;
 
-/** `barrier`: whether the lane's threads meet after the first part. They always do after the second. */
+/**
+ * Emits a correction's first part. `barrier`: whether the lane's threads meet after it; where they do not, the second part
+ * waits for it to be done.
+ */
 export function beginCorrection(
   program: Program,
   places: Places,
@@ -28,7 +31,9 @@ export function beginCorrection(
     : beginLowRank(program, places, node, barrier);
 }
 
-/** A prompt does not choose: its linear adds the whole residual. So both parts run in token steps only. */
+/**
+ * A prompt does not choose: its linear adds the whole residual. So both parts run in token steps only.
+ */
 function beginSparse(
   program: Program,
   places: Places,
@@ -45,11 +50,14 @@ function beginSparse(
   };
   const residual = residualOf(places, node);
   const sizes = { channels, ...residual.sizes };
+  const first = program.length;
   program.emit("sparseSelect", barrier, { x, ...residual.operands, ...selection }, sizes, {}, "decode");
-  return () => {
+  return (last) => {
+    const after = barrier ? 0 : program.length - first;
     const delta = places.make(node.outputs[0]!.name, outputs);
     const integers = { ...sizes, deltaStride: outputs };
-    program.emit("sparseSum", true, { ...residual.operands, ...selection, delta }, integers, {}, "decode");
+    const operands = { ...residual.operands, ...selection, delta };
+    program.emit("sparseSum", last, operands, integers, {}, "decode", after);
   };
 }
 
@@ -70,10 +78,13 @@ function beginLowRank(program: Program, places: Places, node: NodeOf<"low_rank">
     rank,
     bf16: dtype === "bf16" ? 1 : 0,
   };
+  const first = program.length;
   program.emit("lowRankDown", barrier, { x, ...factors, hidden }, sizes, {});
-  return () => {
+  return (last) => {
+    const after = barrier ? 0 : program.length - first;
     const delta = places.make(node.outputs[0]!.name, outputs);
-    program.emit("lowRankUp", true, { hidden, ...factors, delta }, { ...sizes, deltaStride: outputs }, {});
+    const integers = { ...sizes, deltaStride: outputs };
+    program.emit("lowRankUp", last, { hidden, ...factors, delta }, integers, {}, "always", after);
   };
 }
 

@@ -6,8 +6,8 @@
  * remembered as an `Address` and become operands of the instruction that consumes them. So a merge costs no pass over
  * memory: its consumer adds the deltas as it reads.
  *
- * Corrections "inline": a window's choice of channels and first factor run beside its linear, without a barrier
- * between them, and the sums after it. "async": they are a program of their own, between two events. The numbers
+ * Corrections "inline": a window's choice of channels (or first factor), its linear and the sums run without a barrier
+ * between them: a thread that finds no more of one goes on with the next. "async": they are a program of their own, between two events. The numbers
  * are the same: nothing but the order in time differs.
  *
  * Values and their memory: cpu_places.ts. The instruction lists: cpu_program.ts. Corrections: cpu_corrections.ts.
@@ -238,12 +238,17 @@ class Lowering {
     const corrections = this.#correctionsOf(node);
     if (this.options.mode === "inline") {
       for (const correction of corrections) {
-        this.#begun.set(correction, beginCorrection(this.#program, this.#places, correction, false));
+        this.#begun.set(
+          correction,
+          beginCorrection(this.#program, this.#places, correction, false),
+        );
       }
     }
     const sparse = corrections.find((n) => n.op === "sparse_residual");
     const residual = sparse && quantized ? residualOf(this.#places, sparse) : undefined;
-    this.#program.emit("linear", true, {
+    // In line, the corrections' second parts follow without a barrier, and the last of them ends all.
+    const alone = this.options.mode !== "inline" || corrections.length === 0;
+    this.#program.emit("linear", alone, {
       packed: packed.place,
       x: this.#places.address(x).place,
       ...quantized?.operands,
@@ -278,8 +283,10 @@ class Lowering {
 
   #correction(node: Correction): void {
     if (this.options.mode === "off") return;
-    const finish = this.#begun.get(node) ?? beginCorrection(this.#program, this.#places, node, true);
-    finish();
+    const begun = this.#begun.get(node);
+    const isLast = this.#corrections.get(node.params.window)?.at(-1) === node;
+    if (begun) begun(isLast);
+    else beginCorrection(this.#program, this.#places, node, true)(true);
   }
 
   #attention(node: NodeOf<"attention">): void {

@@ -56,6 +56,8 @@ interface Access {
   /** Index in its lane's program, and barriers met before it in this kind of step. */
   readonly index: number;
   readonly slot: number;
+  /** Index of the instruction that it waits for, without a barrier between them. */
+  readonly after: number | undefined;
   readonly what: string;
   readonly writes: boolean;
 }
@@ -78,11 +80,18 @@ class Timeline {
       const running = program[lane].map((instruction) =>
         instruction.when === "always" || instruction.when === step
           ? instruction
-          : { ...instruction, barrier: false, operands: {} } as Draft
+          // What ends work begun before it does so in steps that skip it, too.
+          : { ...instruction, barrier: instruction.barrier && instruction.after > 0, operands: {} } as Draft
       );
       const slots = times(running);
       running.forEach((instruction, index) => {
         const slot = slots[index]!;
+        const runs = program[lane][index]!.when === "always" || program[lane][index]!.when === step;
+        const after = runs && instruction.after > 0 ? index - instruction.after : undefined;
+        if (after !== undefined) {
+          const { when } = program[lane][after]!;
+          assert.ok(when === "always" || when === step, `${lane} ${index} waits for what never runs`);
+        }
         if (instruction.op === "signal") {
           this.#signals.set(`${lane} ${instruction.integers.event}`, { index, slot });
         }
@@ -90,7 +99,14 @@ class Timeline {
         for (const [name, place] of Object.entries<Place | undefined>(instruction.operands)) {
           if (place === undefined) continue;
           const writes = WRITTEN[instruction.op].includes(name);
-          const access = { lane, index, slot, what: `${lane} ${index} ${instruction.op}.${name}`, writes };
+          const access = {
+            lane,
+            index,
+            slot,
+            after,
+            what: `${lane} ${index} ${instruction.op}.${name}`,
+            writes,
+          };
           if ("buffer" in place) {
             const from = layout.offsets.get(place.buffer.id)!;
             const to = from + place.buffer.bytesPerToken * capacity;
@@ -113,7 +129,7 @@ class Timeline {
   }
 
   before(a: Access, b: Access): boolean {
-    if (a.lane === b.lane) return a.slot < b.slot;
+    if (a.lane === b.lane) return a.slot < b.slot || b.after === a.index;
     // Past a signal of its lane by a barrier, and the other beyond the wait for it.
     for (const [key, signal] of this.#signals) {
       const [lane, event] = key.split(" ");

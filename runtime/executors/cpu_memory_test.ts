@@ -33,6 +33,7 @@ function draft(
   return {
     op: "elementwise",
     barrier,
+    after: 0,
     when: "always",
     operands: { a, aDelta0: x, b, out, bDelta1: { segment: "weights", offset: 64 } },
     integers: { kind: 0, width: 1, aStride: 0, bStride: 0 },

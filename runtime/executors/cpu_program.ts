@@ -32,9 +32,15 @@ export class Program {
     integers: InstructionOf<P, Place>["integers"],
     reals: InstructionOf<P, Place>["reals"],
     when: Draft["when"] = "always",
+    after = 0,
   ): void {
-    const instruction: InstructionOf<P, Place> = { op, barrier, operands, integers, reals, when };
+    const instruction: InstructionOf<P, Place> = { op, barrier, after, operands, integers, reals, when };
     this.#target.push(instruction as unknown as Draft);
+  }
+
+  /** Number of instructions of the present lane. */
+  get length(): number {
+    return this.#target.length;
   }
 
   /**
