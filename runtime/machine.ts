@@ -70,6 +70,7 @@ function linearRate(format: WeightFormat): number {
   const linear: Instruction = {
     op: "linear",
     barrier: true,
+    after: 0,
     when: "always",
     operands: {
       packed: { segment: "weights", offset: 0 },
@@ -99,6 +100,7 @@ function barrierMicroseconds(threads: number): number {
   const nothing: Instruction = {
     op: "quantize",
     barrier: true,
+    after: 0,
     when: "always",
     operands: { x: { segment: "arena", offset: 0 } },
     integers: { width: 16, group: 0, groups: 0, codeStride: 0 },
