@@ -3,7 +3,7 @@ import { Command, Option } from "commander";
 import { readFileSync } from "node:fs";
 import process from "node:process";
 import { HcinferError } from "../compiler/errors.ts";
-import { tokenLoss } from "../ffi/engine.ts";
+import { tokenLoss } from "../runtime/executors/cpu.ts";
 import { evaluate } from "../runtime/evaluate.ts";
 import type { StepKind } from "../runtime/executor.ts";
 import { asOption, correctionsOption, type RunOptions, threadsOption, whole } from "./arguments.ts";

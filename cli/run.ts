@@ -73,7 +73,7 @@ async function run(path: string, prompt: string, options: Options, command: Comm
     ...(options.seed === undefined ? {} : { seed: options.seed }),
   });
   const text = prompt === "-" ? readFileSync(0, "utf8") : prompt;
-  const { ids, contextLength } = encode(path, text, options);
+  const { tokenizer, ids, contextLength } = encode(path, text, options);
   using model = OpenModel.open(path, { ...options, contextLength });
   const session = new Session(model.executor);
   const interrupt = new AbortController();
@@ -82,7 +82,7 @@ async function run(path: string, prompt: string, options: Options, command: Comm
   const generation = session.generate(ids, {
     sampler,
     maxTokens: options.maxTokens,
-    tokenizer: model.tokenizer(),
+    tokenizer,
     signal: interrupt.signal,
   });
   try {
@@ -96,7 +96,11 @@ async function run(path: string, prompt: string, options: Options, command: Comm
 }
 
 /** Token ids of the prompt, and a context just large enough, so that a short run takes little memory. */
-function encode(path: string, text: string, options: Options): { ids: Int32Array; contextLength: number } {
+function encode(
+  path: string,
+  text: string,
+  options: Options,
+): { tokenizer: Tokenizer; ids: Int32Array; contextLength: number } {
   const { plan: { model } } = readPlan(path);
   const tokenizer = Tokenizer.open(path, model.vocabularySize);
   const ids = options.chat
@@ -110,7 +114,7 @@ function encode(path: string, text: string, options: Options): { ids: Int32Array
       `the prompt has ${ids.length} tokens, the model's context holds ${model.contextLength}: shorten the prompt`,
     );
   }
-  return { ids, contextLength: Math.min(ids.length + options.maxTokens, model.contextLength) };
+  return { tokenizer, ids, contextLength: Math.min(ids.length + options.maxTokens, model.contextLength) };
 }
 
 function messages(text: string, system: string | undefined) {

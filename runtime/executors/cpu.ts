@@ -17,6 +17,9 @@ import {
 import { lower, type Lowered, type LoweredMode } from "./cpu_lower.ts";
 import { layOut, resolve } from "./cpu_memory.ts";
 
+/** The native loss of one prediction, for `evaluate`. */
+export { tokenLoss } from "../../ffi/engine.ts";
+
 /** What this executor reads of a bundle: tensors are views of the mapped file. */
 export interface MappedBundle extends ExecutableBundle {
   readonly mapping: Mapping;
