@@ -59,10 +59,7 @@ HC_EXPORT void* hc_map_file(const char* path, uint64_t* size, char* message) {
 HC_EXPORT void* hc_allocate(uint64_t bytes) {
   void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (address == MAP_FAILED) return nullptr;
-#ifdef MADV_HUGEPAGE
-  // Weights and caches are read from end to end: fewer TLB misses.
-  if (bytes >= (uint64_t{1} << 21)) madvise(address, bytes, MADV_HUGEPAGE);
-#endif
+  // No huge pages: a cache for a long context is touched here and there, and each touch would take 2 MiB.
   return address;
 }
 
