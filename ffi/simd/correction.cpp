@@ -126,7 +126,7 @@ void select_token(const SparseSelectArgs& a, int64_t token) {
 // Blocks of 32 bytes whose sums are kept at hand: their accumulators fit the first-level cache beside the rows.
 constexpr int RANGE_BLOCKS = 32;
 constexpr int ROWS = 4;           // rows added in one pass over the accumulators
-constexpr int BLOCKS_AHEAD = 16;  // how far ahead rows are fetched, in blocks of ROWS rows each
+constexpr int BLOCKS_AHEAD = 64;  // how far ahead rows are fetched, in blocks of ROWS rows each
 
 // Adds ROWS rows, `blocks` blocks of each, to `sums`. A 32-bit lane holds a word of two rows, so one 16-bit product adds
 // both. Later rows lie far away, where no hardware prefetcher looks: they are fetched meanwhile.
