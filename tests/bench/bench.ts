@@ -159,7 +159,9 @@ async function decode(): Promise<void> {
     best.ours = Math.max(best.ours, median(ours));
     best.theirs = Math.max(best.theirs, median(theirs));
   }
-  say(`decode, q4 in groups of 64 (4.5 bits a weight, as Q4_0) beside Q4_0, ${TOKENS} tokens, tokens per second`);
+  say(
+    `decode, q4 in groups of 64 (4.5 bits a weight, as Q4_0) beside Q4_0, ${TOKENS} tokens, tokens per second`,
+  );
   say(table(["threads", "hcinfer", "llama.cpp", "(wall clock)", "ratio", "GB/s of read"], rows));
   say(`at each one's best number of threads: ${(best.ours / best.theirs).toFixed(2)}x\n`);
 }
