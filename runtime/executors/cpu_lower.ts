@@ -7,8 +7,8 @@
  * memory: its consumer adds the deltas as it reads.
  *
  * Corrections "inline": a window's choice of channels (or first factor), its linear and the sums run without a barrier
- * between them: a thread that finds no more of one goes on with the next. "async": they are a program of their own, between two events. The numbers
- * are the same: nothing but the order in time differs.
+ * between them: a thread that finds no more of one goes on with the next. "async": corrections are a program of their
+ * own, between two events. The numbers are the same: nothing but the order in time differs.
  *
  * Values and their memory: cpu_places.ts. The instruction lists: cpu_program.ts. Corrections: cpu_corrections.ts.
  */
