@@ -2,6 +2,7 @@
 import { type Bundle, openBundle } from "../compiler/bundle.ts";
 import type { CorrectionMode, Executor } from "../runtime/executor.ts";
 import { createCpuExecutor } from "../runtime/executors/cpu.ts";
+import { folderFiles, type TextFiles } from "../runtime/text_files.ts";
 import { Tokenizer } from "../runtime/tokenizer.ts";
 
 export interface OpenOptions {
@@ -9,6 +10,11 @@ export interface OpenOptions {
   readonly corrections: CorrectionMode;
   readonly contextLength?: number;
   readonly capacity?: number;
+}
+
+/** Where a bundle's tokenizer and chat template come from. */
+export function textFiles(bundle: Bundle): TextFiles {
+  return folderFiles(bundle.path);
 }
 
 /** A bundle with an executor on it; dispose of it when done. */
@@ -26,7 +32,7 @@ export class OpenModel implements Disposable {
   }
 
   tokenizer(): Tokenizer {
-    return Tokenizer.open(this.bundle.path, this.executor.model.vocabularySize);
+    return Tokenizer.open(textFiles(this.bundle), this.executor.model.vocabularySize);
   }
 
   [Symbol.dispose](): void {

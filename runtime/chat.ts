@@ -2,10 +2,10 @@
  * Chat templates: Jinja (through @huggingface/jinja) from the model's folder, `chat_template.jinja` before the
  * `chat_template` of tokenizer_config.json, as in transformers.
  */
-import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { Template } from "@huggingface/jinja";
 import { HcinferError } from "../compiler/errors.ts";
+import type { TextFiles } from "./text_files.ts";
 import type { TokenizerConfig } from "./tokenizer.ts";
 
 export interface Message {
@@ -25,23 +25,29 @@ export class ChatTemplate {
     this.#template = this.#attempt(() => new Template(text));
   }
 
-  /** The template of a folder, or undefined where there is none: a base model, which only continues text. */
-  static find(folder: string, config: TokenizerConfig): ChatTemplate | undefined {
-    const file = join(folder, "chat_template.jinja");
-    if (existsSync(file)) return new ChatTemplate(readFileSync(file, "utf8"), file, config);
+  /** The template among `files`, or undefined where there is none: a base model, which only continues text. */
+  static find(files: TextFiles, config: TokenizerConfig): ChatTemplate | undefined {
+    const bytes = files.file("chat_template.jinja");
+    if (bytes) {
+      return new ChatTemplate(
+        new TextDecoder().decode(bytes),
+        join(files.path, "chat_template.jinja"),
+        config,
+      );
+    }
     const { chat_template: found } = config;
     const text = Array.isArray(found) ? found.find((t) => t.name === "default")?.template : found;
     if (text === undefined || text === null) return undefined;
-    return new ChatTemplate(text, join(folder, "tokenizer_config.json"), config);
+    return new ChatTemplate(text, join(files.path, "tokenizer_config.json"), config);
   }
 
   /** Like `find`. @throws {HcinferError} "input": there is none */
-  static open(folder: string, config: TokenizerConfig): ChatTemplate {
-    const found = ChatTemplate.find(folder, config);
+  static open(files: TextFiles, config: TokenizerConfig): ChatTemplate {
+    const found = ChatTemplate.find(files, config);
     if (found) return found;
     throw new HcinferError(
       "input",
-      `${folder} has no chat template (no chat_template.jinja, no chat_template in tokenizer_config.json): ` +
+      `${files.path} has no chat template (no chat_template.jinja, no chat_template in tokenizer_config.json): ` +
         "the model was not made for chat. Give it plain text to continue",
     );
   }

@@ -3,11 +3,11 @@
  * file adds what that library leaves out: checks of the untrusted file, of the ids against the model's vocabulary,
  * and errors that name the file.
  */
-import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { Tokenizer as Library } from "@huggingface/tokenizers";
 import { z } from "zod";
 import { HcinferError } from "../compiler/errors.ts";
+import type { TextFiles } from "./text_files.ts";
 
 /** Ids beyond this are a lie or a mistake; the library would loop up to the largest. */
 const MOST_IDS = 1 << 24;
@@ -66,22 +66,25 @@ export class Tokenizer {
   }
 
   /**
-   * Reads `tokenizer.json` and, where there is one, `tokenizer_config.json` of `folder`.
+   * Reads `tokenizer.json` and, where there is one, `tokenizer_config.json` of `files`.
    * @param vocabularySize the model's, which every id must be below
    * @throws {HcinferError} "checkpoint": a file is missing or unsound, or belongs to another model
    */
-  static open(folder: string, vocabularySize: number): Tokenizer {
-    const file = join(folder, "tokenizer.json");
-    if (!existsSync(file)) {
+  static open(files: TextFiles, vocabularySize: number): Tokenizer {
+    const file = join(files.path, "tokenizer.json");
+    const bytes = files.file("tokenizer.json");
+    if (bytes === undefined) {
       throw new HcinferError(
         "checkpoint",
         `${file} does not exist: without a tokenizer there are only token ids, no text. ` +
           "Copy the model's tokenizer.json there, or use token ids (logits --tokens)",
       );
     }
-    const configFile = join(folder, "tokenizer_config.json");
-    const description = parse(TokenizerFile, file);
-    const config = existsSync(configFile) ? parse(ConfigFile, configFile) : {};
+    const configBytes = files.file("tokenizer_config.json");
+    const description = parse(TokenizerFile, bytes, file);
+    const config = configBytes
+      ? parse(ConfigFile, configBytes, join(files.path, "tokenizer_config.json"))
+      : {};
     const size = idCount(description);
     if (size > vocabularySize || size < vocabularySize * (1 - MOST_UNUSED_SHARE)) {
       throw new HcinferError(
@@ -150,10 +153,10 @@ function isList(vocab: Vocabulary): vocab is readonly unknown[] {
   return Array.isArray(vocab);
 }
 
-function parse<S extends z.ZodType>(schema: S, file: string): z.infer<S> {
+function parse<S extends z.ZodType>(schema: S, bytes: Uint8Array, file: string): z.infer<S> {
   let content: unknown;
   try {
-    content = JSON.parse(readFileSync(file, "utf8"));
+    content = JSON.parse(new TextDecoder().decode(bytes));
   } catch (cause) {
     const message = `${file} cannot be read as JSON: ${(cause as Error).message}`;
     throw new HcinferError("checkpoint", message, { cause });
