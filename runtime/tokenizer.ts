@@ -52,7 +52,12 @@ export class Tokenizer {
       );
     }
     const config = files.file("tokenizer_config.json");
-    const object = new TextObject({ kind: "tokenizer", path: files.path, json, config });
+    const object = new TextObject({
+      kind: "tokenizer",
+      path: files.path,
+      json: shared(json),
+      config: config && shared(config),
+    });
     const description = object.call("describe", {
       seconds: Math.ceil(secondsFor(0) + json.length * SECONDS_PER_BYTE),
       kind: "checkpoint",
@@ -80,7 +85,7 @@ export class Tokenizer {
       throw new HcinferError("input", `the text has ${text.length} characters, more than ${MOST_CHARACTERS}`);
     }
     const limit = this.#limit("input", text.length, "characters");
-    return this.#object.call("encode", limit, text, addSpecialTokens);
+    return new Int32Array(this.#object.call("encode", limit, text, addSpecialTokens));
   }
 
   /**
@@ -106,4 +111,10 @@ export class Tokenizer {
         "tokenizer.json that came with the weights",
     };
   }
+}
+
+function shared(bytes: Uint8Array): SharedArrayBuffer {
+  const buffer = new SharedArrayBuffer(bytes.length);
+  new Uint8Array(buffer).set(bytes);
+  return buffer;
 }

@@ -81,7 +81,7 @@ export function openTokenizer(
       if (ids.some((id) => !Number.isInteger(id) || id < 0 || id >= size)) {
         throw new HcinferError("input", "the tokenizer has no token for some characters of the text");
       }
-      return Int32Array.from(ids);
+      return Int32Array.from(ids).buffer;
     },
     decode(ids, skipSpecialTokens) {
       const known = ids.filter((id) => library.id_to_token(id) !== undefined);
@@ -151,10 +151,10 @@ function isShallow(value: unknown, levels: number): boolean {
   return levels > 0 && Object.values(value).every((part) => isShallow(part, levels - 1));
 }
 
-function parse<S extends z.ZodType>(schema: S, bytes: Uint8Array, file: string): z.infer<S> {
+function parse<S extends z.ZodType>(schema: S, bytes: SharedArrayBuffer, file: string): z.infer<S> {
   let content: unknown;
   try {
-    content = JSON.parse(new TextDecoder().decode(bytes));
+    content = JSON.parse(new TextDecoder().decode(new Uint8Array(bytes).slice()));
   } catch (cause) {
     const message = `${file} cannot be read as JSON: ${(cause as Error).message}`;
     throw new HcinferError("checkpoint", message, { cause });
