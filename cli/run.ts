@@ -8,7 +8,6 @@ import { ChatTemplate } from "../runtime/chat.ts";
 import { createCpuExecutor } from "../runtime/executors/cpu.ts";
 import { Sampler } from "../runtime/sampler.ts";
 import { type GenerationStatistics, Session } from "../runtime/session.ts";
-import { warmTextThread } from "../runtime/text_thread.ts";
 import { Tokenizer } from "../runtime/tokenizer.ts";
 import { between, correctionsOption, given, type RunOptions, threadsOption, whole } from "./arguments.ts";
 import { Interrupted } from "./interrupted.ts";
@@ -75,7 +74,6 @@ async function run(path: string, prompt: string, options: Options, command: Comm
     ...(options.seed === undefined ? {} : { seed: options.seed }),
   });
   const text = prompt === "-" ? readFileSync(0, "utf8") : prompt;
-  warmTextThread();
   using bundle = openBundle(path);
   const { tokenizer, ids, contextLength } = encode(bundle, text, options);
   using executor = createCpuExecutor(bundle, { ...options, contextLength });
