@@ -6,7 +6,14 @@ import { HcinferError } from "../compiler/errors.ts";
 import { tokenLoss } from "../runtime/executors/cpu.ts";
 import { evaluate } from "../runtime/evaluate.ts";
 import type { StepKind } from "../runtime/executor.ts";
-import { asOption, correctionsOption, type RunOptions, threadsOption, whole } from "./arguments.ts";
+import {
+  asOption,
+  contextOption,
+  correctionsOption,
+  type RunOptions,
+  threadsOption,
+  whole,
+} from "./arguments.ts";
 import { OpenModel } from "./opening.ts";
 import { Progress } from "./terminal.ts";
 
@@ -25,6 +32,7 @@ export function evalCommand(): Command {
     .option("--json", "print {perplexity, kl, tokens}")
     .addOption(threadsOption())
     .addOption(correctionsOption())
+    .addOption(contextOption())
     .addHelpText(
       "after",
       `
@@ -46,8 +54,8 @@ interface Options extends RunOptions {
 
 function evaluateBundle(path: string, options: Options): void {
   const text = readText(options.text);
-  const { threads, corrections, window } = options;
-  const open = { threads, corrections, contextLength: window, capacity: window };
+  const { window } = options;
+  const open = { ...options, contextLength: window, capacity: window };
   using model = OpenModel.open(path, open);
   using reference = options.reference ? OpenModel.open(options.reference, open) : null;
   const tokens = model.tokenizer().encode(text, { addSpecialTokens: false });

@@ -5,7 +5,14 @@ import process from "node:process";
 import { HcinferError } from "../compiler/errors.ts";
 import { layoutSafetensors } from "../compiler/weights/safetensors.ts";
 import type { StepKind } from "../runtime/executor.ts";
-import { asOption, correctionsOption, type RunOptions, threadsOption, tokenIds } from "./arguments.ts";
+import {
+  asOption,
+  contextOption,
+  correctionsOption,
+  type RunOptions,
+  threadsOption,
+  tokenIds,
+} from "./arguments.ts";
 import { OpenModel } from "./opening.ts";
 
 export function logitsCommand(): Command {
@@ -19,6 +26,7 @@ export function logitsCommand(): Command {
     .addOption(asOption())
     .addOption(threadsOption())
     .addOption(correctionsOption())
+    .addOption(contextOption())
     .addHelpText("after", "\nExample:\n  hcinfer logits bundles/tiny --tokens 12,400,7 -o out.safetensors")
     .action(logits);
 }
@@ -30,8 +38,8 @@ interface Options extends RunOptions {
 }
 
 function logits(path: string, options: Options): void {
-  const { tokens, threads, corrections, as } = options;
-  using model = OpenModel.open(path, { threads, corrections });
+  const { tokens, as } = options;
+  using model = OpenModel.open(path, options);
   const { capacity, model: { vocabularySize } } = model.executor;
   const layout = layoutSafetensors([{
     name: "logits",

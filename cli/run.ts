@@ -9,9 +9,17 @@ import { createCpuExecutor } from "../runtime/executors/cpu.ts";
 import { Sampler } from "../runtime/sampler.ts";
 import { type GenerationStatistics, Session } from "../runtime/session.ts";
 import { Tokenizer } from "../runtime/tokenizer.ts";
-import { between, correctionsOption, given, type RunOptions, threadsOption, whole } from "./arguments.ts";
+import {
+  between,
+  contextOption,
+  correctionsOption,
+  given,
+  type RunOptions,
+  threadsOption,
+  whole,
+} from "./arguments.ts";
 import { Interrupted } from "./interrupted.ts";
-import { textFiles } from "./opening.ts";
+import { contextLimit, textFiles } from "./opening.ts";
 import { secondsText } from "./terminal.ts";
 
 export function runCommand(): Command {
@@ -38,6 +46,7 @@ export function runCommand(): Command {
     .option("--quiet", "no speed on standard error")
     .addOption(threadsOption())
     .addOption(correctionsOption())
+    .addOption(contextOption())
     .addHelpText(
       "after",
       `
@@ -111,13 +120,14 @@ function encode(
       addSpecialTokens: false,
     })
     : tokenizer.encode(text);
-  if (ids.length > model.contextLength) {
+  const most = contextLimit(model, options.context);
+  if (ids.length > most) {
     throw new HcinferError(
       "input",
-      `the prompt has ${ids.length} tokens, the model's context holds ${model.contextLength}: shorten the prompt`,
+      `the prompt has ${ids.length} tokens, the context holds ${most}: shorten the prompt`,
     );
   }
-  return { tokenizer, ids, contextLength: Math.min(ids.length + options.maxTokens, model.contextLength) };
+  return { tokenizer, ids, contextLength: Math.min(ids.length + options.maxTokens, most) };
 }
 
 function messages(text: string, system: string | undefined) {
