@@ -5,7 +5,7 @@
  * loop, call or step back of an expression when node:vm's timeout has passed. It costs about 0.05 ms a call.
  *
  * Not bounded: memory, other than by what can be filled in that time; and single operations of the JavaScript runtime
- * itself, which are linear in their input.
+ * itself, which are linear in their input. Growing and collecting memory can delay the stop by some seconds.
  */
 import { performance } from "node:perf_hooks";
 import { createContext, Script } from "node:vm";

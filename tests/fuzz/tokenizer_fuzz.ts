@@ -22,7 +22,7 @@ const CONFIG = readFileSync(`${MODEL}/tokenizer_config.json`);
 const TEMPLATE: string = JSON.parse(CONFIG.toString()).chat_template;
 
 /** On top of a limit: for reading the file, for operations that cannot be stopped halfway, and for a busy machine. */
-const SLACK_SECONDS = 3;
+const SLACK_SECONDS = 6;
 
 const EXPRESSIONS = [
   String.raw`\p{L}+|\p{N}|\s+(?!\S)|.`,
@@ -101,12 +101,9 @@ const TEXTS = [
   " ".repeat(3000),
 ];
 
-const FRAGMENTS = [
-  "{% for m in messages %}",
-  "{% endfor %}",
-  "{% if m.role == 'user' %}",
-  "{% else %}",
-  "{% endif %}",
+/** Parts of templates that stand alone, parts around others, and parts that break them. */
+const STATEMENTS = [
+  "text\n",
   "{{ m.content | trim }}",
   "{{ messages[0]['role'] }}",
   "{{ bos_token ~ eos_token }}",
@@ -114,19 +111,20 @@ const FRAGMENTS = [
   "{% set ns = namespace(x='x') %}",
   "{% set ns.x = ns.x ~ ns.x %}",
   "{{ ns.x }}",
-  "{% macro f(x) %}{{ f(x) }}{% endmacro %}",
   "{{ f(1) }}",
-  "{% for i in range(300) %}",
-  "{{ range(99999999) | length }}",
+  "{{ range(9999999) | length }}",
   "{{ messages | tojson }}",
   "{{ 1 // 0 }}",
   "{{ missing.field }}",
-  "{{ '%s' | format(1) }}",
-  "{%- if add_generation_prompt -%}",
-  "{{",
-  "%}",
-  "{#",
 ];
+const BLOCKS: readonly (readonly [string, string])[] = [
+  ["{% for m in messages %}", "{% endfor %}"],
+  ["{% for i in range(300) %}", "{% endfor %}"],
+  ["{% if m.role == 'user' %}", "{% endif %}"],
+  ["{%- if add_generation_prompt -%}", "{%- else -%}no{%- endif -%}"],
+  ["{% macro f(x) %}", "{{ f(x) }}{% endmacro %}"],
+];
+const FAULTS = ["", "{{", "%}", "{#", "{% endfor %}", "{% else %}", "'", "|", "("];
 
 /** Mulberry32 (Tommy Ettinger): 32 bits of state are enough to choose cases. */
 function generator(seed: number): () => number {
@@ -230,11 +228,19 @@ class Fuzzer {
   }
 
   template(): string {
-    if (this.below(3) === 0) {
-      const at = this.below(TEMPLATE.length);
-      return TEMPLATE.slice(0, at) + this.one(["", ...FRAGMENTS]) + TEMPLATE.slice(at + this.below(8));
-    }
-    return Array.from({ length: 1 + this.below(12) }, () => this.one(FRAGMENTS)).join("");
+    const text = this.below(4) === 0 ? TEMPLATE : this.#block(0);
+    if (this.below(3) > 0) return text;
+    const at = this.below(text.length);
+    return text.slice(0, at) + this.one(FAULTS) + text.slice(at + this.below(3));
+  }
+
+  #block(depth: number): string {
+    const parts = Array.from({ length: 1 + this.below(4) }, () => {
+      if (depth > 3 || this.below(3) > 0) return this.one(STATEMENTS);
+      const [open, close] = this.one(BLOCKS);
+      return open + this.#block(depth + 1) + close;
+    });
+    return parts.join("");
   }
 }
 
