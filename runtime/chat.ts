@@ -15,11 +15,13 @@ const MOST_TEMPLATE_CHARACTERS = 1 << 20;
 /** Some ten times the longest context that models have. */
 const MOST_RENDERED_CHARACTERS = 1 << 26;
 
+/** One turn of a conversation. */
 export interface Message {
   readonly role: "system" | "user" | "assistant" | "tool" | (string & Record<never, never>);
   readonly content: string;
 }
 
+/** How a model's conversations are written as text. */
 export class ChatTemplate {
   readonly #template: Template;
   readonly #source: string;

@@ -14,6 +14,7 @@
 import { HcinferError } from "../compiler/errors.ts";
 import { argmax, tokenLoss } from "../ffi/engine.ts";
 
+/** How tokens are chosen; the steps above in their order. */
 export interface SamplerOptions {
   /** 0 (default): greedy. */
   readonly temperature?: number;
@@ -27,6 +28,7 @@ export interface SamplerOptions {
   readonly seed?: number;
 }
 
+/** Chooses tokens by its options, one after the other from one seed. */
 export class Sampler {
   readonly temperature: number;
   readonly topK: number;

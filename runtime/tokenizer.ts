@@ -71,8 +71,10 @@ const ConfigFile = z.looseObject({
     z.array(z.looseObject({ name: z.string(), template: z.string() })),
   ]).nullish(),
 });
+/** What is used of tokenizer_config.json. */
 export type TokenizerConfig = z.infer<typeof ConfigFile>;
 
+/** A model's tokenizer. */
 export class Tokenizer {
   readonly #library: Library;
   readonly #file: string;

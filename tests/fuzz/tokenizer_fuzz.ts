@@ -213,13 +213,8 @@ class Fuzzer {
       const kind = this.below(6);
       if (kind < 3) file[part] = this.#rule(part);
       else if (kind === 3) this.#disturb(file);
-      else if (kind === 4) this.#disturb(this.one([file["added_tokens"]!, file[part]!]));
-      else {(file["model"] as { [key: string]: Json })["type"] = this.one([
-          "BPE",
-          "WordPiece",
-          "Unigram",
-          null,
-        ]);}
+      else if (kind === 4) this.#disturb(this.one([file["added_tokens"] ?? null, file[part] ?? null]));
+      else Object.assign(file["model"] ?? {}, { type: this.one(["BPE", "WordPiece", "Unigram", null]) });
     }
     const text = JSON.stringify(file);
     if (this.below(20) > 0) return text;
