@@ -29,7 +29,7 @@ const Documentation = z.object({
       symbols: z.array(z.object({
         name: z.string(),
         declarations: z.array(
-          z.looseObject({ jsDoc: z.unknown() }),
+          z.looseObject({ jsDoc: z.unknown().optional() }),
         ),
       })),
     }),
