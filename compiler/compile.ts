@@ -6,7 +6,7 @@
  *   fuse, quantize, place                                                 passes/
  *   compare tensors with the graph, pack weights, measure errors          weights/
  *   budget; rows beside factors are packed now that ranks are known       passes/, weights/
- *   compensate, schedule, layout                                          passes/
+ *   compensate, lower, schedule, layout                                   passes/
  *   write the bundle                                                      bundle_writer.ts
  *
  * Every pass verifies its graph. Numbers depend on the checkpoint and the options alone, not on the number of
@@ -29,6 +29,7 @@ import { type Budget, budget, checkBudget, type Correct, type WindowStatistics }
 import { compensate } from "./passes/compensate.ts";
 import { fuse } from "./passes/fuse.ts";
 import { layout } from "./passes/layout.ts";
+import { lower } from "./passes/lower.ts";
 import { place } from "./passes/place.ts";
 import { quantize } from "./passes/quantize.ts";
 import { schedule } from "./passes/schedule.ts";
@@ -134,6 +135,7 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
     windows = packBoth(needs, checkpoint, writer, packing, packed, ranks);
   }
   graph = print(compensate(graph, options));
+  graph = print(lower(graph, options));
   const scheduled = schedule(graph, options);
   graph = print(scheduled.graph);
 
@@ -145,7 +147,7 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
     vectors: Object.fromEntries([...needs.vectors].map(([path, length]) => [`${path}.weight`, length])),
     windows,
     lanes: scheduled.lanes,
-    memory: layout(graph),
+    memory: layout(scheduled.graph),
     corrections: scheduled.corrections,
     provenance: provenance(options, checkpoint, source, threads),
   };

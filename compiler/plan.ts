@@ -5,7 +5,7 @@
 import { z } from "zod";
 import type { Graph } from "./ir/graph.ts";
 
-export const PLAN_VERSION = 1;
+export const PLAN_VERSION = 2;
 
 /** Geometry of the model, read from its checkpoint's config.json. */
 export const ModelInfo = z.strictObject({
@@ -71,17 +71,39 @@ export type LaneStep = z.infer<typeof LaneStep>;
 
 export const LanePlan = z.strictObject({
   lane: z.enum(["backbone", "compensation"]),
-  device: z.enum(["gpu", "cpu"]),
   steps: z.array(LaneStep),
 });
 export type LanePlan = z.infer<typeof LanePlan>;
 
-/** Offsets from liveness: every value is [T, n] f32 and lies at `offset * T` bytes of the arena. */
+/**
+ * The arena of a step, from liveness (passes/layout.ts): for steps of at most C tokens an allocation lies at
+ * `offset * C` bytes. Allocations are named after the value that lies first in them.
+ */
 export const MemoryLayout = z.strictObject({
   bytesPerToken: z.int().nonnegative(),
   offsets: z.record(z.string(), z.int().nonnegative()),
 });
 export type MemoryLayout = z.infer<typeof MemoryLayout>;
+
+/** How corrections run when nothing else is asked, and why. */
+export const CorrectionPlan = z.strictObject({
+  mode: z.enum(["async", "inline", "off"]),
+  /** Of so many threads, those that the compensation lane has when it runs beside the backbone. */
+  threads: z.int().positive().max(4096),
+  compensationThreads: z.int().nonnegative().max(4096),
+  cause: z.string(),
+});
+export type CorrectionPlan = z.infer<typeof CorrectionPlan>;
+
+/** The threads of each lane: the plan's split, in proportion. Asynchronous lanes need two threads. */
+export function splitThreads(
+  { threads: planned, compensationThreads }: CorrectionPlan,
+  threads: number,
+): { readonly backbone: number; readonly compensation: number } {
+  const wanted = Math.round(threads * compensationThreads / planned);
+  const compensation = Math.max(1, Math.min(threads - 1, wanted));
+  return { backbone: Math.max(1, threads - compensation), compensation };
+}
 
 export const Plan = z.strictObject({
   version: z.literal(PLAN_VERSION),
@@ -93,8 +115,7 @@ export const Plan = z.strictObject({
   windows: z.array(WindowStore),
   lanes: z.array(LanePlan),
   memory: MemoryLayout,
-  /** How corrections run when nothing else is asked, and why. */
-  corrections: z.strictObject({ mode: z.enum(["async", "inline", "off"]), cause: z.string() }),
+  corrections: CorrectionPlan,
   /** Options, source checkpoint with checksums, compiler version, machine profile. */
   provenance: z.record(z.string(), z.unknown()),
 });

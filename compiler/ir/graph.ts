@@ -28,6 +28,11 @@ export interface Placement {
 export interface NodeOf<P extends Op> {
   readonly op: P;
   readonly inputs: readonly string[];
+  /**
+   * Deltas that are added to each input as it is read (after `lower`): first that of factors, then that of rows. An input
+   * with deltas is an output of their window's linear, and each delta is read at that output's columns.
+   */
+  readonly added?: readonly (readonly string[])[];
   readonly outputs: readonly Value[];
   readonly params: Params[P];
   readonly placement: Placement;
@@ -44,6 +49,7 @@ export const STAGES = [
   "placed",
   "budgeted",
   "compensated",
+  "lowered",
   "scheduled",
 ] as const;
 export type Stage = typeof STAGES[number];
@@ -61,7 +67,7 @@ export interface Graph {
   readonly stage: Stage;
   /** Architecture name, the file in graphs/: `qwen3`. */
   readonly architecture: string;
-  /** Graph inputs: `tokens` i32 [T] and `positions` i32 [T]. */
+  /** Graph inputs: `tokens` and `positions` i32 [T]; after `lower` also `rows` i32 [R], the tokens whose logits are wanted. */
   readonly inputs: readonly Value[];
   readonly nodes: readonly Node[];
   /** Names of the output values: the logits, [T, vocabulary] f32. */
@@ -80,11 +86,16 @@ export function producers(graph: Graph): ReadonlyMap<string, Node> {
   return map;
 }
 
+/** Every value a node reads: inputs, then what is added to them. */
+export function reads(node: Node): readonly string[] {
+  return node.added === undefined ? node.inputs : [...node.inputs, ...node.added.flat()];
+}
+
 /** Which nodes read each value, in graph order. */
 export function consumers(graph: Graph): ReadonlyMap<string, readonly Node[]> {
   const map = new Map<string, Node[]>();
   for (const node of graph.nodes) {
-    for (const name of new Set(node.inputs)) {
+    for (const name of new Set(reads(node))) {
       const list = map.get(name);
       if (list) list.push(node);
       else map.set(name, [node]);

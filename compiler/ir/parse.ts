@@ -179,7 +179,9 @@ class Reader {
       throw new ErrorAt(call, `unknown op "${op}"; ops are ${Object.keys(SYNTAX).join(", ")}`);
     }
     const args = new CallReader(call);
-    const inputs = args.values.map((value) => this.#value(value));
+    const operands = args.values.map((value) => terms(value).map((term) => this.#value(term)));
+    const inputs = operands.map(([first]) => first as [string, TensorType]);
+    const added = operands.map(([, ...deltas]) => deltas.map(([name]) => name));
     const params = SYNTAX[op].read(args);
     args.finish();
     const types = inferTypes<Op>(op, inputs.map(([, type]) => type), params);
@@ -189,7 +191,10 @@ class Reader {
     const outputs = types.map((type, i) => ({ name: names[i] ?? "", type }));
     const placement = readPlacement(comment, types);
     for (const { name, type } of outputs) this.#types.set(name, type);
-    this.#nodes.push(asNode<Op>({ op, inputs: inputs.map(([name]) => name), outputs, params, placement }));
+    const sums = added.some((deltas) => deltas.length > 0) ? { added } : {};
+    this.#nodes.push(
+      asNode<Op>({ op, inputs: inputs.map(([name]) => name), ...sums, outputs, params, placement }),
+    );
     this.#statements.push(statement);
   }
 
@@ -291,6 +296,13 @@ function targets(statement: SyntaxNode): string[] {
   return names.filter((n) => n.type === "identifier").map((n) => n.text);
 }
 
+/** The terms of `x + a + b`, from the left. */
+function terms(node: SyntaxNode): SyntaxNode[] {
+  const [left, right] = [node.childForFieldName("left"), node.childForFieldName("right")];
+  const isSum = node.type === "binary_operator" && node.childForFieldName("operator")?.text === "+";
+  return isSum && left && right ? [...terms(left), right] : [node];
+}
+
 function calledName(call: SyntaxNode): string {
   return call.childForFieldName("function")?.text ?? "";
 }
@@ -329,7 +341,7 @@ function inputType(call: SyntaxNode): TensorType {
   }
   const shape = dims.map((node): Dim => {
     const dim = literalOf(node);
-    if (dim === "T" || (Number.isSafeInteger(dim) && Number(dim) > 0)) return dim as Dim;
+    if (dim === "T" || dim === "R" || (Number.isSafeInteger(dim) && Number(dim) > 0)) return dim as Dim;
     throw new ErrorAt(node, `expected a dimension, a positive whole number or "T", found ${node.text}`);
   });
   return { shape, dtype };

@@ -2,11 +2,11 @@
  * How each op's parameters stand in the graph's text, in both directions: total over Op. A call is
  * `op(inputs..., "strings"..., name=value...)`; strings name weights and windows, keywords are the rest.
  */
-import type { Op, Params } from "./ops.ts";
+import type { Coded, NormParams, Op, Params } from "./ops.ts";
 import { packedName, packedPaths } from "./naming.ts";
 import type { FactorDType } from "../weights/correction.ts";
 import { RESIDUAL_WIDTHS } from "../weights/correction.ts";
-import { formatText, parseFormat, type WeightFormat } from "../weights/format.ts";
+import { formatText, GROUP_SIZES, parseFormat, type WeightFormat } from "../weights/format.ts";
 
 /** A parameter's value in the text. */
 export type Literal = number | string | readonly number[];
@@ -64,13 +64,25 @@ const nothing: Syntax<Record<never, never>> = {
   read: () => ({}),
 };
 
-const norm: Syntax<Params["rms_norm" | "add_rms_norm"]> = {
-  write: ({ path, epsilon }) => ({ strings: [path], keywords: { epsilon } }),
+const group = (value: Literal) => GROUP_SIZES.find((g) => g === value);
+const codes = (call: Arguments): Coded => given("codes", call.optional("codes", "a group size", group));
+
+/** A property only where there is a value: exactOptionalPropertyTypes. */
+function given<K extends string, V>(name: K, value: V | undefined): { [P in K]?: V } {
+  return value === undefined ? {} : { [name]: value } as { [P in K]?: V };
+}
+
+const norm: Syntax<NormParams> = {
+  write: ({ path, epsilon, codes }) => ({ strings: [path], keywords: { epsilon, ...given("codes", codes) } }),
   read: (call) => ({
     path: call.string("the norm's path"),
     epsilon: call.keyword("epsilon", "a number", number),
+    ...codes(call),
   }),
 };
+
+/** Norms of heads stand as a path and an epsilon: `"...q_norm"` and q_epsilon=. */
+const HEAD_NORMS = ["q", "k"] as const;
 
 export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
   embedding: {
@@ -86,9 +98,13 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
     }),
   },
   linear: {
-    write: ({ weights, format }) => ({
-      strings: [packedName(weights)],
-      keywords: { outputs: list(weights.map((w) => w.outputs)), ...formatKeyword(format) },
+    write: ({ weights, format, residual }) => ({
+      strings: [packedName(weights), ...residual === undefined ? [] : [residual.window]],
+      keywords: {
+        outputs: list(weights.map((w) => w.outputs)),
+        ...formatKeyword(format),
+        ...given("residual", residual?.width),
+      },
     }),
     read(call) {
       const paths = packedPaths(call.string("the weight's path"));
@@ -101,14 +117,28 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
         return call.fail(`expected outputs of ${paths.length} weights, found ${outputs.length}`);
       }
       const weights = paths.map((path, i) => ({ path, outputs: outputs[i] ?? 0 }));
-      return { weights, ...readFormat(call) };
+      const width = call.optional("residual", `bits, one of ${RESIDUAL_WIDTHS.join(", ")}`, residualWidth);
+      const residual = width && { window: call.string("the residual's window"), width };
+      return { weights, ...readFormat(call), ...given("residual", residual) };
     },
   },
-  rms_norm: norm,
+  rms_norm: {
+    write({ headDim, ...params }) {
+      const { strings, keywords } = norm.write(params);
+      return { strings, keywords: { ...keywords, ...given("head_dim", headDim) } };
+    },
+    read: (call) => ({
+      ...norm.read(call),
+      ...given("headDim", call.optional("head_dim", "a whole number", whole)),
+    }),
+  },
   add_rms_norm: norm,
   rope: {
-    write: ({ theta }) => ({ strings: [], keywords: { theta } }),
-    read: (call) => ({ theta: call.keyword("theta", "a number", number) }),
+    write: ({ theta, headDim }) => ({ strings: [], keywords: { theta, ...given("head_dim", headDim) } }),
+    read: (call) => ({
+      theta: call.keyword("theta", "a number", number),
+      ...given("headDim", call.optional("head_dim", "a whole number", whole)),
+    }),
   },
   split_heads: {
     write: ({ headDim }) => ({ strings: [], keywords: { head_dim: headDim } }),
@@ -125,7 +155,10 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
   silu: nothing,
   add: nothing,
   mul: nothing,
-  silu_mul: nothing,
+  silu_mul: {
+    write: ({ codes }) => ({ strings: [], keywords: given("codes", codes) }),
+    read: codes,
+  },
   low_rank: {
     write: ({ window, rank, outputs, dtype }) => ({ strings: [window], keywords: { rank, outputs, dtype } }),
     read: (call) => ({
@@ -153,6 +186,89 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
       window: call.string("the window"),
       deltas: call.keyword("deltas", "a whole number", whole),
       slack: call.keyword("slack", "a whole number", whole),
+    }),
+  },
+  copy: nothing,
+  quantize: {
+    write: ({ group }) => ({ strings: [], keywords: { group } }),
+    read: (call) => ({ group: call.keyword("group", "a group size", group) }),
+  },
+  append: {
+    write({ layer, headDim, qNorm, kNorm, rope }) {
+      const norms = { q: qNorm, k: kNorm };
+      const epsilons = HEAD_NORMS.flatMap((name) =>
+        norms[name] ? [[`${name}_epsilon`, norms[name].epsilon]] : []
+      );
+      return {
+        strings: HEAD_NORMS.flatMap((name) => norms[name]?.path ?? []),
+        keywords: {
+          layer,
+          head_dim: headDim,
+          ...Object.fromEntries(epsilons),
+          ...given("theta", rope?.theta),
+        },
+      };
+    },
+    read(call) {
+      const [qNorm, kNorm] = HEAD_NORMS.map((name) => {
+        const epsilon = call.optional(`${name}_epsilon`, "a number", number);
+        return epsilon === undefined
+          ? undefined
+          : { path: call.string(`the path of ${name}'s norm`), epsilon };
+      });
+      const theta = call.optional("theta", "a number", number);
+      return {
+        layer: call.keyword("layer", "a whole number", whole),
+        headDim: call.keyword("head_dim", "a whole number", whole),
+        ...given("qNorm", qNorm),
+        ...given("kNorm", kNorm),
+        ...given("rope", theta === undefined ? undefined : { theta }),
+      };
+    },
+  },
+  attend: {
+    write: ({ layer, headDim, kvHeads, scale }) => ({
+      strings: [],
+      keywords: { layer, head_dim: headDim, kv_heads: kvHeads, scale },
+    }),
+    read: (call) => ({
+      layer: call.keyword("layer", "a whole number", whole),
+      headDim: call.keyword("head_dim", "a whole number", whole),
+      kvHeads: call.keyword("kv_heads", "a whole number", whole),
+      scale: call.keyword("scale", "a number", number),
+    }),
+  },
+  sparse_select: {
+    write: ({ window, channels, width }) => ({ strings: [window], keywords: { channels, width } }),
+    read: (call) => ({
+      window: call.string("the window"),
+      channels: call.keyword("channels", "a whole number", whole),
+      width: call.keyword("width", `bits, one of ${RESIDUAL_WIDTHS.join(", ")}`, residualWidth),
+    }),
+  },
+  sparse_sum: {
+    write: ({ window, outputs, width }) => ({ strings: [window], keywords: { outputs, width } }),
+    read: (call) => ({
+      window: call.string("the window"),
+      outputs: call.keyword("outputs", "a whole number", whole),
+      width: call.keyword("width", `bits, one of ${RESIDUAL_WIDTHS.join(", ")}`, residualWidth),
+    }),
+  },
+  low_rank_down: {
+    write: ({ window, rank, dtype }) => ({ strings: [window], keywords: { rank, dtype } }),
+    read: (call) => ({
+      window: call.string("the window"),
+      rank: call.keyword("rank", "a whole number", whole),
+      dtype: call.keyword("dtype", '"i8" or "bf16"', factorDType),
+    }),
+  },
+  low_rank_up: {
+    write: ({ window, rank, outputs, dtype }) => ({ strings: [window], keywords: { rank, outputs, dtype } }),
+    read: (call) => ({
+      window: call.string("the window"),
+      rank: call.keyword("rank", "a whole number", whole),
+      outputs: call.keyword("outputs", "a whole number", whole),
+      dtype: call.keyword("dtype", '"i8" or "bf16"', factorDType),
     }),
   },
 };

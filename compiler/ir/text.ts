@@ -11,7 +11,8 @@
  *     q3, k3, v3 = linear(x7, "model.layers.3.self_attn.q_proj+k_proj+v_proj", outputs=(4096, 1024, 1024), format="q4g64")
  *         # [T,4096] f32, [T,1024] f32, [T,1024] f32 | cpu backbone | 14155776 B read | 372.5 us | q4g64: format of the layers
  *
- * A comment too long for its line stands on the next, indented.
+ * A comment too long for its line stands on the next, indented. Deltas that are added to an input as it is read stand
+ * behind it: `silu_mul(gate + rows_3_gate_up, up + rows_3_gate_up)`.
  */
 import type { Graph, Node, Placement } from "./graph.ts";
 import type { Op } from "./ops.ts";
@@ -53,7 +54,7 @@ export function printGraph(graph: Graph): string {
 export function nodeCall(node: Node): string {
   const { strings, keywords } = writeParams<Op>(node.op, node.params);
   const args = [
-    ...node.inputs,
+    ...node.inputs.map((name, i) => [name, ...node.added?.[i] ?? []].join(" + ")),
     ...strings.map((s) => JSON.stringify(s)),
     ...Object.entries(keywords).map(([name, value]) => `${name}=${literalText(value)}`),
   ];

@@ -4,9 +4,10 @@
  */
 import { type Graph, type Node, type Stage, STAGES, type Value } from "./graph.ts";
 import { GraphError, inferTypes } from "./infer.ts";
-import { CORRECTION_OPS, FUSED_OPS, type Op } from "./ops.ts";
+import { CORRECTION_OPS, FUSED_OPS, INSTRUCTION_ONLY, LOGICAL_ONLY, type Op } from "./ops.ts";
 import { sameType, type TensorType, typeText } from "./types.ts";
 import { isName } from "./build.ts";
+import { checkCorrections } from "./verify_corrections.ts";
 import { packedName, packedPaths, windowName } from "./naming.ts";
 import { formatText } from "../weights/format.ts";
 
@@ -20,10 +21,9 @@ interface StageRule {
   readonly lanes: boolean;
 }
 
-const CORRECTED: ReadonlySet<Op> = new Set<Op>([...CORRECTION_OPS, "merge"]);
-const NONE: ReadonlySet<Op> = new Set<Op>();
+const UNCORRECTED: ReadonlySet<Op> = new Set<Op>([...CORRECTION_OPS, "merge", ...INSTRUCTION_ONLY]);
 const fused: StageRule = {
-  forbidden: CORRECTED,
+  forbidden: UNCORRECTED,
   formats: false,
   devices: false,
   budgets: false,
@@ -32,14 +32,20 @@ const fused: StageRule = {
 
 /** What is legal at each stage: a property is demanded where it is true and must be absent where it is false. */
 const LEGAL: { readonly [S in Stage]: StageRule } = {
-  traced: { ...fused, forbidden: CORRECTED.union(FUSED_OPS) },
+  traced: { ...fused, forbidden: UNCORRECTED.union(FUSED_OPS) },
   fused,
   quantized: { ...fused, formats: true },
   placed: { ...fused, formats: true, devices: true },
   budgeted: { ...fused, formats: true, devices: true, budgets: true },
-  compensated: { forbidden: NONE, formats: true, devices: true, budgets: true, lanes: false },
-  scheduled: { forbidden: NONE, formats: true, devices: true, budgets: true, lanes: true },
+  compensated: { forbidden: INSTRUCTION_ONLY, formats: true, devices: true, budgets: true, lanes: false },
+  lowered: { forbidden: LOGICAL_ONLY, formats: true, devices: true, budgets: true, lanes: false },
+  scheduled: { forbidden: LOGICAL_ONLY, formats: true, devices: true, budgets: true, lanes: true },
 };
+
+/** Whether nodes are instructions. */
+export function isLowered(stage: Stage): boolean {
+  return LEGAL[stage].forbidden === LOGICAL_ONLY;
+}
 
 /** The text that names a node in messages. */
 export function nodeText(node: Node): string {
@@ -63,18 +69,19 @@ export function verify(graph: Graph): void {
   if (!STAGES.includes(graph.stage)) throw new GraphError(`unknown stage "${graph.stage}"`);
   for (const value of graph.inputs) define(value);
   const windows: string[] = [];
-  const merged = new Set<string>();
   const packed = new Map<string, string>();
   graph.nodes.forEach((node, index) => {
     const fail = (message: string): never => {
       throw new NodeError(index, node, message);
     };
     try {
-      const inputTypes = node.inputs.map((name) => {
+      const typeOf = (name: string) => {
         const type = types.get(name);
         if (type === undefined) throw new GraphError(`reads ${name}, which is not defined before it`);
         return type;
-      });
+      };
+      const inputTypes = node.inputs.map(typeOf);
+      node.added?.flat().forEach(typeOf);
       const expected = inferTypes(node.op, inputTypes, node.params);
       if (expected.length !== node.outputs.length) {
         fail(`has ${node.outputs.length} outputs, ${node.op} makes ${expected.length}`);
@@ -86,6 +93,7 @@ export function verify(graph: Graph): void {
         }
       });
       for (const value of node.outputs) define(value);
+      checkInputs(graph, node, fail);
       checkStage(graph.stage, node, fail);
       checkWeights(node, packed, fail);
     } catch (error) {
@@ -95,22 +103,37 @@ export function verify(graph: Graph): void {
     if (node.op === "linear") {
       const window = windowName(node.params.weights);
       if (window !== undefined) windows.push(window);
-    } else if (node.op === "low_rank" || node.op === "sparse_residual" || node.op === "merge") {
-      if (!windows.includes(node.params.window)) {
-        fail(`no linear before it belongs to window ${node.params.window}`);
-      }
-      if (node.op === "merge") {
-        if (merged.has(node.params.window)) fail(`window ${node.params.window} is merged twice`);
-        merged.add(node.params.window);
-      }
     }
+  });
+  checkCorrections(graph, (index, message) => {
+    const node = graph.nodes[index];
+    throw node === undefined ? new GraphError(message) : new NodeError(index, node, message);
   });
   if (graph.outputs.length === 0) throw new GraphError("the graph has no outputs");
   for (const name of graph.outputs) {
-    if (!types.has(name)) throw new GraphError(`output ${name} is not defined`);
+    const type = types.get(name);
+    if (type === undefined) throw new GraphError(`output ${name} is not defined`);
+    if (isLowered(graph.stage) && type.shape[0] !== "R") {
+      throw new GraphError(
+        `output ${name} is ${typeText(type)}: expected logits of the rows asked for, [R,n]`,
+      );
+    }
   }
   checkWindows(graph, windows);
 }
+
+/** Token ids, positions and rows are the step's own: kernels read no others. */
+function checkInputs(graph: Graph, node: Node, fail: (message: string) => never): void {
+  const steps = graph.inputs.map((v) => v.name);
+  node.inputs.forEach((name, i) => {
+    const given = steps.indexOf(name);
+    if (given < 0) return;
+    const wanted = node.op === "embedding" ? 0 : POSITIONED.has(node.op) ? 1 : 2;
+    if (given !== wanted) fail(`reads ${name} as input ${i + 1}, expected ${steps[wanted] ?? "a value"}`);
+  });
+}
+
+const POSITIONED: ReadonlySet<Op> = new Set<Op>(["rope", "attention", "append", "attend"]);
 
 function checkStage(stage: Stage, node: Node, fail: (message: string) => never): void {
   const rule = LEGAL[stage];

@@ -1,0 +1,162 @@
+/**
+ * The memory of a running plan, segment by segment: what `inspect` predicts, the null executor reports and the cpu
+ * executor allocates are this.
+ */
+import type { Graph } from "./ir/graph.ts";
+import { values } from "./ir/graph.ts";
+import type { RopeParams } from "./ir/ops.ts";
+import { elementsPerToken } from "./ir/types.ts";
+import type { Plan } from "./plan.ts";
+
+/** Positions of the key-value cache that are allocated, shared and freed together. A multiple of 16. */
+export const PAGE_POSITIONS = 64;
+/** Most runs of one step: rows of its page table. */
+export const MOST_RUNS = 64;
+/** Bytes of the mailbox before its events, and of an event: a cache line each. */
+const MAILBOX_HEADER = 128, EVENT_BYTES = 64;
+
+/** What decides how much memory a plan takes. */
+export interface Limits {
+  /** Most tokens in one step. */
+  readonly capacity: number;
+  /** Most tokens in one sequence. */
+  readonly contextLength: number;
+  /** Most positions that all sequences hold together; default: `contextLength`. */
+  readonly cachePositions?: number;
+}
+
+/** Keys and values of one layer: byte offsets into the cache, each [pages, kvHeads, PAGE_POSITIONS, headDim] f16. */
+export interface LayerCache {
+  readonly k: number;
+  readonly v: number;
+  /** Bytes of one page, of keys and of values alike. */
+  readonly pageBytes: number;
+}
+
+/** Rotation tables, f32 [context, headDim / 2] each: byte offsets of cosines and sines. */
+export interface RopeTables {
+  readonly rope: RopeParams;
+  readonly headDim: number;
+  readonly cosines: number;
+  readonly sines: number;
+}
+
+/** Byte offsets of what a step reads: i32 arrays. */
+export interface StepInputs {
+  /** [capacity] each: token ids, positions, rows of the page table, tokens whose logits are wanted. */
+  readonly tokens: number;
+  readonly positions: number;
+  readonly sequences: number;
+  readonly rows: number;
+  /** [capacity, 2]: first token and count of tokens that follow each other in a sequence. */
+  readonly tiles: number;
+  /** [MOST_RUNS, mostPages]. */
+  readonly pages: number;
+}
+
+export interface Memory {
+  readonly limits: Required<Limits>;
+  /** Pages of one sequence at most, and of the cache. */
+  readonly mostPages: number;
+  readonly pageCount: number;
+  readonly caches: ReadonlyMap<number, LayerCache>;
+  readonly ropes: readonly RopeTables[];
+  readonly inputs: StepInputs;
+  readonly bytes: {
+    readonly weights: number;
+    readonly corrections: number;
+    readonly cache: number;
+    readonly tables: number;
+    readonly arena: number;
+    readonly step: number;
+    readonly mailbox: number;
+    /** f32 [capacity, vocabulary]; only the rows that a step writes are ever touched. */
+    readonly logits: number;
+  };
+}
+
+export function memoryOf(
+  plan: Pick<Plan, "graph" | "memory" | "weights" | "vectors" | "windows" | "lanes">,
+  limits: Limits,
+): Memory {
+  const { capacity, contextLength, cachePositions = contextLength } = limits;
+  const { graph } = plan;
+  const types = values(graph);
+  const sum = (numbers: readonly number[]) => numbers.reduce((a, b) => a + b, 0);
+  const mostPages = Math.ceil(contextLength / PAGE_POSITIONS);
+  const pageCount = Math.ceil(cachePositions / PAGE_POSITIONS);
+  const cache = new Segment(), tables = new Segment(), step = new Segment();
+  const caches = new Map<number, LayerCache>();
+  const ropes: RopeTables[] = [];
+  for (const node of graph.nodes) {
+    if (node.op === "append") {
+      const pageBytes = 2 * PAGE_POSITIONS * elementsPerToken(types.get(node.inputs[1] ?? "")!.type);
+      const bytes = pageCount * pageBytes;
+      caches.set(node.params.layer, { k: cache.take(bytes), v: cache.take(bytes), pageBytes });
+    }
+    const found = ropeOf(node);
+    if (found === undefined || findRope(ropes, found.rope, found.headDim) !== undefined) continue;
+    const bytes = 4 * contextLength * found.headDim / 2;
+    ropes.push({ ...found, cosines: tables.take(bytes), sines: tables.take(bytes) });
+  }
+  const array = (elements: number) => step.take(4 * elements);
+  const inputs = {
+    tokens: array(capacity),
+    positions: array(capacity),
+    sequences: array(capacity),
+    rows: array(capacity),
+    tiles: array(2 * capacity),
+    pages: array(MOST_RUNS * mostPages),
+  };
+  const events = sum(plan.lanes.map(({ steps }) => steps.filter((s) => "signal" in s).length));
+  const logits = types.get(graph.outputs[0] ?? "");
+  return {
+    limits: { capacity, contextLength, cachePositions },
+    mostPages,
+    pageCount,
+    caches,
+    ropes,
+    inputs,
+    bytes: {
+      weights: sum(plan.weights.map((w) => w.bytes)) + 4 * sum(Object.values(plan.vectors)),
+      corrections: sum(plan.windows.map((w) => (w.residual?.bytes ?? 0) + (w.factors?.bytes ?? 0))),
+      cache: cache.bytes,
+      tables: tables.bytes,
+      arena: plan.memory.bytesPerToken * capacity,
+      step: step.bytes,
+      mailbox: MAILBOX_HEADER + EVENT_BYTES * events,
+      logits: 4 * capacity * (logits === undefined ? 0 : elementsPerToken(logits.type)),
+    },
+  };
+}
+
+/** The tables of a rotation of heads. */
+export function findRope(
+  ropes: readonly RopeTables[],
+  rope: RopeParams,
+  headDim: number,
+): RopeTables | undefined {
+  return ropes.find((r) => r.headDim === headDim && r.rope.theta === rope.theta);
+}
+
+function ropeOf(node: Graph["nodes"][number]): { rope: RopeParams; headDim: number } | undefined {
+  if (node.op === "append" && node.params.rope) {
+    return { rope: node.params.rope, headDim: node.params.headDim };
+  }
+  if (node.op === "rope" && node.params.headDim !== undefined) {
+    const { headDim, ...rope } = node.params;
+    return { rope, headDim };
+  }
+  return undefined;
+}
+
+/** Bytes of a segment as they are handed out, in whole cache lines. */
+class Segment {
+  bytes = 0;
+
+  take(bytes: number): number {
+    const offset = this.bytes;
+    this.bytes += Math.ceil(bytes / 64) * 64;
+    return offset;
+  }
+}
