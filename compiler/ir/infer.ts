@@ -2,6 +2,7 @@
  * Shape and type rules, one per op. A rule throws a GraphError that says what the op found and what it expects;
  * the caller knows where (a line of a model description, a node of a graph).
  */
+import type { Node, RopeTable } from "./graph.ts";
 import { ARITY, type Op, type Params } from "./ops.ts";
 import { type Dim, sameType, tensor, type TensorType, typeText } from "./types.ts";
 import { paddedOutputs } from "./naming.ts";
@@ -111,8 +112,7 @@ const RULES: { readonly [P in Op]: Rule<P> } = {
     width(inputs);
     return [type, type];
   },
-  rope(inputs, { theta }) {
-    finite(theta, "theta");
+  rope(inputs) {
     const [, dim] = heads(inputs, 0);
     if (dim % 2 !== 0) {
       throw new GraphError(`rotates pairs, so the head dimension must be even, found ${dim}`);
@@ -212,6 +212,28 @@ export function inferTypes<P extends Op>(
   } catch (error) {
     if (error instanceof GraphError) throw new GraphError(`${op} ${error.message}`, { cause: error });
     throw error;
+  }
+}
+
+/** Throws GraphError for a table that rotates by what is no number. */
+export function checkRopeTable({ name, frequencies, scale }: RopeTable): void {
+  const odd = frequencies.find((f) => !Number.isFinite(f));
+  if (odd !== undefined) throw new GraphError(`frequencies of ${name} must be finite numbers, found ${odd}`);
+  if (frequencies.length === 0) throw new GraphError(`${name} has no frequencies`);
+  finite(scale, `scale of ${name}`);
+}
+
+/** What a rope's rule cannot see: that its table is in the graph and has a frequency for each pair. */
+export function checkRope(node: Node, tables: readonly RopeTable[]): void {
+  if (node.op !== "rope") return;
+  const table = tables.find((t) => t.name === node.params.table);
+  if (table === undefined) throw new GraphError(`rope names a table ${node.params.table} that is not there`);
+  const pairs = fixed(node.outputs[0]?.type.shape.at(-1)) / 2;
+  const found = table.frequencies.length;
+  if (found !== pairs) {
+    throw new GraphError(
+      `rope expects ${pairs} frequencies for heads of ${2 * pairs}, found ${found} in ${table.name}`,
+    );
   }
 }
 

@@ -32,8 +32,11 @@ export interface Params {
   rms_norm: { readonly path: string; readonly epsilon: number };
   /** (a, b) [T, n] -> a + b and its rms_norm: the residual stream and what the next block reads (after `fuse`). */
   add_rms_norm: { readonly path: string; readonly epsilon: number };
-  /** (x [T, heads, d], positions i32 [T]) -> [T, heads, d]: rotates pairs (i, i + d/2) by position * theta^(-2i/d). */
-  rope: { readonly theta: number };
+  /**
+   * (x [T, heads, d], positions i32 [T]) -> [T, heads, d]: rotates pairs (i, i + d/2) by position * frequencies[i], and
+   * multiplies them by scale; both are in the graph's table of this name.
+   */
+  rope: { readonly table: string };
 
   // Shape only.
   /** [T, n] -> [T, n / headDim, headDim]. */

@@ -2,6 +2,7 @@
  * How each op's parameters stand in the graph's text, in both directions: total over Op. A call is
  * `op(inputs..., "strings"..., name=value...)`; strings name weights and windows, keywords are the rest.
  */
+import type { RopeTable } from "./graph.ts";
 import type { Op, Params } from "./ops.ts";
 import { packedName, packedPaths } from "./naming.ts";
 import type { FactorDType } from "../weights/correction.ts";
@@ -107,8 +108,8 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
   rms_norm: norm,
   add_rms_norm: norm,
   rope: {
-    write: ({ theta }) => ({ strings: [], keywords: { theta } }),
-    read: (call) => ({ theta: call.keyword("theta", "a number", number) }),
+    write: ({ table }) => ({ strings: [table], keywords: {} }),
+    read: (call) => ({ table: call.string("the name of the rotation table") }),
   },
   split_heads: {
     write: ({ headDim }) => ({ strings: [], keywords: { head_dim: headDim } }),
@@ -155,6 +156,15 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
       slack: call.keyword("slack", "a whole number", whole),
     }),
   },
+};
+
+/** A rotation table: not a node, but a call like one. */
+export const ROPE_TABLE: Syntax<Omit<RopeTable, "name">> = {
+  write: ({ frequencies, scale }) => ({ strings: [], keywords: { frequencies: list(frequencies), scale } }),
+  read: (call) => ({
+    frequencies: call.keyword("frequencies", "numbers in parentheses", numbers),
+    scale: call.keyword("scale", "a number", number),
+  }),
 };
 
 /** The call of a node's parameters. */
