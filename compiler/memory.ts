@@ -4,7 +4,6 @@
  */
 import type { Graph } from "./ir/graph.ts";
 import { values } from "./ir/graph.ts";
-import type { RopeParams } from "./ir/ops.ts";
 import { elementsPerToken } from "./ir/types.ts";
 import type { Plan } from "./plan.ts";
 
@@ -33,10 +32,8 @@ export interface LayerCache {
   readonly pageBytes: number;
 }
 
-/** Rotation tables, f32 [context, headDim / 2] each: byte offsets of cosines and sines. */
-export interface RopeTables {
-  readonly rope: RopeParams;
-  readonly headDim: number;
+/** What a rope table becomes, f32 [context, headDim / 2] each: byte offsets of cosines and sines. */
+export interface Rotation {
   readonly cosines: number;
   readonly sines: number;
 }
@@ -60,7 +57,8 @@ export interface Memory {
   readonly mostPages: number;
   readonly pageCount: number;
   readonly caches: ReadonlyMap<number, LayerCache>;
-  readonly ropes: readonly RopeTables[];
+  /** By the name of the rope table. */
+  readonly rotations: ReadonlyMap<string, Rotation>;
   readonly inputs: StepInputs;
   readonly bytes: {
     readonly weights: number;
@@ -87,17 +85,16 @@ export function memoryOf(
   const pageCount = Math.ceil(cachePositions / PAGE_POSITIONS);
   const cache = new Segment(), tables = new Segment(), step = new Segment();
   const caches = new Map<number, LayerCache>();
-  const ropes: RopeTables[] = [];
+  const rotations = new Map(graph.ropes.map(({ name, frequencies }): [string, Rotation] => {
+    const bytes = 4 * contextLength * frequencies.length;
+    return [name, { cosines: tables.take(bytes), sines: tables.take(bytes) }];
+  }));
   for (const node of graph.nodes) {
     if (node.op === "append") {
       const pageBytes = 2 * PAGE_POSITIONS * elementsPerToken(types.get(node.inputs[1] ?? "")!.type);
       const bytes = pageCount * pageBytes;
       caches.set(node.params.layer, { k: cache.take(bytes), v: cache.take(bytes), pageBytes });
     }
-    const found = ropeOf(node);
-    if (found === undefined || findRope(ropes, found.rope, found.headDim) !== undefined) continue;
-    const bytes = 4 * contextLength * found.headDim / 2;
-    ropes.push({ ...found, cosines: tables.take(bytes), sines: tables.take(bytes) });
   }
   const array = (elements: number) => step.take(4 * elements);
   const inputs = {
@@ -115,7 +112,7 @@ export function memoryOf(
     mostPages,
     pageCount,
     caches,
-    ropes,
+    rotations,
     inputs,
     bytes: {
       weights: sum(plan.weights.map((w) => w.bytes)) + 4 * sum(Object.values(plan.vectors)),
@@ -128,26 +125,6 @@ export function memoryOf(
       logits: 4 * capacity * (logits === undefined ? 0 : elementsPerToken(logits.type)),
     },
   };
-}
-
-/** The tables of a rotation of heads. */
-export function findRope(
-  ropes: readonly RopeTables[],
-  rope: RopeParams,
-  headDim: number,
-): RopeTables | undefined {
-  return ropes.find((r) => r.headDim === headDim && r.rope.theta === rope.theta);
-}
-
-function ropeOf(node: Graph["nodes"][number]): { rope: RopeParams; headDim: number } | undefined {
-  if (node.op === "append" && node.params.rope) {
-    return { rope: node.params.rope, headDim: node.params.headDim };
-  }
-  if (node.op === "rope" && node.params.headDim !== undefined) {
-    const { headDim, ...rope } = node.params;
-    return { rope, headDim };
-  }
-  return undefined;
 }
 
 /** Bytes of a segment as they are handed out, in whole cache lines. */

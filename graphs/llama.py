@@ -6,13 +6,14 @@ both [T], and returns logits [T, vocabulary].
 """
 
 
-def rope_theta(config):
-    """The base of the rotary frequencies. Newer checkpoints keep it in rope_parameters."""
+def rope_frequencies(config, head_dim):
+    """Radians per position of each pair of columns. Newer checkpoints keep theta in rope_parameters."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     assert getattr(rope, "rope_type", getattr(rope, "type", "default")) == "default", (
         'scaled rotary embeddings are not supported; accepted: rope_scaling null or of type "default"'
     )
-    return getattr(rope, "rope_theta", None) or getattr(config, "rope_theta", 10000.0)
+    theta = getattr(rope, "rope_theta", None) or getattr(config, "rope_theta", 10000.0)
+    return [theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
 
 
 class Attention(Module):
@@ -20,15 +21,15 @@ class Attention(Module):
         heads = config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self.theta = rope_theta(config)
+        self.frequencies = rope_frequencies(config, self.head_dim)
         self.q_proj = Linear(config.hidden_size, heads * self.head_dim)
         self.k_proj = Linear(config.hidden_size, kv_heads * self.head_dim)
         self.v_proj = Linear(config.hidden_size, kv_heads * self.head_dim)
         self.o_proj = Linear(heads * self.head_dim, config.hidden_size)
 
     def forward(self, x, positions):
-        q = rope(split_heads(self.q_proj(x), self.head_dim), positions, theta=self.theta)
-        k = rope(split_heads(self.k_proj(x), self.head_dim), positions, theta=self.theta)
+        q = rope(split_heads(self.q_proj(x), self.head_dim), positions, self.frequencies)
+        k = rope(split_heads(self.k_proj(x), self.head_dim), positions, self.frequencies)
         v = split_heads(self.v_proj(x), self.head_dim)
         return self.o_proj(merge_heads(attention(q, k, v, positions)))
 

@@ -6,20 +6,21 @@ both [T], and returns logits [T, vocabulary].
 """
 
 
-def rope_theta(config):
-    """The base of the rotary frequencies. Newer checkpoints keep it in rope_parameters."""
+def rope_frequencies(config, head_dim):
+    """Radians per position of each pair of columns. Newer checkpoints keep theta in rope_parameters."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     assert getattr(rope, "rope_type", getattr(rope, "type", "default")) == "default", (
         'scaled rotary embeddings are not supported; accepted: rope_scaling null or of type "default"'
     )
-    return getattr(rope, "rope_theta", None) or config.rope_theta
+    theta = getattr(rope, "rope_theta", None) or config.rope_theta
+    return [theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
 
 
 class Attention(Module):
     def __init__(self, config):
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self.theta = rope_theta(config)
+        self.frequencies = rope_frequencies(config, self.head_dim)
         self.q_proj = Linear(config.hidden_size, heads * self.head_dim)
         self.k_proj = Linear(config.hidden_size, kv_heads * self.head_dim)
         self.v_proj = Linear(config.hidden_size, kv_heads * self.head_dim)
@@ -31,8 +32,8 @@ class Attention(Module):
         q = self.q_norm(split_heads(self.q_proj(x), self.head_dim))
         k = self.k_norm(split_heads(self.k_proj(x), self.head_dim))
         v = split_heads(self.v_proj(x), self.head_dim)
-        q = rope(q, positions, theta=self.theta)
-        k = rope(k, positions, theta=self.theta)
+        q = rope(q, positions, self.frequencies)
+        k = rope(k, positions, self.frequencies)
         return self.o_proj(merge_heads(attention(q, k, v, positions)))
 
 

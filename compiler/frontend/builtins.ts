@@ -43,7 +43,11 @@ function operation<P extends Op>(
 
 const OPERATIONS: readonly Builtin[] = [
   operation("silu", "x", "", () => ({})),
-  operation("rope", "x positions", "theta", (found) => ({ theta: found.positive("theta") })),
+  operation("rope", "x positions", "frequencies scale=", (found) => {
+    const frequencies = found.numbers("frequencies");
+    const scale = found.has("scale") ? found.positive("scale") : 1;
+    return { table: found.failed ? "" : found.context.ropeTable(frequencies, scale) };
+  }),
   operation("split_heads", "x", "head_dim", (found) => ({ headDim: found.size("head_dim") })),
   operation("merge_heads", "x", "", () => ({})),
   operation("attention", "q k v positions", "scale=", (found, [q]) => {

@@ -3,6 +3,7 @@ import { didYouMean, type Span } from "./diagnostics.ts";
 import type { Op, Params } from "../ir/ops.ts";
 import {
   describe,
+  isSequence,
   isTensor,
   isUnknown,
   type ModuleInstance,
@@ -41,6 +42,8 @@ export interface Context {
   spend(steps: number): void;
   /** Appends a node of one output to the graph; a shape that does not fit is reported at `span`. */
   node<P extends Op>(op: P, inputs: readonly Tensor[], params: Params[P], span: Span): Value;
+  /** The name of the graph's rotation table with these numbers, made when there is none. */
+  ropeTable(frequencies: readonly number[], scale: number): string;
   /** What a loop runs over, expanded; undefined when it is not iterable, which is reported. */
   items(value: Value, span: Span): readonly Value[] | undefined;
   /** A field of a record or attribute of a module, if it is there. */
@@ -176,6 +179,16 @@ export class Arguments {
     if (typeof value === "number" && Number.isSafeInteger(value)) return value;
     this.#expect(name, value, "a whole number");
     return 0;
+  }
+
+  /** A list of finite numbers, not empty. */
+  numbers(name: string): readonly number[] {
+    const value = this.value(name);
+    const items = isSequence(value) ? value.items : [];
+    const numbers = items.filter((n): n is number => typeof n === "number" && Number.isFinite(n));
+    if (numbers.length > 0 && numbers.length === items.length) return numbers;
+    this.#expect(name, value, "a list of finite numbers");
+    return [];
   }
 
   string(name: string): string {

@@ -98,7 +98,7 @@ const TRACING: readonly [string, string, RegExp][] = [
   ["", "return tokens", /must return logits \[T,vocabulary\] f32, found a tensor \[T\] i32/],
   ["", "return silu(self.embed(tokens), 3)", /silu takes 1 positional argument/],
   ["", "return self.embed(tokens).view(3)", /a tensor \[T,8\] f32 has no attribute view/],
-  ["", "return rope(self.embed(tokens), positions, theta=1)", /rope expects \[T,heads,headDim\] f32/],
+  ["", "return rope(self.embed(tokens), positions, [1.0])", /rope expects \[T,heads,headDim\] f32/],
   ["", "return self.embed(3)", /x must be a tensor, found the number 3/],
   ["", "return self.embed(tokens)(3)", /cannot be called/],
   ["a, b = 1, 2, 3", "", /2 names for 3 values/],

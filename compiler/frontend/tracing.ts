@@ -103,6 +103,10 @@ export class Tracing implements Context {
     }
   }
 
+  ropeTable(frequencies: readonly number[], scale: number): string {
+    return this.builder.ropeTable(frequencies, scale);
+  }
+
   path(module: ModuleInstance, span: Span): string | undefined {
     const path = this.root && modulePath(module, this.root);
     if (path) return path;

@@ -27,6 +27,11 @@ export const TINY: Sizes = {
   tied: true,
 };
 
+/** Of a rope that is not scaled: theta^(-2i / headDim). */
+export function frequencies(theta: number, headDim: number): number[] {
+  return Array.from({ length: headDim / 2 }, (_, i) => theta ** (-2 * i / headDim));
+}
+
 /** The traced graph of a transformer with head norms, grouped-query attention and a gated feed-forward layer. */
 export function transformer(sizes: Sizes = TINY): Graph {
   const { hidden, headDim, heads, kvHeads } = sizes;
@@ -38,6 +43,7 @@ export function transformer(sizes: Sizes = TINY): Graph {
     one(b.node("linear", [x], { weights: [{ path, outputs }] }, hint));
   const norm = (x: Value, path: string, hint = "x") =>
     one(b.node("rms_norm", [x], { path, epsilon: 1e-6 }, hint));
+  const table = b.ropeTable(frequencies(1e6, headDim));
   const embedding = "model.embed_tokens";
   let h = one(b.node("embedding", [tokens], { path: embedding, rows: sizes.vocabulary, width: hidden }, "h"));
   for (let layer = 0; layer < sizes.layers; layer++) {
@@ -48,7 +54,7 @@ export function transformer(sizes: Sizes = TINY): Graph {
       return one(b.node("split_heads", [y], { headDim }, `${name}_heads`));
     };
     const rotate = (y: Value, name: string) =>
-      one(b.node("rope", [norm(y, `${path}.self_attn.${name}_norm`, name), positions], { theta: 1e6 }, name));
+      one(b.node("rope", [norm(y, `${path}.self_attn.${name}_norm`, name), positions], { table }, name));
     const q = rotate(head("q", heads), "q");
     const k = rotate(head("k", kvHeads), "k");
     const v = head("v", kvHeads);
@@ -102,8 +108,9 @@ export const arbitraryGraph: fc.Arbitrary<Graph> = fc.array(
     else if (kind === 4) flat.push(...b.node("mul", [...b.node("silu", [x], {}), pick(y, j)], {}, "m"));
     else if (kind === 5) {
       flat.push(...b.node("rms_norm", [x], { path: `n${step}`, epsilon: 10 ** -size }, "x"));
-    } else if (kind === 6) headed.push(...b.node("rope", [h, positions], { theta: size * 1.1 }, "r"));
-    else if (kind === 7) {
+    } else if (kind === 6) {
+      headed.push(...b.node("rope", [h, positions], { table: b.ropeTable(frequencies(size * 1.1, 4)) }, "r"));
+    } else if (kind === 7) {
       headed.push(...b.node("attention", [h, h, h, positions], { layer: i, scale: 1 / size }));
     } else flat.push(...b.node("merge_heads", [h], {}), pick(flat, j));
   });

@@ -63,12 +63,23 @@ export interface WindowBudget {
   readonly cause: string;
 }
 
+/** What `rope` rotates by: one table for all nodes that rotate alike. */
+export interface RopeTable {
+  /** `rope_0`, `rope_1`, ...: a name of the graph, as those of its values are. */
+  readonly name: string;
+  /** Radians per position, headDim / 2 of them: pair i turns by position * frequencies[i]. */
+  readonly frequencies: readonly number[];
+  /** Factor of cosines and sines; 1 but for ropes that are scaled (yarn's attention factor). */
+  readonly scale: number;
+}
+
 export interface Graph {
   readonly stage: Stage;
   /** Architecture name, the file in graphs/: `qwen3`. */
   readonly architecture: string;
   /** Graph inputs: `tokens` and `positions` i32 [T]; after `lower` also `rows` i32 [R], the tokens whose logits are wanted. */
   readonly inputs: readonly Value[];
+  readonly ropes: readonly RopeTable[];
   readonly nodes: readonly Node[];
   /** Names of the output values: the logits, [T, vocabulary] f32. */
   readonly outputs: readonly string[];
@@ -102,6 +113,13 @@ export function consumers(graph: Graph): ReadonlyMap<string, readonly Node[]> {
     }
   }
   return map;
+}
+
+/** The rotation table that a `rope` names; of a graph that `verify` passes. */
+export function ropeTable(graph: Graph, name: string): RopeTable {
+  const table = graph.ropes.find((r) => r.name === name);
+  if (table === undefined) throw new Error(`the graph has no rotation table ${name}`);
+  return table;
 }
 
 /** Every value of the graph by name, inputs included. */

@@ -2,6 +2,7 @@
  * Shape and type rules, one per op. A rule throws a GraphError that says what the op found and what it expects;
  * the caller knows where (a line of a model description, a node of a graph).
  */
+import type { Node, RopeTable } from "./graph.ts";
 import { ARITY, type Op, type Params } from "./ops.ts";
 import { codes, type Dim, sameType, tensor, type TensorType, typeText } from "./types.ts";
 import { paddedOutputs } from "./naming.ts";
@@ -160,8 +161,7 @@ const RULES: { readonly [P in Op]: Rule<P> } = {
     const type = selected(inputs, 2);
     return [type, ...coded(type, codes)];
   },
-  rope(inputs, { theta, headDim }) {
-    finite(theta, "theta");
+  rope(inputs, { headDim }) {
     if (headDim === undefined) even(heads(inputs, 0)[1]);
     else {
       columns(inputs, 0, headDim);
@@ -241,12 +241,11 @@ const RULES: { readonly [P in Op]: Rule<P> } = {
     const [over, n] = row(inputs);
     return [tensor(codes(group), over, n)];
   },
-  append(inputs, { headDim, rope }) {
+  append(inputs, { headDim }) {
     const [queries, keys, values] = [0, 1, 2].map((i) => columns(inputs, i, headDim));
     grouped(queries, keys);
     if (keys !== values) throw new GraphError(`expects as many values as keys, found ${values} and ${keys}`);
     indices(inputs, 3, "positions");
-    if (rope !== undefined) finite(rope.theta, "theta");
     even(headDim);
     return [at(inputs, 0)];
   },
@@ -304,6 +303,30 @@ export function inferTypes<P extends Op>(
   } catch (error) {
     if (error instanceof GraphError) throw new GraphError(`${op} ${error.message}`, { cause: error });
     throw error;
+  }
+}
+
+/** Throws GraphError for a table that rotates by what is no number. */
+export function checkRopeTable({ name, frequencies, scale }: RopeTable): void {
+  const odd = frequencies.find((f) => !Number.isFinite(f));
+  if (odd !== undefined) throw new GraphError(`frequencies of ${name} must be finite numbers, found ${odd}`);
+  if (frequencies.length === 0) throw new GraphError(`${name} has no frequencies`);
+  finite(scale, `scale of ${name}`);
+}
+
+/** What a rope's rule cannot see: that its table is in the graph and has a frequency for each pair. */
+export function checkRope(node: Node, tables: readonly RopeTable[]): void {
+  if ((node.op !== "rope" && node.op !== "append") || node.params.table === undefined) return;
+  const table = tables.find((t) => t.name === node.params.table);
+  if (table === undefined) {
+    throw new GraphError(`${node.op} names a table ${node.params.table} that is not there`);
+  }
+  const pairs = (node.params.headDim ?? fixed(node.outputs[0]?.type.shape.at(-1))) / 2;
+  const found = table.frequencies.length;
+  if (found !== pairs) {
+    throw new GraphError(
+      `${node.op} expects ${pairs} frequencies for heads of ${2 * pairs}, found ${found} in ${table.name}`,
+    );
   }
 }
 

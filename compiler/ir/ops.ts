@@ -50,8 +50,12 @@ export interface Params {
   };
   /** (a, b) [T, n] -> a + b and its rms_norm: the residual stream and what the next block reads (after `fuse`). */
   add_rms_norm: NormParams;
-  /** (x [T, heads, d], positions i32 [T]) -> [T, heads, d]: rotates pairs (i, i + d/2) by position * theta^(-2i/d). */
-  rope: RopeParams & {
+  /**
+   * (x [T, heads, d], positions i32 [T]) -> [T, heads, d]: rotates pairs (i, i + d/2) by position * frequencies[i], and
+   * multiplies them by scale; both are in the graph's table of this name.
+   */
+  rope: {
+    readonly table: string;
     /** After `lower`: heads of `headDim` columns lie beside each other. */
     readonly headDim?: number;
   };
@@ -103,8 +107,8 @@ export interface Params {
     /** Of each head, before the rotation. */
     readonly qNorm?: HeadNorm;
     readonly kNorm?: HeadNorm;
-    /** Rotates q and k. */
-    readonly rope?: RopeParams;
+    /** Table that rotates q and k. */
+    readonly table?: string;
   };
   /** (q [T, heads * d], positions) -> [T, heads * d]: attention over the cache of `layer`. */
   attend: {
@@ -126,10 +130,6 @@ export interface Params {
     readonly outputs: number;
     readonly dtype: FactorDType;
   };
-}
-
-export interface RopeParams {
-  readonly theta: number;
 }
 
 export interface HeadNorm {

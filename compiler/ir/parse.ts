@@ -8,10 +8,10 @@ import { Diagnostics } from "../frontend/diagnostics.ts";
 import { parsePython } from "../frontend/python.ts";
 import { asNode } from "./build.ts";
 import { type Graph, type Lane, type Node, type Placement, type Stage, STAGES, type Value } from "./graph.ts";
-import type { WindowBudget } from "./graph.ts";
-import { GraphError, inferTypes } from "./infer.ts";
+import type { RopeTable, WindowBudget } from "./graph.ts";
+import { checkRopeTable, GraphError, inferTypes } from "./infer.ts";
 import { isOp, type Op } from "./ops.ts";
-import { type Arguments, type Literal, SYNTAX } from "./syntax.ts";
+import { type Arguments, type Literal, ROPE_TABLE, SYNTAX } from "./syntax.ts";
 import { type Dim, type TensorType, typeText } from "./types.ts";
 import { NodeError, verify } from "./verify.ts";
 
@@ -49,6 +49,7 @@ class Skipped extends Error {}
 class Reader {
   readonly #diagnostics: Diagnostics;
   readonly #inputs: Value[] = [];
+  readonly #ropes: RopeTable[] = [];
   readonly #nodes: Node[] = [];
   readonly #statements: SyntaxNode[] = [];
   readonly #budgets: WindowBudget[] = [];
@@ -102,6 +103,7 @@ class Reader {
       stage: this.#header.get("stage") as Stage,
       architecture: this.#header.get("architecture") ?? "",
       inputs: this.#inputs,
+      ropes: this.#ropes,
       nodes: this.#nodes,
       outputs: this.#outputs ?? [],
       budgets: this.#budgets,
@@ -166,13 +168,22 @@ class Reader {
 
   #assignment(statement: SyntaxNode, call: SyntaxNode, comment: SyntaxNode | undefined): void {
     const names = targets(statement);
-    const twice = names.find((name, i) => this.#types.has(name) || names.indexOf(name) !== i);
+    const taken = (name: string) => this.#types.has(name) || this.#ropes.some((t) => t.name === name);
+    const twice = names.find((name, i) => taken(name) || names.indexOf(name) !== i);
     if (twice !== undefined) throw new ErrorAt(statement, `${twice} is assigned twice`);
     const op = calledName(call);
     if (op === "input") {
       const value = { name: names[0] ?? "", type: inputType(call) };
       this.#inputs.push(value);
       this.#types.set(value.name, value.type);
+      return;
+    }
+    if (op === "rope_table") {
+      const args = new CallReader(call);
+      const table = { name: names[0] ?? "", ...ROPE_TABLE.read(args) };
+      args.finish();
+      checkRopeTable(table);
+      this.#ropes.push(table);
       return;
     }
     if (!isOp(op)) {

@@ -2,6 +2,7 @@
  * How each op's parameters stand in the graph's text, in both directions: total over Op. A call is
  * `op(inputs..., "strings"..., name=value...)`; strings name weights and windows, keywords are the rest.
  */
+import type { RopeTable } from "./graph.ts";
 import type { Coded, NormParams, Op, Params } from "./ops.ts";
 import { packedName, packedPaths } from "./naming.ts";
 import type { FactorDType } from "../weights/correction.ts";
@@ -33,6 +34,7 @@ interface Syntax<T> {
   read(call: Arguments): T;
 }
 
+const text = (value: Literal) => typeof value === "string" ? value : undefined;
 const number = (value: Literal) => typeof value === "number" ? value : undefined;
 const whole = (value: Literal) => Number.isSafeInteger(value) ? value as number : undefined;
 const format = (value: Literal) => typeof value === "string" ? parseFormat(value) : undefined;
@@ -134,9 +136,9 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
   },
   add_rms_norm: norm,
   rope: {
-    write: ({ theta, headDim }) => ({ strings: [], keywords: { theta, ...given("head_dim", headDim) } }),
+    write: ({ table, headDim }) => ({ strings: [table], keywords: given("head_dim", headDim) }),
     read: (call) => ({
-      theta: call.keyword("theta", "a number", number),
+      table: call.string("the name of the rotation table"),
       ...given("headDim", call.optional("head_dim", "a whole number", whole)),
     }),
   },
@@ -194,7 +196,7 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
     read: (call) => ({ group: call.keyword("group", "a group size", group) }),
   },
   append: {
-    write({ layer, headDim, qNorm, kNorm, rope }) {
+    write({ layer, headDim, qNorm, kNorm, table }) {
       const norms = { q: qNorm, k: kNorm };
       const epsilons = HEAD_NORMS.flatMap((name) =>
         norms[name] ? [[`${name}_epsilon`, norms[name].epsilon]] : []
@@ -205,7 +207,7 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
           layer,
           head_dim: headDim,
           ...Object.fromEntries(epsilons),
-          ...given("theta", rope?.theta),
+          ...given("rope", table),
         },
       };
     },
@@ -216,13 +218,13 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
           ? undefined
           : { path: call.string(`the path of ${name}'s norm`), epsilon };
       });
-      const theta = call.optional("theta", "a number", number);
+      const table = call.optional("rope", "the name of a rotation table", text);
       return {
         layer: call.keyword("layer", "a whole number", whole),
         headDim: call.keyword("head_dim", "a whole number", whole),
         ...given("qNorm", qNorm),
         ...given("kNorm", kNorm),
-        ...given("rope", theta === undefined ? undefined : { theta }),
+        ...given("table", table),
       };
     },
   },
@@ -271,6 +273,15 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
       dtype: call.keyword("dtype", '"i8" or "bf16"', factorDType),
     }),
   },
+};
+
+/** A rotation table: not a node, but a call like one. */
+export const ROPE_TABLE: Syntax<Omit<RopeTable, "name">> = {
+  write: ({ frequencies, scale }) => ({ strings: [], keywords: { frequencies: list(frequencies), scale } }),
+  read: (call) => ({
+    frequencies: call.keyword("frequencies", "numbers in parentheses", numbers),
+    scale: call.keyword("scale", "a number", number),
+  }),
 };
 
 /** The call of a node's parameters. */

@@ -3,8 +3,10 @@ import fc from "fast-check";
 import { HcinferError } from "../errors.ts";
 import { arbitraryChoices, CHOICES, passes } from "../passes/fixture.ts";
 import { arbitraryGraph, arbitrarySizes, TINY, transformer } from "./fixture.ts";
+import { GraphBuilder } from "./build.ts";
 import { parseGraph } from "./parse.ts";
 import { printGraph } from "./text.ts";
+import { tensor } from "./types.ts";
 
 Deno.test("the text of every stage parses back to the same graph", async () => {
   for (const correct of ["none", "sparse", "low_rank", "both"] as const) {
@@ -15,6 +17,28 @@ Deno.test("the text of every stage parses back to the same graph", async () => {
       assert.equal(printGraph(parsed), text);
     }
   }
+});
+
+Deno.test("rotation tables keep every bit, are one where they are alike, and have names of their own", async () => {
+  const b = new GraphBuilder("ropes");
+  const tokens = b.input("rope_0", tensor("i32", "T"));
+  const x = b.node("embedding", [tokens], { path: "e", rows: 4, width: 4 });
+  let [h] = b.node("split_heads", x, { headDim: 2 });
+  for (
+    const [frequency, scale] of [[0.1 + 0.2, 1], [1e-300, 2 / 3], [0.1 + 0.2, 1], [5e-324, 1], [-1e21, 1]]
+  ) {
+    [h] = b.node("rope", [h!, tokens], { table: b.ropeTable([frequency!], scale) });
+  }
+  const graph = b.finish(b.node("merge_heads", [h!], {}), "traced");
+  assert.deepEqual(graph.ropes.map((t) => t.name), ["rope_0_1", "rope_1", "rope_2", "rope_3"]);
+  assert.deepEqual(await parseGraph(printGraph(graph)), graph);
+  assert.throws(() => b.ropeTable([1, NaN]), /finite numbers, found NaN/);
+  assert.throws(() => b.ropeTable([]), /no frequencies/);
+  const table = b.ropeTable([1, 2]);
+  assert.throws(
+    () => b.node("rope", [h!, tokens], { table }),
+    /expects 1 frequencies for heads of 2, found 2/,
+  );
 });
 
 Deno.test("random graphs parse back to the same graph", async () => {
@@ -51,8 +75,12 @@ async function errorOf(text: string): Promise<string> {
 Deno.test("errors have the line and a caret", async () => {
   const text = printGraph(passes(transformer({ ...TINY, layers: 1 })).schedule.graph);
   const edits: [string, string, RegExp][] = [
-    ["theta=1000000", "theta=fast", /expected a number or a string, found fast/],
-    ["theta=1000000", "base=1000000", /expected theta=, a number/],
+    ["scale=1)", "scale=fast)", /expected a number or a string, found fast/],
+    ["scale=1)", "size=1)", /expected scale=, a number/],
+    ["scale=1)", "scale=0)", /scale of rope_0 must be a positive number, found 0/],
+    ["frequencies=(1, ", "frequencies=(1, 2, ", /expects 8 frequencies for heads of 16, found 9 in rope_0/],
+    ['positions, "rope_0"', 'positions, "rope_1"', /names a table rope_1 that is not there/],
+    ["tokens = input(", "rope_0 = input(", /rope_0 is assigned twice/],
     ["split_heads(q_merged,", "split_heads(nobody,", /nobody is not defined before this line/],
     ["= attention(", "= atention(", /unknown op "atention"/],
     ['format="q3g64"', 'format="q5g64"', /format must be a format such as "q4g64"/],
@@ -84,8 +112,8 @@ Deno.test("several errors are reported at once, and none that follows from anoth
     text.replace("epsilon=0.000001", "epsilon=-1").replace("layer=0", "layer=-1"),
   );
   assert.equal(message.match(/error: /g)?.length, 1, message);
-  const two = await errorOf(text.replaceAll("theta=1000000", "theta=0"));
-  assert.equal(two.match(/error: /g)?.length, 2, two);
+  const two = await errorOf(text.replaceAll("head_dim=16", "head_dim=15"));
+  assert.equal(two.match(/error: /g)?.length, 3, two);
 });
 
 Deno.test("any text is a graph or an error", async () => {

@@ -3,7 +3,7 @@
  * stage's table of what is legal. Run after every pass and after parsing; throws GraphError naming the node.
  */
 import { type Graph, type Node, type Stage, STAGES, type Value } from "./graph.ts";
-import { GraphError, inferTypes } from "./infer.ts";
+import { checkRope, checkRopeTable, GraphError, inferTypes } from "./infer.ts";
 import { CORRECTION_OPS, FUSED_OPS, INSTRUCTION_ONLY, LOGICAL_ONLY, type Op } from "./ops.ts";
 import { sameType, type TensorType, typeText } from "./types.ts";
 import { isName } from "./build.ts";
@@ -61,13 +61,22 @@ export class NodeError extends GraphError {
 
 export function verify(graph: Graph): void {
   const types = new Map<string, TensorType>();
+  const names = new Set<string>();
+  const claim = (name: string) => {
+    if (!isName(name)) throw new GraphError(`"${name}" is not a name`);
+    if (names.has(name)) throw new GraphError(`${name} is assigned twice`);
+    names.add(name);
+  };
   const define = (value: Value) => {
-    if (!isName(value.name)) throw new GraphError(`"${value.name}" is not a name`);
-    if (types.has(value.name)) throw new GraphError(`${value.name} is assigned twice`);
+    claim(value.name);
     types.set(value.name, value.type);
   };
   if (!STAGES.includes(graph.stage)) throw new GraphError(`unknown stage "${graph.stage}"`);
   for (const value of graph.inputs) define(value);
+  for (const table of graph.ropes) {
+    claim(table.name);
+    checkRopeTable(table);
+  }
   const windows: string[] = [];
   const packed = new Map<string, string>();
   graph.nodes.forEach((node, index) => {
@@ -92,6 +101,7 @@ export function verify(graph: Graph): void {
           fail(`${value.name} is ${typeText(value.type)}, ${node.op} makes ${typeText(type)}`);
         }
       });
+      checkRope(node, graph.ropes);
       for (const value of node.outputs) define(value);
       checkInputs(graph, node, fail);
       checkStage(graph.stage, node, fail);

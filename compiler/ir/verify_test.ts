@@ -66,8 +66,7 @@ Deno.test("shape rules say what is wrong", () => {
   wrong(() => inferTypes("embedding", [x], { path: "e", rows: 3, width: 4 }), /tokens \[T\] i32/);
   wrong(() => inferTypes("embedding", [ids], { path: "e", rows: 3.5, width: 4 }), /positive integer/);
   wrong(() => inferTypes("add", [x, heads], {}), /one shape/);
-  wrong(() => inferTypes("rope", [tensor("f32", "T", 4, 15), ids], { theta: 1e4 }), /even/);
-  wrong(() => inferTypes("rope", [heads, ids], { theta: 0 }), /positive number/);
+  wrong(() => inferTypes("rope", [tensor("f32", "T", 4, 15), ids], { table: "rope_0" }), /even/);
   wrong(() => inferTypes("split_heads", [x], { headDim: 15 }), /does not divide/);
   wrong(
     () =>

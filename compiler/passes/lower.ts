@@ -22,7 +22,7 @@ import {
   values,
 } from "../ir/graph.ts";
 import { inferTypes } from "../ir/infer.ts";
-import type { HeadNorm, LogicalOp, Op, Params, RopeParams } from "../ir/ops.ts";
+import type { HeadNorm, LogicalOp, Op, Params } from "../ir/ops.ts";
 import { elementsPerToken, tensor, type TensorType } from "../ir/types.ts";
 import { verify } from "../ir/verify.ts";
 import type { MachineProfile } from "../profile.ts";
@@ -67,7 +67,7 @@ interface Pending {
   /** Columns of a head, where the value is seen as heads. */
   readonly headDim?: number;
   readonly norm?: HeadNorm;
-  readonly rope?: RopeParams;
+  readonly rope?: string;
 }
 
 class Lowering {
@@ -125,7 +125,6 @@ class Lowering {
     rms_norm: (node) => this.#norm(node),
     add_rms_norm: (node) => this.#row(node),
     rope: (node) => {
-      const { headDim: _, ...rope } = node.params;
       const x = this.#at(node.inputs[0]!);
       this.#pending.set(node.outputs[0]!.name, {
         ...x.rope === undefined ? x : this.#done(x, NOTHING),
@@ -198,7 +197,7 @@ class Lowering {
     ];
     const [, kvHeads, headDim] = this.#logical(node.inputs[1]!).shape as [unknown, number, number];
     // One rotation serves both; where they differ, each is a node of its own.
-    const together = same(q.rope, k.rope);
+    const together = q.rope === k.rope;
     const absorbed = (x: Pending) => (together ? x : this.#done(x, ["deltas", "norm"]));
     const [query, key] = [absorbed(q), absorbed(k)];
     const { layer, scale } = node.params;
@@ -207,7 +206,7 @@ class Lowering {
       headDim,
       ...(query.norm ? { qNorm: query.norm } : {}),
       ...(key.norm ? { kNorm: key.norm } : {}),
-      ...(query.rope && key.rope ? { rope: query.rope } : {}),
+      ...(query.rope !== undefined ? { table: query.rope } : {}),
     };
     const [name] = this.#hints(node);
     const [appended] = this.#emit("append", [query, key, v, positions], params, [`${name}_q`]);
@@ -305,12 +304,12 @@ class Lowering {
     const until = WORK.indexOf(last);
     const heads = headDim === undefined ? {} : { headDim };
     if (x.norm && until >= WORK.indexOf("norm")) step("rms_norm", { ...x.norm, ...heads }, "normed");
-    if (x.rope && until >= WORK.indexOf("rope")) {
-      step("rope", { ...x.rope, ...heads }, "rotated", plain(positionsOf(this.graph)));
+    if (x.rope !== undefined && until >= WORK.indexOf("rope")) {
+      step("rope", { table: x.rope, ...heads }, "rotated", plain(positionsOf(this.graph)));
     }
     if (deltas.length > 0) step("copy", {}, "sum");
     this.#placement = placement;
-    const left = until < WORK.indexOf("rope") && x.rope ? { rope: x.rope } : {};
+    const left = until < WORK.indexOf("rope") && x.rope !== undefined ? { rope: x.rope } : {};
     const norm = until < WORK.indexOf("norm") && x.norm ? { norm: x.norm } : {};
     const done = { base: name, deltas: [], ...heads, ...norm, ...left };
     this.#materialised.set(key, done);
@@ -420,10 +419,6 @@ function flat(type: TensorType): TensorType {
   const [over] = type.shape;
   if (type.shape.length < 3 || over === undefined) return type;
   return { dtype: type.dtype, shape: [over, elementsPerToken(type)] };
-}
-
-function same(a: RopeParams | undefined, b: RopeParams | undefined): boolean {
-  return JSON.stringify(a) === JSON.stringify(b);
 }
 
 function positionsOf(graph: Graph): string {

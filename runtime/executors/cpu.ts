@@ -123,18 +123,17 @@ function shareThreads(threads: number, mode: LoweredMode): { backbone: number; c
   return { backbone: threads - compensation, compensation };
 }
 
-/** cos and sin of position * theta^(-2i / headDim), f32 [context, headDim / 2] each. */
+/** scale * cos and sin of position * frequency, f32 [context, headDim / 2] each. */
 function fillRopes(tables: NativeBuffer, lowered: Lowered, contextLength: number): void {
-  for (const { theta, headDim, offset } of lowered.ropes) {
-    const half = headDim / 2;
+  for (const { frequencies, scale, offset } of lowered.ropes) {
+    const half = frequencies.length;
     const start = tables.bytes.byteOffset + offset;
     const cosines = new Float32Array(tables.bytes.buffer, start, contextLength * half);
     const sines = new Float32Array(tables.bytes.buffer, start + cosines.byteLength, contextLength * half);
-    for (let i = 0; i < half; i++) {
-      const frequency = theta ** (-2 * i / headDim);
+    for (const [i, frequency] of frequencies.entries()) {
       for (let position = 0; position < contextLength; position++) {
-        cosines[position * half + i] = Math.cos(position * frequency);
-        sines[position * half + i] = Math.sin(position * frequency);
+        cosines[position * half + i] = Math.cos(position * frequency) * scale;
+        sines[position * half + i] = Math.sin(position * frequency) * scale;
       }
     }
   }

@@ -33,7 +33,7 @@ import {
   NOT_QUANTIZED,
   Places,
   type Quantized,
-  type RopeTable,
+  type RopePlace,
   shifted,
   type WeightPlaces,
 } from "./cpu_places.ts";
@@ -56,7 +56,7 @@ export interface Lowered {
   /** f32 [tokens, vocabulary]. */
   readonly logits: Buffer;
   readonly cacheBytes: number;
-  readonly ropes: readonly RopeTable[];
+  readonly ropes: readonly RopePlace[];
   readonly tableBytes: number;
 }
 
@@ -146,7 +146,7 @@ class Lowering {
     },
     rope: (node) => {
       const address = this.#places.address(node.inputs[0]!);
-      this.#places.set(node.outputs[0]!.name, { ...address, theta: node.params.theta });
+      this.#places.set(node.outputs[0]!.name, { ...address, table: node.params.table });
     },
     split_heads: (node) => this.#places.alias(node),
     merge_heads: (node) => this.#places.alias(node),
@@ -298,10 +298,10 @@ class Lowering {
     const cacheK = this.#places.cache(2 * kvHeads * capacity * headDim);
     const cacheV = this.#places.cache(2 * kvHeads * capacity * headDim);
     const qOut = this.#places.allocate(heads * headDim);
-    if (q.theta !== k.theta || v.theta !== undefined || v.norm) {
+    if (q.table !== k.table || v.table !== undefined || v.norm) {
       throw new HcinferError("bundle", "the cpu executor rotates q and k alike and reads v as it is");
     }
-    const rope = q.theta === undefined ? undefined : this.#places.rope(q.theta, headDim);
+    const rope = q.table === undefined ? undefined : this.#places.rope(q.table);
     const operands = { qNorm: q.norm?.weight, kNorm: k.norm?.weight, ...rope, qOut, cacheK, cacheV };
     const strides = { qStride: q.stride, kStride: k.stride, vStride: v.stride };
     const sizes = { heads, kvHeads, headDim, capacity };

@@ -3,7 +3,15 @@
  * bundle's weights, or as columns of another value.
  */
 import type { Op } from "../../compiler/ir/ops.ts";
-import { consumers, type Node, type NodeOf, producers, values } from "../../compiler/ir/graph.ts";
+import {
+  consumers,
+  type Node,
+  type NodeOf,
+  producers,
+  type RopeTable,
+  ropeTable,
+  values,
+} from "../../compiler/ir/graph.ts";
 import { packedName } from "../../compiler/ir/naming.ts";
 import { elementsPerToken } from "../../compiler/ir/types.ts";
 import type { Plan } from "../../compiler/plan.ts";
@@ -28,7 +36,8 @@ export interface Address {
   readonly stride: number;
   readonly deltas: readonly Delta[];
   readonly norm?: { readonly weight: Operand; readonly epsilon: number };
-  readonly theta?: number;
+  /** Of the graph's rotation tables. */
+  readonly table?: string;
 }
 
 /** int8 activations of a value, for one group size, under the names the instruction table gives them. */
@@ -40,9 +49,7 @@ export interface Quantized {
 export const NOT_QUANTIZED = { group: 0, groups: 0, codeStride: 0 } as const;
 
 /** Rotation tables of one kind, f32 [context, headDim / 2] each: cosines at `offset`, sines after them. */
-export interface RopeTable {
-  readonly theta: number;
-  readonly headDim: number;
+export interface RopePlace extends RopeTable {
   readonly offset: number;
 }
 
@@ -59,7 +66,7 @@ export class Places {
   readonly #consumers: ReadonlyMap<string, readonly Node[]>;
   readonly #producers: ReadonlyMap<string, Node>;
   readonly #types: ReturnType<typeof values>;
-  readonly #ropes: RopeTable[] = [];
+  readonly #ropes: RopePlace[] = [];
   #buffers = 0;
   #cacheBytes = 0;
   #tableBytes = 0;
@@ -70,7 +77,7 @@ export class Places {
     this.#types = values(plan.graph);
   }
 
-  get ropes(): readonly RopeTable[] {
+  get ropes(): readonly RopePlace[] {
     return this.#ropes;
   }
   get tableBytes(): number {
@@ -119,17 +126,18 @@ export class Places {
     return { segment: "cache", offset };
   }
 
-  rope(theta: number, headDim: number): { cosines: Operand; sines: Operand } {
-    let table = this.#ropes.find((r) => r.theta === theta && r.headDim === headDim);
-    const half = 4 * this.contextLength * headDim / 2;
-    if (!table) {
-      table = { theta, headDim, offset: this.#tableBytes };
-      this.#ropes.push(table);
-      this.#tableBytes += 2 * half;
+  rope(name: string): { cosines: Operand; sines: Operand } {
+    const table = ropeTable(this.plan.graph, name);
+    const bytes = 4 * this.contextLength * table.frequencies.length;
+    let place = this.#ropes.find((r) => r.name === name);
+    if (!place) {
+      place = { ...table, offset: this.#tableBytes };
+      this.#ropes.push(place);
+      this.#tableBytes += 2 * bytes;
     }
     return {
-      cosines: { segment: "tables", offset: table.offset },
-      sines: { segment: "tables", offset: table.offset + half },
+      cosines: { segment: "tables", offset: place.offset },
+      sines: { segment: "tables", offset: place.offset + bytes },
     };
   }
 

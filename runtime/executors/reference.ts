@@ -6,7 +6,14 @@
  * It deliberately knows nothing of lanes, buffers and threads: `threads` is ignored, and corrections are either off
  * or exact ("async" and "inline" are one thing here).
  */
-import { type Graph, type Node, type NodeOf, producers } from "../../compiler/ir/graph.ts";
+import {
+  type Graph,
+  type Node,
+  type NodeOf,
+  producers,
+  type RopeTable,
+  ropeTable,
+} from "../../compiler/ir/graph.ts";
 import { paddedOutputs } from "../../compiler/ir/naming.ts";
 import { CORRECTION_OPS, type Op } from "../../compiler/ir/ops.ts";
 import type { TensorType } from "../../compiler/ir/types.ts";
@@ -26,6 +33,7 @@ interface Step {
   /** Of the step's first token. */
   readonly position: number;
   cache(layer: number, width: number): math.LayerCache;
+  rope(table: string): RopeTable;
 }
 
 /** Inputs and outputs are [T, elements per token], whatever the value's rank; integers are doubles too. */
@@ -54,10 +62,10 @@ const RULES: { readonly [P in Op]: Rule<P> } = {
     const sum = math.add(a!, b!);
     return [sum, math.rmsNorm(sum, numbers.vector(params.path), params.epsilon)];
   },
-  rope: (
-    node,
-    [x, positions],
-  ) => [math.rope(x!, positions!, lastDim(node.outputs[0]!.type), node.params.theta)],
+  rope: ({ params }, [x, positions], { rope }) => {
+    const { frequencies, scale } = rope(params.table);
+    return [math.rope(x!, positions!, frequencies, scale)];
+  },
   split_heads: (_, [x]) => [x!],
   merge_heads: (_, [x]) => [x!],
   attention: (node, [q, k, v, positions], step) => {
@@ -173,6 +181,7 @@ export class ReferenceExecutor implements Executor {
         this.#caches.set(layer, cache);
         return cache;
       },
+      rope: (table) => ropeTable(this.#graph, table),
     };
     for (const node of this.#graph.nodes) {
       if (!this.#corrections && CORRECTION_OPS.has(node.op)) continue;

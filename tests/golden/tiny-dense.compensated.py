@@ -2,6 +2,10 @@ architecture = "qwen3"
 stage = "compensated"
 tokens = input("i32", "T")
 positions = input("i32", "T")
+rope_0 = rope_table(frequencies=(1, 0.5623413251903491, 0.31622776601683794, 0.1778279410038923, 0.1,
+    0.05623413251903491, 0.03162277660168379, 0.01778279410038923, 0.01, 0.005623413251903491,
+    0.0031622776601683794, 0.0017782794100389228, 0.001, 0.0005623413251903491, 0.00031622776601683794,
+    0.00017782794100389227), scale=1)
 
 x = embedding(tokens, "model.embed_tokens", rows=4096, width=256, format="q8g64")
     # [T,256] f32 | cpu | 264 B read | 1081344 B stored | 1.01 us | because q8g64: format of embedding and head | because cpu: the only lane
@@ -24,8 +28,8 @@ k1 = split_heads(k_merged, head_dim=32)  # [T,4,32] f32 | cpu | 0 us | because c
 k2 = rms_norm(k1, "model.layers.0.self_attn.k_norm", epsilon=0.000001)
     # [T,4,32] f32 | cpu | 128 B read | 128 B stored | 0 us | because cpu: the only lane
 v1 = split_heads(v_merged, head_dim=32)  # [T,4,32] f32 | cpu | 0 us | because cpu: the only lane
-q3 = rope(q2, positions, theta=10000)  # [T,8,32] f32 | cpu | 0.5 us | because cpu: the only lane
-k3 = rope(k2, positions, theta=10000)  # [T,4,32] f32 | cpu | 0.5 us | because cpu: the only lane
+q3 = rope(q2, positions, "rope_0")  # [T,8,32] f32 | cpu | 0.5 us | because cpu: the only lane
+k3 = rope(k2, positions, "rope_0")  # [T,4,32] f32 | cpu | 0.5 us | because cpu: the only lane
 x2 = attention(q3, k3, v1, positions, layer=0, scale=0.17677669529663687)
     # [T,8,32] f32 | cpu | 131072 B read | 4.45 us | because cpu: the only lane
 x3 = merge_heads(x2)  # [T,256] f32 | cpu | 0 us | because cpu: the only lane
@@ -81,8 +85,8 @@ k5 = split_heads(k4_merged, head_dim=32)  # [T,4,32] f32 | cpu | 0 us | because 
 k6 = rms_norm(k5, "model.layers.1.self_attn.k_norm", epsilon=0.000001)
     # [T,4,32] f32 | cpu | 128 B read | 128 B stored | 0 us | because cpu: the only lane
 v3 = split_heads(v2_merged, head_dim=32)  # [T,4,32] f32 | cpu | 0 us | because cpu: the only lane
-q7 = rope(q6, positions, theta=10000)  # [T,8,32] f32 | cpu | 0.5 us | because cpu: the only lane
-k7 = rope(k6, positions, theta=10000)  # [T,4,32] f32 | cpu | 0.5 us | because cpu: the only lane
+q7 = rope(q6, positions, "rope_0")  # [T,8,32] f32 | cpu | 0.5 us | because cpu: the only lane
+k7 = rope(k6, positions, "rope_0")  # [T,4,32] f32 | cpu | 0.5 us | because cpu: the only lane
 x12 = attention(q7, k7, v3, positions, layer=1, scale=0.17677669529663687)
     # [T,8,32] f32 | cpu | 131072 B read | 4.45 us | because cpu: the only lane
 x13 = merge_heads(x12)  # [T,256] f32 | cpu | 0 us | because cpu: the only lane
