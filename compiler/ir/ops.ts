@@ -7,31 +7,46 @@
 import type { WeightFormat } from "../weights/format.ts";
 import type { FactorDType, ResidualWidth } from "../weights/correction.ts";
 
-/** One weight matrix as a checkpoint has it: tensor `${path}.weight`, [outputs, inputs]. */
-export interface WeightRef {
-  /** Module path, `model.layers.3.self_attn.q_proj`; the checkpoint's tensor is `${path}.weight`. */
+/** A module and the tensor that holds its weight: what the graph calls it, and what the checkpoint does. */
+export interface TensorRef {
+  /** Module path, `model.layers.3.self_attn.q_proj`: the weight's name in the graph, in bundles and in messages. */
   readonly path: string;
+  /** The checkpoint's tensor, `${path}.weight` where `moduleTensor` (naming.ts) made it. */
+  readonly tensor: string;
+}
+
+/** One weight matrix, [outputs, inputs] in the checkpoint. */
+export interface WeightRef extends TensorRef {
   readonly outputs: number;
+  /** The checkpoint's tensor [outputs] that is added to the product; only stage "traced" may have one yet. */
+  readonly bias?: string;
 }
 
 /** The parameters of every op. What an op does stands beside it. */
 export interface Params {
   // Sources and linear algebra.
   /** tokens i32 [T] -> [T, width]: row lookup; the checkpoint's matrix is [rows, width]. */
-  embedding: {
-    readonly path: string;
+  embedding: TensorRef & {
     readonly rows: number;
     readonly width: number;
     readonly format?: WeightFormat;
   };
-  /** x [T, n] -> one [T, outputs] per weight: y = x W^T. Several weights share one pass over x (after `fuse`). */
-  linear: { readonly weights: readonly WeightRef[]; readonly format?: WeightFormat };
+  /**
+   * x [T, n] -> one [T, outputs] per weight: y = x W^T. Several weights share one pass over x, and what is corrected as
+   * one has a window's name (after `fuse`).
+   */
+  linear: {
+    readonly weights: readonly WeightRef[];
+    /** `3.qkv`; no two linears share it. Linears outside layers have none, and no corrections. */
+    readonly window?: string;
+    readonly format?: WeightFormat;
+  };
 
   // Normalisation and positions.
   /** x [..., n] -> [..., n]: x / sqrt(mean(x^2) + epsilon) * weight[n]. */
-  rms_norm: { readonly path: string; readonly epsilon: number };
+  rms_norm: TensorRef & { readonly epsilon: number };
   /** (a, b) [T, n] -> a + b and its rms_norm: the residual stream and what the next block reads (after `fuse`). */
-  add_rms_norm: { readonly path: string; readonly epsilon: number };
+  add_rms_norm: TensorRef & { readonly epsilon: number };
   /** (x [T, heads, d], positions i32 [T]) -> [T, heads, d]: rotates pairs (i, i + d/2) by position * theta^(-2i/d). */
   rope: { readonly theta: number };
 

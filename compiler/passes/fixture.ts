@@ -1,7 +1,7 @@
 /** Passes with fixed options and statistics, for tests. */
 import fc from "fast-check";
 import type { Graph } from "../ir/graph.ts";
-import { paddedOutputs, windowName } from "../ir/naming.ts";
+import { paddedOutputs } from "../ir/naming.ts";
 import { values } from "../ir/graph.ts";
 import { TINY, transformer } from "../ir/fixture.ts";
 import { Plan } from "../plan.ts";
@@ -38,7 +38,7 @@ export function statisticsOf(graph: Graph): WindowStatistics[] {
   const types = values(graph);
   return graph.nodes.flatMap((node): WindowStatistics[] => {
     if (node.op !== "linear") return [];
-    const window = windowName(node.params.weights);
+    const { window } = node.params;
     const input = types.get(node.inputs[0] ?? "");
     if (window === undefined || input === undefined || node.params.format === undefined) return [];
     const inputs = elementsPerToken(input.type);
