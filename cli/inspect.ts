@@ -45,7 +45,7 @@ function report(plan: Plan): string {
     `(${model.kvHeads} key-value)`,
     `            vocabulary ${model.vocabularySize}, context ${model.contextLength}`,
     "",
-    windowTable(plan, all),
+    windowTable(all),
     "error: ||E||^2 / ||W||^2 of the worst matrix; rows, read: per token;",
     "stored, read: bytes of corrections; us: predicted, +us: corrections.",
     "",
@@ -66,14 +66,11 @@ function report(plan: Plan): string {
 }
 
 /** rows: channels read per token; us: predicted for the linear, +us: for its corrections. */
-function windowTable(plan: Plan, all: readonly Window[]): string {
+function windowTable(all: readonly Window[]): string {
   const head = ["window", "format", "bytes", "error", "rank", "rows", "stored", "read", "us", "+us"];
   return table(
     head,
     all.map((window) => {
-      const linear = plan.graph.nodes.find((node) =>
-        node.op === "linear" && node.params.weights[0]?.path === window.weight.sections[0]?.path
-      );
       const correction = window.nodes.reduce((sum, node) => sum + (node.placement.microseconds ?? 0), 0);
       const error = Math.max(...window.weight.sections.map((section) => section.relativeError));
       return [
@@ -85,7 +82,7 @@ function windowTable(plan: Plan, all: readonly Window[]): string {
         `${window.channels}`,
         bytesText(window.bytesStored),
         bytesText(window.bytesRead),
-        (linear?.placement.microseconds ?? 0).toFixed(1),
+        (window.linear.placement.microseconds ?? 0).toFixed(1),
         correction.toFixed(1),
       ];
     }),

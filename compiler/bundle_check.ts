@@ -82,7 +82,7 @@ function checkWeights(plan: Plan, lacks: Lacks): string[] {
       }
       return lacks(weight.tensor, "U8", bytes);
     }),
-    ...[...vectors].flatMap(([path, length]) => lacks(`${path}.weight`, "F32", length)),
+    ...[...vectors.values()].flatMap(({ path, length }) => lacks(`${path}.weight`, "F32", length)),
   ];
 }
 

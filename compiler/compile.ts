@@ -144,7 +144,9 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
     model: modelInfo(checkpoint, graph, packed.parameters),
     graph,
     weights: packed.weights,
-    vectors: Object.fromEntries([...needs.vectors].map(([path, length]) => [`${path}.weight`, length])),
+    vectors: Object.fromEntries(
+      [...needs.vectors.values()].map(({ path, length }) => [`${path}.weight`, length]),
+    ),
     windows,
     lanes: scheduled.lanes,
     memory: layout(scheduled.graph),

@@ -2,7 +2,7 @@
  * The memory of a running plan, segment by segment: what `inspect` predicts, the null executor reports and the cpu
  * executor allocates are this.
  */
-import type { Graph } from "./ir/graph.ts";
+
 import { values } from "./ir/graph.ts";
 import { elementsPerToken } from "./ir/types.ts";
 import type { Plan } from "./plan.ts";

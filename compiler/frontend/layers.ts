@@ -4,6 +4,7 @@
  */
 import type { Arguments, Context, Signature } from "./calls.ts";
 import { signature } from "./calls.ts";
+import { moduleTensor } from "../ir/naming.ts";
 import { typeText } from "../ir/types.ts";
 import type { Layer, ModuleInstance, Tensor, Value } from "./values.ts";
 import { UNKNOWN } from "./values.ts";
@@ -52,7 +53,8 @@ function fits(x: Tensor, width: number, path: string, found: Arguments): boolean
 function linear(name: string, inputs: string, outputs: string): Method {
   return method(name, (self, path, x, found, context) => {
     if (!fits(x, size(self, inputs), path, found)) return UNKNOWN;
-    return context.node("linear", [x], { weights: [{ path, outputs: size(self, outputs) }] }, found.span);
+    const weight = { ...moduleTensor(path), outputs: size(self, outputs) };
+    return context.node("linear", [x], { weights: [weight] }, found.span);
   });
 }
 
@@ -81,7 +83,8 @@ const LAYERS: { readonly [L in Layer]: LayerRule } = {
       [
         "forward",
         method("Embedding", (self, path, x, found, context) => {
-          const params = { path, rows: size(self, "num_embeddings"), width: size(self, "embedding_dim") };
+          const [rows, width] = [size(self, "num_embeddings"), size(self, "embedding_dim")];
+          const params = { ...moduleTensor(path), rows, width };
           return context.node("embedding", [x], params, found.span);
         }),
       ],
@@ -97,7 +100,12 @@ const LAYERS: { readonly [L in Layer]: LayerRule } = {
         "forward",
         method("RMSNorm", (self, path, x, found, context) => {
           if (!fits(x, size(self, "dim"), path, found)) return UNKNOWN;
-          return context.node("rms_norm", [x], { path, epsilon: size(self, "eps") }, found.span);
+          return context.node(
+            "rms_norm",
+            [x],
+            { ...moduleTensor(path), epsilon: size(self, "eps") },
+            found.span,
+          );
         }),
       ],
     ]),

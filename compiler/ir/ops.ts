@@ -7,15 +7,22 @@
 import type { GroupSize, WeightFormat } from "../weights/format.ts";
 import type { FactorDType, ResidualWidth } from "../weights/correction.ts";
 
-/** One weight matrix as a checkpoint has it: tensor `${path}.weight`, [outputs, inputs]. */
-export interface WeightRef {
-  /** Module path, `model.layers.3.self_attn.q_proj`; the checkpoint's tensor is `${path}.weight`. */
+/** A module and the tensor that holds its weight: what the graph calls it, and what the checkpoint does. */
+export interface TensorRef {
+  /** Module path, `model.layers.3.self_attn.q_proj`: the weight's name in the graph, in bundles and in messages. */
   readonly path: string;
-  readonly outputs: number;
+  /** The checkpoint's tensor, `${path}.weight` where `moduleTensor` (naming.ts) made it. */
+  readonly tensor: string;
 }
 
-export interface NormParams extends Coded {
-  readonly path: string;
+/** One weight matrix, [outputs, inputs] in the checkpoint. */
+export interface WeightRef extends TensorRef {
+  readonly outputs: number;
+  /** The checkpoint's tensor [outputs] that is added to the product; only stage "traced" may have one yet. */
+  readonly bias?: string;
+}
+
+export interface NormParams extends TensorRef, Coded {
   readonly epsilon: number;
 }
 
@@ -28,18 +35,22 @@ export interface Coded {
 export interface Params {
   // Sources and linear algebra.
   /** tokens i32 [T] -> [T, width]: row lookup; the checkpoint's matrix is [rows, width]. */
-  embedding: {
-    readonly path: string;
+  embedding: TensorRef & {
     readonly rows: number;
     readonly width: number;
     readonly format?: WeightFormat;
   };
-  /** x [T, n] -> one [T, outputs] per weight: y = x W^T. Several weights share one pass over x (after `fuse`). */
+  /**
+   * x [T, n] -> one [T, outputs] per weight: y = x W^T. Several weights share one pass over x, and what is corrected as
+   * one has a window's name (after `fuse`).
+   */
   linear: {
     readonly weights: readonly WeightRef[];
+    /** `3.qkv`; no two linears share it. Linears outside layers have none, and no corrections. */
+    readonly window?: string;
     readonly format?: WeightFormat;
-    /** Residual of a window that is added, whole, for tokens run as prefill (after `lower`). */
-    readonly residual?: { readonly window: string; readonly width: ResidualWidth };
+    /** Bits of the window's residual, which is added, whole, for tokens run as prefill (after `lower`). */
+    readonly residual?: ResidualWidth;
   };
 
   // Normalisation and positions.

@@ -331,11 +331,21 @@ function stringOf(node: SyntaxNode): string {
 function literalOf(node: SyntaxNode): Literal {
   if (node.type === "string") return stringOf(node);
   if (node.type === "tuple") {
-    return named(node).map((item) => {
+    const values = named(node).map((item) => {
       const value = literalOf(item);
-      if (typeof value !== "number") throw new ErrorAt(item, `expected a number, found ${item.text}`);
+      if (typeof value === "object") {
+        throw new ErrorAt(item, `expected a number or a string, found ${item.text}`);
+      }
       return value;
     });
+    const [numbers, strings] = [
+      values.filter((v) => typeof v === "number"),
+      values.filter((v) => typeof v === "string"),
+    ];
+    if (numbers.length > 0 && strings.length > 0) {
+      throw new ErrorAt(node, `expected numbers or strings, found both in ${node.text}`);
+    }
+    return numbers.length > 0 ? numbers : strings;
   }
   const value = /^-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(node.text) ? Number(node.text) : NaN;
   if (!Number.isFinite(value)) throw new ErrorAt(node, `expected a number or a string, found ${node.text}`);

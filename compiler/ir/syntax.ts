@@ -3,14 +3,14 @@
  * `op(inputs..., "strings"..., name=value...)`; strings name weights and windows, keywords are the rest.
  */
 import type { RopeTable } from "./graph.ts";
-import type { Coded, NormParams, Op, Params } from "./ops.ts";
-import { packedName, packedPaths } from "./naming.ts";
+import type { Coded, NormParams, Op, Params, TensorRef, WeightRef } from "./ops.ts";
+import { moduleTensor, packedName, packedPaths } from "./naming.ts";
 import type { FactorDType } from "../weights/correction.ts";
 import { RESIDUAL_WIDTHS } from "../weights/correction.ts";
 import { formatText, GROUP_SIZES, parseFormat, type WeightFormat } from "../weights/format.ts";
 
 /** A parameter's value in the text. */
-export type Literal = number | string | readonly number[];
+export type Literal = number | string | readonly number[] | readonly string[];
 
 /** What stands in the parentheses after the input values. */
 export interface Call {
@@ -34,20 +34,23 @@ interface Syntax<T> {
   read(call: Arguments): T;
 }
 
-const text = (value: Literal) => typeof value === "string" ? value : undefined;
 const number = (value: Literal) => typeof value === "number" ? value : undefined;
 const whole = (value: Literal) => Number.isSafeInteger(value) ? value as number : undefined;
 const format = (value: Literal) => typeof value === "string" ? parseFormat(value) : undefined;
 const residualWidth = (value: Literal) => RESIDUAL_WIDTHS.find((w) => w === value);
 const factorDType = (value: Literal): FactorDType | undefined =>
   value === "i8" || value === "bf16" ? value : undefined;
-const numbers = (value: Literal): readonly number[] | undefined => {
-  const list = typeof value === "number" ? [value] : value;
-  return typeof list === "string" ? undefined : list;
-};
+const string = (value: Literal) => typeof value === "string" ? value : undefined;
+const items = (value: Literal): readonly (number | string)[] => typeof value === "object" ? value : [value];
+const numbers = (value: Literal) => all(items(value), (v) => typeof v === "number");
+const strings = (value: Literal) => all(items(value), (v) => typeof v === "string");
 
-/** A single number stands without parentheses. */
-function list(values: readonly number[]): Literal {
+function all<T, U extends T>(values: readonly T[], is: (value: T) => value is U): readonly U[] | undefined {
+  return values.every(is) ? values : undefined;
+}
+
+/** A single value stands without parentheses. */
+function list(values: readonly number[] | readonly string[]): Literal {
   const [first] = values;
   return values.length === 1 && first !== undefined ? first : values;
 }
@@ -59,6 +62,44 @@ function formatKeyword(format: WeightFormat | undefined): Record<string, Literal
 function readFormat(call: Arguments): { format?: WeightFormat } {
   const found = call.optional("format", 'a format such as "q4g64" or "bf16"', format);
   return found === undefined ? {} : { format: found };
+}
+
+/** Only a tensor that is not its module's `weight` is written. */
+function tensorKeyword({ path, tensor }: TensorRef): Record<string, Literal> {
+  return tensor === moduleTensor(path).tensor ? {} : { tensor };
+}
+
+function readTensor(call: Arguments, what: string): TensorRef {
+  const named = moduleTensor(call.string(what));
+  return { ...named, tensor: call.optional("tensor", "the checkpoint's tensor", string) ?? named.tensor };
+}
+
+/** Tensors where one is not its module's `weight`, biases where there is one; "" stands for no bias. */
+function weightKeywords(weights: readonly WeightRef[]): Record<string, Literal> {
+  const tensors = weights.some((w) => w.tensor !== moduleTensor(w.path).tensor);
+  const biases = weights.some((w) => w.bias !== undefined);
+  return {
+    outputs: list(weights.map((w) => w.outputs)),
+    ...(tensors ? { tensors: list(weights.map((w) => w.tensor)) } : {}),
+    ...(biases ? { biases: list(weights.map((w) => w.bias ?? "")) } : {}),
+  };
+}
+
+function readWeights(call: Arguments): WeightRef[] {
+  const paths = packedPaths(call.string("the weight's path"));
+  const each = <T>(name: string, values: readonly T[] | undefined): readonly T[] | undefined =>
+    values === undefined || values.length === paths.length
+      ? values
+      : call.fail(`expected ${name} of ${paths.length} weights, found ${values.length}`);
+  const anyOf = (what: string) => `${what}, or one for each weight in parentheses`;
+  const outputs = each("outputs", call.keyword("outputs", anyOf("a whole number"), numbers));
+  const tensors = each("tensors", call.optional("tensors", anyOf("the checkpoint's tensor"), strings));
+  const biases = each("biases", call.optional("biases", anyOf("the checkpoint's tensor"), strings));
+  return paths.map((path, i): WeightRef => {
+    const named = moduleTensor(path);
+    const weight = { path, tensor: tensors?.[i] ?? named.tensor, outputs: outputs?.[i] ?? 0 };
+    return biases?.[i] ? { ...weight, bias: biases[i] } : weight;
+  });
 }
 
 const nothing: Syntax<Record<never, never>> = {
@@ -75,9 +116,12 @@ function given<K extends string, V>(name: K, value: V | undefined): { [P in K]?:
 }
 
 const norm: Syntax<NormParams> = {
-  write: ({ path, epsilon, codes }) => ({ strings: [path], keywords: { epsilon, ...given("codes", codes) } }),
+  write: ({ epsilon, codes, ...ref }) => ({
+    strings: [ref.path],
+    keywords: { ...tensorKeyword(ref), epsilon, ...given("codes", codes) },
+  }),
   read: (call) => ({
-    path: call.string("the norm's path"),
+    ...readTensor(call, "the norm's path"),
     epsilon: call.keyword("epsilon", "a number", number),
     ...codes(call),
   }),
@@ -88,40 +132,32 @@ const HEAD_NORMS = ["q", "k"] as const;
 
 export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
   embedding: {
-    write: ({ path, rows, width, format }) => ({
-      strings: [path],
-      keywords: { rows, width, ...formatKeyword(format) },
+    write: ({ rows, width, format, ...ref }) => ({
+      strings: [ref.path],
+      keywords: { ...tensorKeyword(ref), rows, width, ...formatKeyword(format) },
     }),
     read: (call) => ({
-      path: call.string("the embedding's path"),
+      ...readTensor(call, "the embedding's path"),
       rows: call.keyword("rows", "a whole number", whole),
       width: call.keyword("width", "a whole number", whole),
       ...readFormat(call),
     }),
   },
   linear: {
-    write: ({ weights, format, residual }) => ({
-      strings: [packedName(weights), ...residual === undefined ? [] : [residual.window]],
+    write: ({ weights, window, format, residual }) => ({
+      strings: [packedName(weights)],
       keywords: {
-        outputs: list(weights.map((w) => w.outputs)),
+        ...weightKeywords(weights),
+        ...given("window", window),
         ...formatKeyword(format),
-        ...given("residual", residual?.width),
+        ...given("residual", residual),
       },
     }),
     read(call) {
-      const paths = packedPaths(call.string("the weight's path"));
-      const outputs = call.keyword(
-        "outputs",
-        "a whole number, or one for each weight in parentheses",
-        numbers,
-      );
-      if (outputs.length !== paths.length) {
-        return call.fail(`expected outputs of ${paths.length} weights, found ${outputs.length}`);
-      }
-      const weights = paths.map((path, i) => ({ path, outputs: outputs[i] ?? 0 }));
-      const width = call.optional("residual", `bits, one of ${RESIDUAL_WIDTHS.join(", ")}`, residualWidth);
-      const residual = width && { window: call.string("the residual's window"), width };
-      return { weights, ...readFormat(call), ...given("residual", residual) };
+      const weights = readWeights(call);
+      const window = call.optional("window", "the window's name", string);
+      const residual = call.optional("residual", `bits, one of ${RESIDUAL_WIDTHS.join(", ")}`, residualWidth);
+      return { weights, ...given("window", window), ...readFormat(call), ...given("residual", residual) };
     },
   },
   rms_norm: {
@@ -218,7 +254,7 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
           ? undefined
           : { path: call.string(`the path of ${name}'s norm`), epsilon };
       });
-      const table = call.optional("rope", "the name of a rotation table", text);
+      const table = call.optional("rope", "the name of a rotation table", string);
       return {
         layer: call.keyword("layer", "a whole number", whole),
         headDim: call.keyword("head_dim", "a whole number", whole),
@@ -292,5 +328,5 @@ export function writeParams<P extends Op>(op: P, params: Params[P]): Call {
 export function literalText(value: Literal): string {
   if (typeof value === "number") return String(value);
   if (typeof value === "string") return JSON.stringify(value);
-  return `(${value.join(", ")})`;
+  return `(${value.map(literalText).join(", ")})`;
 }

@@ -18,7 +18,6 @@
 import type { Graph, Node, Placement, RopeTable } from "./graph.ts";
 import type { Op } from "./ops.ts";
 import { typeText } from "./types.ts";
-import { windowName } from "./naming.ts";
 import { literalText, ROPE_TABLE, writeParams } from "./syntax.ts";
 
 /** Longest line with its comment beside it; longer comments go below. */
@@ -36,7 +35,7 @@ export function printGraph(graph: Graph): string {
   lines.push("");
   const budgets = new Map(graph.budgets.map((b) => [b.window, b]));
   for (const node of graph.nodes) {
-    const window = node.op === "linear" ? windowName(node.params.weights) : undefined;
+    const window = node.op === "linear" ? node.params.window : undefined;
     const budget = window === undefined ? undefined : budgets.get(window);
     if (budget !== undefined) {
       const [layer, ...rest] = budget.window.split(".");

@@ -4,6 +4,7 @@ import { HcinferError } from "../errors.ts";
 import { arbitraryChoices, CHOICES, passes } from "../passes/fixture.ts";
 import { arbitraryGraph, arbitrarySizes, TINY, transformer } from "./fixture.ts";
 import { GraphBuilder } from "./build.ts";
+import { moduleTensor } from "./naming.ts";
 import { parseGraph } from "./parse.ts";
 import { printGraph } from "./text.ts";
 import { tensor } from "./types.ts";
@@ -22,7 +23,7 @@ Deno.test("the text of every stage parses back to the same graph", async () => {
 Deno.test("rotation tables keep every bit, are one where they are alike, and have names of their own", async () => {
   const b = new GraphBuilder("ropes");
   const tokens = b.input("rope_0", tensor("i32", "T"));
-  const x = b.node("embedding", [tokens], { path: "e", rows: 4, width: 4 });
+  const x = b.node("embedding", [tokens], { ...moduleTensor("e"), rows: 4, width: 4 });
   let [h] = b.node("split_heads", x, { headDim: 2 });
   for (
     const [frequency, scale] of [[0.1 + 0.2, 1], [1e-300, 2 / 3], [0.1 + 0.2, 1], [5e-324, 1], [-1e21, 1]]
@@ -56,6 +57,38 @@ Deno.test("random graphs parse back to the same graph", async () => {
   );
 });
 
+Deno.test("tensors that are not a module's own, and biases, are in the text", async () => {
+  const b = new GraphBuilder("named");
+  const tokens = b.input("tokens", tensor("i32", "T"));
+  const x = b.node("embedding", [tokens], { path: "e", tensor: "token_embd.weight", rows: 10, width: 8 });
+  const y = b.node("rms_norm", x, { path: "n", tensor: "norm_0", epsilon: 1e-5 });
+  const plain = b.node("linear", y, { weights: [{ ...moduleTensor("c"), outputs: 3 }] });
+  const one = { path: "a", tensor: "blk.0.a", outputs: 3, bias: "blk.0.a.bias" };
+  const sum = b.node("add", [...plain, ...b.node("linear", y, { weights: [one] })], {});
+  const traced = b.finish(sum, "traced");
+  const text = printGraph(traced);
+  assert.match(text, /linear\(\w+, "c", outputs=3\)/);
+  assert.match(text, /"a", outputs=3, tensors="blk\.0\.a", biases="blk\.0\.a\.bias"\)/);
+  assert.deepEqual(await parseGraph(text), traced);
+
+  const b2 = new GraphBuilder("named");
+  const z = b2.node("embedding", [b2.input("tokens", tensor("i32", "T"))], {
+    ...moduleTensor("e"),
+    rows: 10,
+    width: 8,
+  });
+  const two = b2.node("linear", z, {
+    weights: [{ path: "m.a", tensor: "fused.0", outputs: 3 }, { ...moduleTensor("m.c"), outputs: 5 }],
+    window: "0.ac",
+  });
+  const fused = b2.finish(two, "fused");
+  assert.match(
+    printGraph(fused),
+    /"m\.a\+c", outputs=\(3, 5\), tensors=\("fused\.0", "m\.c\.weight"\), window="0\.ac"/,
+  );
+  assert.deepEqual(await parseGraph(printGraph(fused)), fused);
+});
+
 Deno.test("lines stay readable", () => {
   const scheduled = passes(transformer()).schedule.graph;
   for (const line of printGraph(scheduled).split("\n")) assert.ok(line.length <= 240, line);
@@ -86,6 +119,8 @@ Deno.test("errors have the line and a caret", async () => {
     ['format="q3g64"', 'format="q5g64"', /format must be a format such as "q4g64"/],
     ["head_dim=16", "head_dim=15", /cannot split 64 columns into heads of 15/],
     ["outputs=(64, 32, 32)", "outputs=(64, 32)", /expected outputs of 3 weights, found 2/],
+    ["outputs=(64, 32, 32)", 'outputs=(64, "32", 32)', /expected numbers or strings, found both/],
+    ['window="0.o"', 'window="0.qkv"', /a linear before it belongs to window 0\.qkv too/],
     ['stage = "scheduled"', 'stage = "done"', /expected a stage/],
     ['stage = "scheduled"', 'stage = "traced"', /not legal/],
     ["return logits", "", /expected return/],

@@ -4,11 +4,19 @@
  */
 import { type Graph, type Node, type Stage, STAGES, type Value } from "./graph.ts";
 import { checkRope, checkRopeTable, GraphError, inferTypes } from "./infer.ts";
-import { CORRECTION_OPS, FUSED_OPS, INSTRUCTION_ONLY, LOGICAL_ONLY, type Op } from "./ops.ts";
+import {
+  CORRECTION_OPS,
+  FUSED_OPS,
+  INSTRUCTION_ONLY,
+  LOGICAL_ONLY,
+  type Op,
+  type Params,
+  type WeightRef,
+} from "./ops.ts";
 import { sameType, type TensorType, typeText } from "./types.ts";
 import { isName } from "./build.ts";
 import { checkCorrections } from "./verify_corrections.ts";
-import { packedName, packedPaths, windowName } from "./naming.ts";
+import { packedName, packedPaths } from "./naming.ts";
 import { formatText } from "../weights/format.ts";
 
 interface StageRule {
@@ -77,7 +85,7 @@ export function verify(graph: Graph): void {
     claim(table.name);
     checkRopeTable(table);
   }
-  const windows: string[] = [];
+  const windows = new Set<string>();
   const packed = new Map<string, string>();
   graph.nodes.forEach((node, index) => {
     const fail = (message: string): never => {
@@ -111,8 +119,11 @@ export function verify(graph: Graph): void {
       throw error;
     }
     if (node.op === "linear") {
-      const window = windowName(node.params.weights);
-      if (window !== undefined) windows.push(window);
+      const { window } = node.params;
+      if (window !== undefined) {
+        if (windows.has(window)) fail(`a linear before it belongs to window ${window} too`);
+        windows.add(window);
+      }
     }
   });
   checkCorrections(graph, (index, message) => {
@@ -129,7 +140,7 @@ export function verify(graph: Graph): void {
       );
     }
   }
-  checkWindows(graph, windows);
+  checkWindows(graph, [...windows]);
 }
 
 /** Token ids, positions and rows are the step's own: kernels read no others. */
@@ -155,13 +166,28 @@ function checkStage(stage: Stage, node: Node, fail: (message: string) => never):
   if (node.op === "linear" || node.op === "embedding") {
     demand(rule.formats, node.params.format !== undefined, "format");
   }
-  if (stage === "traced" && node.op === "linear" && node.params.weights.length > 1) {
-    fail("several weights share one linear only after fuse");
-  }
+  if (node.op === "linear") checkLinear(stage, node.params, fail);
   demand(rule.devices, node.placement.device !== undefined, "device");
   demand(rule.lanes, node.placement.lane !== undefined, "lane");
   for (const cause of node.placement.causes) {
     if (!isCause(cause)) fail(`the cause ${JSON.stringify(cause)} does not fit the graph's text`);
+  }
+}
+
+/** What `fuse` makes of linears is not there before it; what no later pass can compute yet is refused here, once. */
+function checkLinear(
+  stage: Stage,
+  { weights, window }: Params["linear"],
+  fail: (message: string) => never,
+): void {
+  if (stage === "traced") {
+    if (weights.length > 1) fail("several weights share one linear only after fuse");
+    if (window !== undefined) fail("windows are named by fuse");
+    return;
+  }
+  const biased = weights.find((w) => w.bias !== undefined);
+  if (biased !== undefined) {
+    fail(`${biased.path} adds the bias ${biased.bias}: biases can be traced, not compiled yet`);
   }
 }
 
@@ -170,25 +196,26 @@ export function isCause(text: string): boolean {
   return /^[^\s|](?:[^|\r\n]*[^\s|])?$/.test(text);
 }
 
-/** A packed weight that is used twice (a tied head) has one shape and one format. */
+/** A packed weight that is used twice (a tied head) is the same tensors, in one shape, one format and one window. */
 function checkWeights(node: Node, packed: Map<string, string>, fail: (message: string) => never): void {
   if (node.op !== "linear" && node.op !== "embedding") return;
-  const sections = node.op === "linear"
+  const linear = node.op === "linear";
+  const sections: readonly WeightRef[] = linear
     ? node.params.weights
-    : [{ path: node.params.path, outputs: node.params.rows }];
+    : [{ ...node.params, outputs: node.params.rows }];
   const name = packedName(sections);
   if (packedPaths(name).join() !== sections.map((s) => s.path).join()) fail(`a path contains "+": ${name}`);
   const format = node.params.format === undefined ? "no format yet" : formatText(node.params.format);
-  const what = `${sections.map((s) => s.outputs).join("+")} rows, ${format}`;
+  const window = linear && node.params.window !== undefined ? `, window ${node.params.window}` : "";
+  const tensors = sections.map((s) => s.tensor).join(", ");
+  const what = `${sections.map((s) => s.outputs).join("+")} rows of ${tensors}, ${format}${window}`;
   const before = packed.get(name);
   if (before !== undefined && before !== what) fail(`${name} is ${what} here and ${before} before`);
   packed.set(name, what);
 }
 
 function checkWindows(graph: Graph, windows: readonly string[]): void {
-  const twice = windows.find((w, i) => windows.indexOf(w) !== i);
   if (LEGAL[graph.stage].budgets) {
-    if (twice !== undefined) throw new GraphError(`two linears belong to window ${twice}`);
     const budgets = graph.budgets.map((b) => b.window);
     if (budgets.join() !== windows.join()) {
       throw new GraphError(

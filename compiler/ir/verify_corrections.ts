@@ -5,7 +5,7 @@
  * but it would compute something else than the graph says.
  */
 import { type Graph, type Node, type NodeOf, producers, values } from "./graph.ts";
-import { paddedOutputs, windowName } from "./naming.ts";
+import { paddedOutputs } from "./naming.ts";
 import { CORRECTION_OPS, type Op } from "./ops.ts";
 
 type Fail = (node: number, message: string) => never;
@@ -19,8 +19,7 @@ export function checkCorrections(graph: Graph, fail: Fail): void {
   const types = values(graph);
   const linears = new Map<string, NodeOf<"linear">>();
   for (const node of graph.nodes) {
-    const window = node.op === "linear" ? windowName(node.params.weights) : undefined;
-    if (node.op === "linear" && window !== undefined) linears.set(window, node);
+    if (node.op === "linear" && node.params.window !== undefined) linears.set(node.params.window, node);
   }
   const seen = new Set<string>();
   const layers = new Map<number, Node>();
@@ -31,10 +30,8 @@ export function checkCorrections(graph: Graph, fail: Fail): void {
   graph.nodes.forEach((node, index) => {
     checkReads(node, makers, (message) => fail(index, message));
     if (node.op === "linear" && node.params.residual !== undefined) {
-      const { residual, format, weights } = node.params;
-      if (residual.window !== windowName(weights)) {
-        fail(index, `adds the residual of window ${residual.window}`);
-      }
+      const { format, window } = node.params;
+      if (window === undefined) fail(index, "adds a residual and has no window");
       if (format?.kind === "bf16") fail(index, "adds a residual to bf16 weights, which no kernel does");
     } else if (node.op === "attention" || node.op === "append") {
       if (layers.has(node.params.layer)) fail(index, `layer ${node.params.layer} has a second attention`);
@@ -103,7 +100,7 @@ function checkReads(node: Node, makers: ReadonlyMap<string, Node>, fail: (messag
   node.added.forEach((deltas, i) => {
     if (deltas.length === 0) return;
     const base = makers.get(node.inputs[i] ?? "");
-    const window = base?.op === "linear" ? windowName(base.params.weights) : undefined;
+    const window = base?.op === "linear" ? base.params.window : undefined;
     const forms = deltas.map((name) => {
       const maker = makers.get(name);
       if (maker === undefined || !DELTAS.has(maker.op) || !("window" in maker.params)) {

@@ -10,7 +10,6 @@
  */
 import { HcinferError } from "../errors.ts";
 import type { Graph, WindowBudget } from "../ir/graph.ts";
-import { windowName } from "../ir/naming.ts";
 import { verify } from "../ir/verify.ts";
 import type { FactorDType, ResidualWidth } from "../weights/correction.ts";
 import { factorBytesRead, residualBytesRead } from "../weights/correction.ts";
@@ -76,7 +75,7 @@ export function budget(graph: Graph, options: BudgetOptions): Graph {
   checkBudget(options);
   const statistics = new Map(options.statistics.map((s) => [s.window, s]));
   const windows = graph.nodes.flatMap((node) => {
-    const name = node.op === "linear" ? windowName(node.params.weights) : undefined;
+    const name = node.op === "linear" ? node.params.window : undefined;
     return name === undefined ? [] : [name];
   });
   const budgets = options.correct === "none"

@@ -1,7 +1,7 @@
 /** Passes with fixed options and statistics, for tests. */
 import fc from "fast-check";
 import type { Graph } from "../ir/graph.ts";
-import { paddedOutputs, windowName } from "../ir/naming.ts";
+import { paddedOutputs } from "../ir/naming.ts";
 import { values } from "../ir/graph.ts";
 import { TINY, transformer } from "../ir/fixture.ts";
 import { Plan } from "../plan.ts";
@@ -12,6 +12,7 @@ import { packedShape } from "../weights/format.ts";
 import { budget, type BudgetOptions, type WindowStatistics } from "./budget.ts";
 import { compensate } from "./compensate.ts";
 import { fuse } from "./fuse.ts";
+import { lower } from "./lower.ts";
 import { place } from "./place.ts";
 import { quantize, type QuantizeOptions } from "./quantize.ts";
 import { type Schedule, schedule } from "./schedule.ts";
@@ -38,7 +39,7 @@ export function statisticsOf(graph: Graph): WindowStatistics[] {
   const types = values(graph);
   return graph.nodes.flatMap((node): WindowStatistics[] => {
     if (node.op !== "linear") return [];
-    const window = windowName(node.params.weights);
+    const { window } = node.params;
     const input = types.get(node.inputs[0] ?? "");
     if (window === undefined || input === undefined || node.params.format === undefined) return [];
     const inputs = elementsPerToken(input.type);
@@ -81,8 +82,10 @@ export function passes(traced: Graph, choices: Choices = CHOICES): { stages: Gra
     ...(choices.sensitivity === undefined ? {} : { sensitivity: choices.sensitivity }),
   });
   const compensated = compensate(budgeted, { residualWidth, factorDType, profile });
-  const last = schedule(compensated, { profile });
-  return { stages: [traced, fused, quantized, placed, budgeted, compensated, last.graph], schedule: last };
+  const lowered = lower(compensated, { profile });
+  const last = schedule(lowered, { profile });
+  const stages = [traced, fused, quantized, placed, budgeted, compensated, lowered, last.graph];
+  return { stages, schedule: last };
 }
 
 export const arbitraryChoices: fc.Arbitrary<Choices> = fc.record({

@@ -22,7 +22,7 @@ import {
   values,
 } from "../ir/graph.ts";
 import { inferTypes } from "../ir/infer.ts";
-import type { HeadNorm, LogicalOp, Op, Params } from "../ir/ops.ts";
+import type { HeadNorm, LogicalOp, NormParams, Op, Params } from "../ir/ops.ts";
 import { elementsPerToken, tensor, type TensorType } from "../ir/types.ts";
 import { verify } from "../ir/verify.ts";
 import type { MachineProfile } from "../profile.ts";
@@ -66,7 +66,7 @@ interface Pending {
   readonly deltas: readonly string[];
   /** Columns of a head, where the value is seen as heads. */
   readonly headDim?: number;
-  readonly norm?: HeadNorm;
+  readonly norm?: NormParams;
   readonly rope?: string;
 }
 
@@ -128,7 +128,7 @@ class Lowering {
       const x = this.#at(node.inputs[0]!);
       this.#pending.set(node.outputs[0]!.name, {
         ...x.rope === undefined ? x : this.#done(x, NOTHING),
-        rope,
+        rope: node.params.table,
       });
     },
     split_heads: (node) => {
@@ -182,10 +182,9 @@ class Lowering {
   #norm(node: NodeOf<"rms_norm">): void {
     const value = node.outputs[0]!;
     if (value.type.shape.length === 2) return this.#row(node);
-    const { path, epsilon } = node.params;
     const x = this.#at(node.inputs[0]!);
     const isFree = x.norm === undefined && x.rope === undefined;
-    this.#pending.set(value.name, { ...isFree ? x : this.#done(x, NOTHING), norm: { path, epsilon } });
+    this.#pending.set(value.name, { ...isFree ? x : this.#done(x, NOTHING), norm: node.params });
   }
 
   #attention(node: NodeOf<"attention">): void {
@@ -204,8 +203,8 @@ class Lowering {
     const params: Params["append"] = {
       layer,
       headDim,
-      ...(query.norm ? { qNorm: query.norm } : {}),
-      ...(key.norm ? { kNorm: key.norm } : {}),
+      ...(query.norm ? { qNorm: headNorm(query.norm) } : {}),
+      ...(key.norm ? { kNorm: headNorm(key.norm) } : {}),
       ...(query.rope !== undefined ? { table: query.rope } : {}),
     };
     const [name] = this.#hints(node);
@@ -223,9 +222,7 @@ class Lowering {
     const source = format === undefined || format.kind === "bf16" ? x : this.#coded(x, format.group);
     const finish = corrections.map((correction) => lowerCorrection(this.#emitter, correction, x));
     const sparse = corrections.find((c) => c.op === "sparse_residual");
-    const residual = sparse?.op === "sparse_residual"
-      ? { residual: { window: sparse.params.window, width: sparse.params.width } }
-      : {};
+    const residual = sparse?.op === "sparse_residual" ? { residual: sparse.params.width } : {};
     const params = { ...node.params, ...residual };
     this.#define(node, this.#emit("linear", [plain(source)], params, this.#hints(node)));
     for (const end of finish) end();
@@ -419,6 +416,10 @@ function flat(type: TensorType): TensorType {
   const [over] = type.shape;
   if (type.shape.length < 3 || over === undefined) return type;
   return { dtype: type.dtype, shape: [over, elementsPerToken(type)] };
+}
+
+function headNorm({ path, epsilon }: NormParams): HeadNorm {
+  return { path, epsilon };
 }
 
 function positionsOf(graph: Graph): string {

@@ -2,15 +2,15 @@
  * quantize: chooses the format of every weight. The numbers are packed later, by compiler/weights.
  *
  * Needs: stage "fused".
- * Guarantees: stage "quantized". Every linear and embedding has a format and its cause. Linears of layers have
- *   `weights`; the embedding and linears outside layers (the output head) have `head`; a head tied to the
+ * Guarantees: stage "quantized". Every linear and embedding has a format and its cause. Linears of windows have
+ *   `weights`; the embedding and linears without one (the output head) have `head`; a head tied to the
  *   embedding is the same packed weight in the same format.
  * Does not: look at numbers, or give a format to norms (always f32).
  */
 import { HcinferError } from "../errors.ts";
 import { asNode } from "../ir/build.ts";
 import type { Graph, Node } from "../ir/graph.ts";
-import { packedName, windowName } from "../ir/naming.ts";
+import { packedName } from "../ir/naming.ts";
 import { verify } from "../ir/verify.ts";
 import { type FormatKind, formatText, type GroupSize, type WeightFormat } from "../weights/format.ts";
 
@@ -55,7 +55,7 @@ function formatOf(kind: FormatKind, group: GroupSize): WeightFormat {
 function choose(node: Node, name: string, options: QuantizeOptions): [WeightFormat, string] {
   const override = options.overrides?.get(name);
   if (override !== undefined) return [override, `${formatText(override)}: override`];
-  if (node.op === "linear" && windowName(node.params.weights) !== undefined) {
+  if (node.op === "linear" && node.params.window !== undefined) {
     const format = formatOf(options.weights, options.group);
     return [format, `${formatText(format)}: format of the layers`];
   }

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { HcinferError } from "../errors.ts";
 import { GraphBuilder } from "../ir/build.ts";
 import type { Graph } from "../ir/graph.ts";
+import { moduleTensor } from "../ir/naming.ts";
 import { tensor } from "../ir/types.ts";
 import { checkModel, openCheckpoint } from "./checkpoint.ts";
 import { layoutSafetensors, type TensorSpec } from "./safetensors.ts";
@@ -25,11 +26,15 @@ const CONFIG = {
 function graph(): Graph {
   const builder = new GraphBuilder("llama");
   const tokens = builder.input("tokens", tensor("i32", "T"));
-  const [x] = builder.node("embedding", [tokens], { path: "model.embed_tokens", rows: 10, width: 8 });
+  const [x] = builder.node("embedding", [tokens], {
+    ...moduleTensor("model.embed_tokens"),
+    rows: 10,
+    width: 8,
+  });
   assert.ok(x);
-  const [h] = builder.node("rms_norm", [x], { path: "model.norm", epsilon: 1e-5 });
+  const [h] = builder.node("rms_norm", [x], { ...moduleTensor("model.norm"), epsilon: 1e-5 });
   assert.ok(h);
-  const logits = builder.node("linear", [h], { weights: [{ path: "lm_head", outputs: 10 }] });
+  const logits = builder.node("linear", [h], { weights: [{ ...moduleTensor("lm_head"), outputs: 10 }] });
   return builder.finish(logits, "traced");
 }
 
@@ -141,10 +146,14 @@ Deno.test("tensors that are not the model's: one list of all that is wrong", () 
 Deno.test("a copy of a tied head is tolerated", () => {
   const builder = new GraphBuilder("llama");
   const tokens = builder.input("tokens", tensor("i32", "T"));
-  const embedded = builder.node("embedding", [tokens], { path: "model.embed_tokens", rows: 10, width: 8 });
-  const [h] = builder.node("rms_norm", embedded, { path: "model.norm", epsilon: 1e-5 });
+  const embedded = builder.node("embedding", [tokens], {
+    ...moduleTensor("model.embed_tokens"),
+    rows: 10,
+    width: 8,
+  });
+  const [h] = builder.node("rms_norm", embedded, { ...moduleTensor("model.norm"), epsilon: 1e-5 });
   assert.ok(h);
-  const tied = { weights: [{ path: "model.embed_tokens", outputs: 10 }] };
+  const tied = { weights: [{ ...moduleTensor("model.embed_tokens"), outputs: 10 }] };
   const tiedGraph = builder.finish(builder.node("linear", [h], tied), "traced");
   const files = {
     "config.json": { ...CONFIG, tie_word_embeddings: true },

@@ -55,7 +55,9 @@ export function tensorSpecs(
   ranks?: ReadonlyMap<string, number>,
 ): TensorSpec[] {
   return [
-    ...[...vectors].map(([path, n]): TensorSpec => ({ name: `${path}.weight`, dtype: "F32", shape: [n] })),
+    ...[...vectors.values()].map(({ path, length }): TensorSpec => {
+      return { name: `${path}.weight`, dtype: "F32", shape: [length] };
+    }),
     ...matrices.map((m): TensorSpec => ({ name: `${m.name}.packed`, dtype: "U8", shape: [bytesOf(m)] })),
     ...matrices.flatMap((m) => {
       return windowSpecs(m, forms, ranks ? ranks.get(m.window ?? "") ?? 0 : mostRank(m, forms));
@@ -80,7 +82,7 @@ export function packAll(
     windows: [],
     statistics: [],
     factors: new Map(),
-    parameters: sum(matrices.map(elementsOf)) + sum([...vectors.values()]),
+    parameters: sum(matrices.map(elementsOf)) + sum([...vectors.values()].map((v) => v.length)),
   };
   const errors = new WindowErrors(options.threads);
   const progress = new Progress(inventory, options);
@@ -158,14 +160,13 @@ class Progress {
 
 /** Norm vectors, widened to f32. */
 function packVectors(vectors: Inventory["vectors"], checkpoint: Checkpoint, sink: TensorSink): void {
-  for (const [path, length] of vectors) {
-    const name = `${path}.weight`;
+  for (const { path, tensor: name, length } of vectors.values()) {
     const tensor = checkpoint.tensor(name);
     const values = widen(tensor.bytes, tensor.dtype);
     const bad = values.findIndex((v) => !Number.isFinite(v));
     if (bad >= 0) throw notFinite(checkpoint, name, `the weight at ${bad} is ${values[bad]}`);
     if (values.length !== length) throw new Error(`${name} was not checked against the graph`);
-    sink.write(name, new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
+    sink.write(`${path}.weight`, new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
   }
 }
 
@@ -177,8 +178,7 @@ interface MeasuredSection extends PackedSection {
 /** Packs every section; whole row blocks follow each other, so their bytes are those of one packed weight. */
 function packMatrix(matrix: Matrix, checkpoint: Checkpoint, threads: number): MeasuredSection[] {
   const format = formatOf(matrix);
-  return matrix.sections.map(({ path, outputs }, i): MeasuredSection => {
-    const name = `${path}.weight`;
+  return matrix.sections.map(({ tensor: name, outputs }, i): MeasuredSection => {
     const tensor = checkpoint.tensor(name);
     const packed = naming(
       checkpoint,
@@ -194,9 +194,9 @@ function readSections(matrix: Matrix, checkpoint: Checkpoint, sink: TensorSink):
   const format = formatOf(matrix);
   const bytes = sink.read(`${matrix.name}.packed`);
   let at = 0;
-  return matrix.sections.map(({ path, outputs: rows }, i): PackedSection => {
+  return matrix.sections.map(({ tensor, outputs: rows }, i): PackedSection => {
     const packed = bytes.subarray(at, at += packedShape(format, rows, matrix.inputs).bytes);
-    return { tensor: checkpoint.tensor(`${path}.weight`), rows, firstRow: matrix.firstRows[i] ?? 0, packed };
+    return { tensor: checkpoint.tensor(tensor), rows, firstRow: matrix.firstRows[i] ?? 0, packed };
   });
 }
 
