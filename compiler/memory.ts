@@ -11,8 +11,8 @@ import type { Plan } from "./plan.ts";
 export const PAGE_POSITIONS = 64;
 /** Most runs of one step: rows of its page table. */
 export const MOST_RUNS = 64;
-/** Bytes of the mailbox before its events, and of an event: a cache line each. */
-const MAILBOX_HEADER = 128, EVENT_BYTES = 64;
+/** Bytes of the mailbox before its events (the abort flag, the step's number), and of an event: a cache line each. */
+export const MAILBOX_EVENTS = 128, EVENT_BYTES = 64;
 
 /** What decides how much memory a plan takes. */
 export interface Limits {
@@ -55,6 +55,7 @@ export interface Memory {
   readonly limits: Required<Limits>;
   /** Pages of one sequence at most, and of the cache. */
   readonly mostPages: number;
+  readonly mostRuns: number;
   readonly pageCount: number;
   readonly caches: ReadonlyMap<number, LayerCache>;
   /** By the name of the rope table. */
@@ -110,6 +111,7 @@ export function memoryOf(
   return {
     limits: { capacity, contextLength, cachePositions },
     mostPages,
+    mostRuns: MOST_RUNS,
     pageCount,
     caches,
     rotations,
@@ -121,7 +123,7 @@ export function memoryOf(
       tables: tables.bytes,
       arena: plan.memory.bytesPerToken * capacity,
       step: step.bytes,
-      mailbox: MAILBOX_HEADER + EVENT_BYTES * events,
+      mailbox: MAILBOX_EVENTS + EVENT_BYTES * events,
       logits: 4 * capacity * (logits === undefined ? 0 : elementsPerToken(logits.type)),
     },
   };
