@@ -32,7 +32,7 @@ export const PAGE_POSITIONS = 64;
 export const MAILBOX_EVENTS = 128;
 /** An event has a cache line of its own; a lane publishes the step's number there (u64). */
 export const EVENT_BYTES = 64;
-/** Offsets of operands are multiples of this: kernels read with aligned loads where a layout promises rows of 64 bytes. */
+/** Offsets of operands are multiples of this. No vector load of a kernel needs more; a scalar of 8 bytes does (`words`). */
 export const OPERAND_ALIGNMENT = 4;
 
 /**
@@ -45,11 +45,15 @@ interface Rule {
   readonly access: "read" | "write";
   /** May be absent whatever its extent. */
   readonly optional?: true;
+  /** What its offset is a multiple of; OPERAND_ALIGNMENT where nothing is said. */
+  readonly alignment?: 8;
 }
 
 const read = (bytes: string): Rule => ({ bytes, access: "read" });
 const write = (bytes: string): Rule => ({ bytes, access: "write" });
 const optional = (rule: Rule): Rule => ({ ...rule, optional: true });
+/** Of u64 or f64. */
+const words = (rule: Rule): Rule => ({ ...rule, alignment: 8 });
 
 /** f32 [n, width], `stride` floats between rows. */
 const strided = (stride: string, width: string) => read(`4 * ((n - 1) * ${stride} + ${width})`);
@@ -121,7 +125,7 @@ const FACTOR_SIZES = {
 const PAGE_SIZES = { pageCount: SIZE, mostSequences: COUNT, mostPages: SIZE, context: SIZE } as const;
 
 const IS_QUANTIZED =
-  "is_group(group) && (group == 0 || (groups * group >= width && codeStride >= groups * group && codeStride % 16 == 0))";
+  "is_group(group) && (group == 0 || (groups == ceil_div(width, group) && codeStride >= groups * group))";
 const IS_PACKED = "is_packed(format, group)";
 const IS_RESIDUAL = "is_residual(residualWidth, residualOutputs, rowBytes)";
 const IS_FACTORS = "aStride % 16 == 0 && bStride % 16 == 0 && aStride >= inputs && bStride >= outputs";
@@ -137,8 +141,8 @@ interface Fields {
 
 export const INSTRUCTIONS = {
   // Between lanes: publish this step's number at an event of the mailbox, or wait for it.
-  signal: { operands: { event: write("8") }, integers: {}, reals: [] },
-  wait: { operands: { event: read("8") }, integers: {}, reals: [] },
+  signal: { operands: { event: words(write("8")) }, integers: {}, reals: [] },
+  wait: { operands: { event: words(read("8")) }, integers: {}, reals: [] },
   embed: {
     operands: {
       tokens: read("4 * n"),
@@ -307,7 +311,7 @@ export const INSTRUCTIONS = {
   observe: {
     operands: {
       x: strided("xStride", "width"),
-      sums: write("products == 1 ? 8 * width * width : 8 * width"),
+      sums: words(write("products == 1 ? 8 * width * width : 8 * width")),
     },
     integers: { width: SIZE, xStride: STRIDE, products: FLAG },
     reals: [],
@@ -403,7 +407,7 @@ function address({ segment, offset }: Operand): bigint {
 
 /**
  * The C++ side of this table. `hc::instruction::norm::epsilon_` is an index, `hc::Opcode::norm` an opcode, and
- * `hc::extents(record, n, out)` says what the record's operands must cover, false where its integers are out of range.
+ * `hc::extents(record, n, out)` says what the record's operands must cover, and what is wrong with its integers.
  */
 export function cppHeader(): string {
   const list = (names: readonly string[], suffix: string) =>
@@ -412,7 +416,8 @@ export function cppHeader(): string {
     "// Written by the build from ffi/instructions.ts. Do not edit.",
     "#pragma once",
     "#include <cstdint>",
-    '#include "extents.h"',
+    "#include <string>",
+    '#include "../simd/extents.h"',
     "namespace hc {",
     `constexpr int MOST_OPERANDS = ${MOST_OPERANDS}, MOST_INTEGERS = ${MOST_INTEGERS}, MOST_REALS = ${MOST_REALS};`,
     `constexpr int PAGE_POSITIONS = ${PAGE_POSITIONS}, OPERAND_ALIGNMENT = ${OPERAND_ALIGNMENT};`,
@@ -431,12 +436,12 @@ export function cppHeader(): string {
         list(Object.keys(fields.integers), "Integers")
       } ${list(fields.reals, "Reals")} }`;
     }),
-    "// How many bytes each operand of a record must cover; false where an integer is out of range.",
-    "inline bool extents(const Record& record, Size n, Extent (&out)[MOST_OPERANDS]) {",
+    "// How many bytes each operand of a record must cover. Gives what its integers break, nothing where they are in order.",
+    "inline std::string extents(const Record& record, Size n, Extent (&out)[MOST_OPERANDS]) {",
     "  switch (static_cast<Opcode>(record.opcode)) {",
     ...OPCODES.flatMap(extentCase),
     "  }",
-    "  return false;",
+    '  return "no such opcode";',
     "}",
     "}  // namespace hc",
     "",
@@ -446,17 +451,17 @@ export function cppHeader(): string {
 
 function extentCase(op: Opcode): string[] {
   const { operands, integers, where = [] }: Fields = INSTRUCTIONS[op];
-  const ranges = Object.entries(integers).map(([name, [least, most]]) =>
-    `${name} >= ${least} && ${name} <= ${most}`
-  );
   return [
     `    case Opcode::${op}: {`,
-    ...Object.keys(integers).map((name, i) => `      const Size ${name}(record.integer[${i}]);`),
-    `      if (!(${[...ranges, ...where.map((w) => `(${w})`), "true"].join(" && ")})) return false;`,
-    ...Object.entries(operands).map(([name, { bytes, access, optional }], i) =>
-      `      out[${i}] = {"${name}", ${bytes}, ${access === "write"}, ${optional === true}};`
+    ...Object.entries(integers).flatMap(([name, [least, most]], i) => [
+      `      const Size ${name}(record.integer[${i}]);`,
+      `      if (${name} < ${least} || ${name} > ${most}) return out_of_range("${name}", ${name}, ${least}, ${most});`,
+    ]),
+    ...where.map((rule) => `      if (!(${rule})) return "its integers break ${rule}";`),
+    ...Object.entries(operands).map(([name, { bytes, access, optional, alignment = OPERAND_ALIGNMENT }], i) =>
+      `      out[${i}] = {"${name}", ${bytes}, ${access === "write"}, ${optional === true}, ${alignment}};`
     ),
-    "      return true;",
+    '      return "";',
     "    }",
   ];
 }

@@ -4,7 +4,7 @@
  */
 
 /** Must equal HC_ABI_VERSION in simd/mapping.cpp: raised whenever a signature changes. */
-export const ABI_VERSION = 1;
+export const ABI_VERSION = 2;
 
 export const abi = {
   hc_abi_version: { parameters: [], result: "u32" },
@@ -60,24 +60,40 @@ export const engine = {
   /** () -> the instruction set in use, null with hc_engine_error() set. */
   hc_isa: { parameters: [], result: "pointer" },
   hc_engine_error: { parameters: [], result: "pointer" },
+  /** () -> what the last error of hc_engine_create was: ENGINE_FAILURE. */
+  hc_engine_failure: { parameters: [], result: "i32" },
   /**
-   * (backbone records, count, compensation records, count, segment addresses u64[], sizes i64[], events, backbone
-   * threads, compensation threads) -> engine, null with hc_engine_error() set.
+   * (records of all lanes, counts i64[lanes], threads i32[lanes], lanes, segment addresses u64[], sizes i64[], capacity)
+   * -> engine, null with hc_engine_error() and hc_engine_failure() set.
    */
   hc_engine_create: {
-    parameters: ["buffer", "i64", "buffer", "i64", "buffer", "buffer", "i32", "i32", "i32"],
+    parameters: ["buffer", "buffer", "buffer", "i32", "buffer", "buffer", "i32"],
     result: "pointer",
   },
-  /** (engine, tokens i32[], count, position, mode, logit rows). */
-  hc_engine_step: { parameters: ["pointer", "buffer", "i32", "i32", "i32", "i32"], result: "void" },
+  /** (engine, tokens, rows, tiles, mode) -> STEP_STATUS. One call at a time. */
+  hc_engine_step: { parameters: ["pointer", "i32", "i32", "i32", "i32"], result: "i32" },
+  /** The same function, on a thread that is not JavaScript's. */
+  hc_engine_step_async: {
+    name: "hc_engine_step",
+    parameters: ["pointer", "i32", "i32", "i32", "i32"],
+    result: "i32",
+    nonblocking: true,
+  },
+  /** (engine, i32[3] out: layer, token, 0 for a key or 1 for a value), of the last step, which overflowed. */
+  hc_engine_overflow: { parameters: ["pointer", "buffer"], result: "void" },
   /** (engine, times i64[] out, count). */
   hc_engine_trace: { parameters: ["pointer", "buffer", "i64"], result: "void" },
+  /** (engine) -> bytes of scratch of all its threads. */
+  hc_engine_scratch_bytes: { parameters: ["pointer"], result: "i64" },
   hc_engine_destroy: { parameters: ["pointer"], result: "void" },
   /** (logits f32[], count) -> index of the largest, the first among equals. */
   hc_argmax: { parameters: ["buffer", "i64"], result: "i64" },
   /** (logits, reference logits or null, count, target, negative log-likelihood f64[1] out, KL f64[1] out). */
   hc_token_loss: { parameters: ["buffer", "buffer", "i64", "i64", "buffer", "buffer"], result: "void" },
 } as const;
+
+export const STEP_STATUS = { done: 0, aborted: 1, overflow: 2, badCounts: 3 } as const;
+export const ENGINE_FAILURE = { program: 0, environment: 1 } as const;
 
 export const measure = {
   /** (copy or read, bytes, threads, rounds) -> bytes per second, 0 when there is no memory for it. */
