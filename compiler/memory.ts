@@ -11,8 +11,10 @@ import type { Plan } from "./plan.ts";
 export const PAGE_POSITIONS = 64;
 /** Most runs of one step: rows of its page table. */
 export const MOST_RUNS = 64;
-/** Bytes of the mailbox before its events (the abort flag, the step's number), and of an event: a cache line each. */
-export const MAILBOX_EVENTS = 128, EVENT_BYTES = 64;
+/** Bytes of the mailbox before its events: the abort flag (u32 at 0) and the step's number (u64 at 64). */
+export const MAILBOX_EVENTS = 128;
+/** An event has a cache line of its own; a lane publishes the step's number there (u64). */
+export const EVENT_BYTES = 64;
 
 /** What decides how much memory a plan takes. */
 export interface Limits {

@@ -8,6 +8,7 @@
  * An operand is (segment << 56 | byte offset) or NONE. Segments are the memory the engine was given, so no address
  * appears in TypeScript.
  */
+import { EVENT_BYTES, MAILBOX_EVENTS, PAGE_POSITIONS } from "../compiler/memory.ts";
 
 /**
  * weights: the bundle's file, read-only. arena: activations. cache: pages of keys and values. tables: cosines and sines.
@@ -26,12 +27,9 @@ export const SEGMENTS = [
 ] as const;
 export type Segment = typeof SEGMENTS[number];
 
-/** Positions of the key-value cache that are allocated, shared and freed together. A multiple of 16. */
-export const PAGE_POSITIONS = 64;
-/** Bytes of the mailbox before its events: the abort flag (u32 at 0) and the step's number (u64 at 64). */
-export const MAILBOX_EVENTS = 128;
-/** An event has a cache line of its own; a lane publishes the step's number there (u64). */
-export const EVENT_BYTES = 64;
+export { EVENT_BYTES, MAILBOX_EVENTS };
+/** Most tokens of one sequence that share a pass of attention over its keys and values. */
+export const ATTENTION_TILE = 8;
 /** Offsets of operands are multiples of this. No vector load of a kernel needs more; a scalar of 8 bytes does (`words`). */
 export const OPERAND_ALIGNMENT = 4;
 

@@ -3,7 +3,7 @@
  * checkModel, the packer and openBundle ask here, so that a weight has one name and one shape for all of them.
  */
 import { type Graph, type Node, values } from "../ir/graph.ts";
-import { packedName, paddedOutputs } from "../ir/naming.ts";
+import { moduleTensor, packedName, paddedOutputs } from "../ir/naming.ts";
 import type { TensorRef, WeightRef } from "../ir/ops.ts";
 import type { WeightFormat } from "./format.ts";
 
@@ -65,13 +65,25 @@ export function inventory(graph: Graph): Inventory {
       case "rms_norm":
       case "add_rms_norm": {
         const { path, tensor } = node.params;
-        vectors.set(path, { path, tensor, length: width(node) });
+        vectors.set(path, { path, tensor, length: headDimOf(node) ?? width(node) });
+        break;
+      }
+      case "append": {
+        const { qNorm, kNorm, headDim } = node.params;
+        for (const norm of [qNorm, kNorm]) {
+          if (norm) vectors.set(norm.path, { ...moduleTensor(norm.path), length: headDim });
+        }
         break;
       }
       default: // no other op has weights of the checkpoint
     }
   }
   return { matrices: [...matrices.values()], vectors };
+}
+
+/** Columns of a head, where a lowered norm is of heads. */
+function headDimOf(node: Node): number | undefined {
+  return node.op === "rms_norm" ? node.params.headDim : undefined;
 }
 
 /** Every tensor the graph needs of a checkpoint, by name, with its shape. */

@@ -133,6 +133,12 @@ export class LayerCache {
     return this.#values;
   }
 
+  copy(): LayerCache {
+    const copy = new LayerCache(this.width);
+    copy.write(0, this.#keys, this.#values);
+    return copy;
+  }
+
   /** Writes rows [n, width] at `position` and after. */
   write(position: number, keys: Float64Array, values: Float64Array): void {
     const start = position * this.width;

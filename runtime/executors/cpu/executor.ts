@@ -297,7 +297,7 @@ function fillRotations(tables: NativeBuffer, { graph }: Plan, memory: Memory): v
 function copyPage(cache: NativeBuffer, { caches }: Memory, from: number, to: number): void {
   for (const { k, v, pageBytes } of caches.values()) {
     for (const base of [k, v]) {
-      cache.bytes.copyWithin(base + to * pageBytes, base + from * pageBytes, base + (from + 1) * pageBytes);
+      cache.view(base + to * pageBytes, pageBytes).set(cache.view(base + from * pageBytes, pageBytes));
     }
   }
 }
