@@ -34,18 +34,21 @@ import { quantize } from "./passes/quantize.ts";
 import { schedule } from "./passes/schedule.ts";
 import { type ModelInfo, type Plan, PLAN_VERSION } from "./plan.ts";
 import type { MachineProfile } from "./profile.ts";
-import { checkModel, type Checkpoint, openCheckpoint } from "./weights/checkpoint.ts";
+import { checkModel } from "./weights/check_model.ts";
+import { type Checkpoint, openCheckpoint } from "./weights/checkpoint.ts";
 import type { FactorDType, ResidualWidth } from "./weights/correction.ts";
 import type { FormatKind, GroupSize } from "./weights/format.ts";
 import { fileChecksum } from "./weights/checksum.ts";
 import { inventory } from "./weights/inventory.ts";
 import { packAll, packBoth, tensorSpecs } from "./weights/pack.ts";
+import { type Quantizer, roundToNearest } from "./weights/quantizer.ts";
+import { checkpointSource, type WeightTransform } from "./weights/source.ts";
 import type { StoredForms } from "./weights/window.ts";
 
 export type { Budget, Correct } from "./passes/budget.ts";
 
 export interface CompileOptions {
-  /** A Hugging Face folder. */
+  /** A checkpoint, such as a Hugging Face folder. */
   readonly model: string;
   /** The folder to write; a bundle that is there is replaced. */
   readonly output: string;
@@ -59,6 +62,10 @@ export interface CompileOptions {
   readonly residualWidth: ResidualWidth;
   readonly factorDType: FactorDType;
   readonly maxRank: number;
+  /** Changes of the weights before they are packed, in their order; default: none. */
+  readonly transforms?: readonly WeightTransform[];
+  /** Default: `roundToNearest`. */
+  readonly quantizer?: Quantizer;
   /** Threads that compile. The bundle is the same for any number. */
   readonly threads: number;
   /** The machine that times are predicted for, with all its cores. */
@@ -86,7 +93,7 @@ export function defaultHead(weights: FormatKind): FormatKind {
 }
 
 /** What the plan depends on. */
-type PlanOptions = Omit<CompileOptions, "threads"> & { readonly head: FormatKind };
+type PlanOptions = Omit<CompileOptions, "threads"> & Required<Pick<CompileOptions, "head" | "quantizer">>;
 
 export interface CompileReport {
   readonly plan: Plan;
@@ -103,19 +110,24 @@ export interface CompileReport {
  */
 export async function compileModel({ threads, ...given }: CompileOptions): Promise<CompileReport> {
   const start = performance.now();
-  const options: PlanOptions = { ...given, head: given.head ?? defaultHead(given.weights) };
+  const { head = defaultHead(given.weights), quantizer = roundToNearest(threads) } = given;
+  const options: PlanOptions = { ...given, head, quantizer };
   checkBudget(options);
   using checkpoint = openCheckpoint(options.model);
   const file = architectureFile(checkpoint.config.model_type);
-  const source = readFileSync(file, "utf8");
+  const description = readFileSync(file, "utf8");
   const print = (graph: Graph): Graph => {
     if (options.printAfter?.stages.includes(graph.stage)) options.printAfter.sink(printGraph(graph));
     return graph;
   };
 
-  let graph = print(await traceModel({ source, file, config: checkpoint.config }));
+  let graph = print(await traceModel({ source: description, file, config: checkpoint.config }));
   checkModel(graph, checkpoint);
   graph = print(fuse(graph));
+  const source = (options.transforms ?? []).reduce(
+    (inner, transform) => transform.apply(inner, graph),
+    checkpointSource(checkpoint),
+  );
   graph = print(quantize(graph, options));
   graph = print(place(graph, options));
 
@@ -123,15 +135,15 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
   const forms = storedForms(options);
   const both = options.correct === "both";
   using writer = new BundleWriter(options.output, tensorSpecs(needs, forms), both);
-  const packing = { ...options, forms, threads };
-  const packed = packAll(needs, checkpoint, writer, packing);
+  const packing = { ...options, source, forms, threads };
+  const packed = packAll(needs, writer, packing);
 
   graph = print(budget(graph, { ...options, statistics: packed.statistics }));
   let { windows } = packed;
   if (both) {
     const ranks = new Map(graph.budgets.map(({ window, rank }) => [window, rank]));
     writer.settle(tensorSpecs(needs, forms, ranks));
-    windows = packBoth(needs, checkpoint, writer, packing, packed, ranks);
+    windows = packBoth(needs, writer, packing, packed, ranks);
   }
   graph = print(compensate(graph, options));
   const scheduled = schedule(graph, options);
@@ -149,14 +161,14 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
     lanes: scheduled.lanes,
     memory: layout(graph),
     corrections: scheduled.corrections,
-    provenance: provenance(options, checkpoint, source, threads),
+    provenance: provenance(options, checkpoint, description, threads),
   };
   const graphText = printGraph(graph);
   writer.finish({
     plan,
     graphText,
     report: measurements(plan, packed.statistics),
-    copies: checkpoint.tokenizerFiles,
+    tokenizer: checkpoint.tokenizer,
     checksum: (path) => fileChecksum(path, threads),
   });
   return { plan, graphText, seconds: (performance.now() - start) / 1000, bytes: writer.bytes };
@@ -196,6 +208,7 @@ function provenance(
   threads: number,
 ): Plan["provenance"] {
   const { weights, group, head, correct, budget, residualWidth, factorDType, maxRank, profile } = options;
+  const { quantizer, transforms = [] } = options;
   return {
     compiler: `hcinfer ${manifest.version}`,
     model: checkpoint.name,
@@ -204,6 +217,8 @@ function provenance(
       checkpoint.weightFiles.map((file) => [basename(file), fileChecksum(file, threads)]),
     ),
     options: { weights, group, head, correct, budget, residualWidth, factorDType, maxRank },
+    quantizer: quantizer.name,
+    transforms: transforms.map((t) => t.name),
     profile,
   };
 }
