@@ -3,8 +3,10 @@
  * its own.
  *
  *   open the checkpoint, trace its model description                      weights/checkpoint.ts, frontend/
- *   fuse, quantize, place                                                 passes/
- *   compare tensors with the graph, pack weights, measure errors          weights/
+ *   compare tensors with the graph, fuse                                  weights/check_model.ts, passes/
+ *   measure what formats lose, where they are to follow it                weights/measure.ts
+ *   quantize, place                                                       passes/
+ *   pack weights, measure errors                                          weights/
  *   budget; rows beside factors are packed now that ranks are known       passes/, weights/
  *   compensate, schedule, layout                                          passes/
  *   write the bundle                                                      bundle_writer.ts
@@ -30,22 +32,25 @@ import { compensate } from "./passes/compensate.ts";
 import { fuse } from "./passes/fuse.ts";
 import { layout } from "./passes/layout.ts";
 import { place } from "./passes/place.ts";
-import { quantize } from "./passes/quantize.ts";
+import type { FormatPolicy } from "./passes/formats.ts";
+import { quantize, type QuantizeOptions } from "./passes/quantize.ts";
 import { schedule } from "./passes/schedule.ts";
 import { type ModelInfo, type Plan, PLAN_VERSION } from "./plan.ts";
 import type { MachineProfile } from "./profile.ts";
 import { checkModel } from "./weights/check_model.ts";
 import { type Checkpoint, openCheckpoint } from "./weights/checkpoint.ts";
 import type { FactorDType, ResidualWidth } from "./weights/correction.ts";
-import type { FormatKind, GroupSize } from "./weights/format.ts";
+import { FORMAT_KINDS, formatFor, type FormatKind, type GroupSize } from "./weights/format.ts";
 import { fileChecksum } from "./weights/checksum.ts";
 import { inventory } from "./weights/inventory.ts";
+import { measureFormats } from "./weights/measure.ts";
 import { packAll, packBoth, tensorSpecs } from "./weights/pack.ts";
 import { type Quantizer, roundToNearest } from "./weights/quantizer.ts";
-import { checkpointSource, type WeightTransform } from "./weights/source.ts";
+import { checkpointSource, type WeightSource, type WeightTransform } from "./weights/source.ts";
 import type { StoredForms } from "./weights/window.ts";
 
 export type { Budget, Correct } from "./passes/budget.ts";
+export type { FormatPolicy } from "./passes/formats.ts";
 
 export interface CompileOptions {
   /** A checkpoint, such as a Hugging Face folder. */
@@ -55,6 +60,8 @@ export interface CompileOptions {
   /** Format of the layers' weights, and inputs that share a scale. */
   readonly weights: FormatKind;
   readonly group: GroupSize;
+  /** Formats of the layers' weights that follow measured errors, in place of `weights`; default: none. */
+  readonly formats?: FormatPolicy;
   /** Format of the embedding and the output head; default: `defaultHead`. */
   readonly head?: FormatKind;
   readonly correct: Correct;
@@ -128,7 +135,7 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
     (inner, transform) => transform.apply(inner, graph),
     checkpointSource(checkpoint),
   );
-  graph = print(quantize(graph, options));
+  graph = print(quantize(graph, { ...options, ...measuredFormats(graph, source, options) }));
   graph = print(place(graph, options));
 
   const needs = inventory(graph);
@@ -174,6 +181,19 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
   return { plan, graphText, seconds: (performance.now() - start) / 1000, bytes: writer.bytes };
 }
 
+/** What every format loses of every weight; nothing unless formats are to follow it. */
+function measuredFormats(
+  graph: Graph,
+  source: WeightSource,
+  { formats: policy, group, quantizer, onProgress }: PlanOptions,
+): Pick<QuantizeOptions, "measured"> {
+  if (policy === undefined) return {};
+  const candidates = FORMAT_KINDS.map((kind) => formatFor(kind, group));
+  const progress = onProgress === undefined ? {} : { onProgress };
+  const weights = measureFormats(inventory(graph), { source, quantizer, candidates, ...progress });
+  return { measured: { policy, weights } };
+}
+
 /** Only what is asked for is stored. */
 function storedForms({ correct, residualWidth, factorDType, maxRank }: PlanOptions): StoredForms {
   return {
@@ -208,7 +228,7 @@ function provenance(
   threads: number,
 ): Plan["provenance"] {
   const { weights, group, head, correct, budget, residualWidth, factorDType, maxRank, profile } = options;
-  const { quantizer, transforms = [] } = options;
+  const { formats, quantizer, transforms = [] } = options;
   return {
     compiler: `hcinfer ${manifest.version}`,
     model: checkpoint.name,
@@ -216,7 +236,17 @@ function provenance(
     files: Object.fromEntries(
       checkpoint.weightFiles.map((file) => [basename(file), fileChecksum(file, threads)]),
     ),
-    options: { weights, group, head, correct, budget, residualWidth, factorDType, maxRank },
+    options: {
+      weights,
+      ...(formats === undefined ? {} : { formats }),
+      group,
+      head,
+      correct,
+      budget,
+      residualWidth,
+      factorDType,
+      maxRank,
+    },
     quantizer: quantizer.name,
     transforms: transforms.map((t) => t.name),
     profile,

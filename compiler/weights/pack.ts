@@ -6,14 +6,13 @@
  * until then their factors (some percent of the weights) stay in memory.
  */
 import { factorise, type Factors } from "../../ffi/packing.ts";
-import { HcinferError } from "../errors.ts";
 import type { PackedWeight, WindowStore } from "../plan.ts";
 import type { WindowStatistics } from "../passes/budget.ts";
 import { formatText, packedShape, type WeightFormat } from "./format.ts";
-import type { Inventory, Matrix } from "./inventory.ts";
+import { elementsOf, type Inventory, type Matrix } from "./inventory.ts";
 import type { Quantizer } from "./quantizer.ts";
 import type { TensorSpec } from "./safetensors.ts";
-import type { WeightSource } from "./source.ts";
+import { naming, notFinite, type WeightSource } from "./source.ts";
 import {
   channelNorms,
   mostRank,
@@ -265,27 +264,6 @@ function bytesOf(matrix: Matrix): number {
   return packedShape(formatOf(matrix), matrix.rows, matrix.inputs).bytes;
 }
 
-function elementsOf({ sections, inputs }: Matrix): number {
-  return sum(sections.map((s) => s.outputs * inputs));
-}
-
 function sum(values: readonly number[]): number {
   return values.reduce((a, b) => a + b, 0);
-}
-
-/** Adds the tensor's name to what the packer says of a weight. */
-function naming<T>(source: WeightSource, name: string, work: () => T): T {
-  try {
-    return work();
-  } catch (error) {
-    if (error instanceof HcinferError && error.kind === "checkpoint") {
-      throw notFinite(source, name, error.message, error);
-    }
-    throw error;
-  }
-}
-
-function notFinite(source: WeightSource, name: string, what: string, cause?: unknown): HcinferError {
-  const message = `the tensor ${name} of ${source.origin} cannot be compiled: ${what}`;
-  return new HcinferError("checkpoint", message, { cause });
 }

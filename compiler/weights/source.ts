@@ -64,3 +64,20 @@ export function valuesOf({ bytes, dtype }: WeightTensor): Float32Array<ArrayBuff
 export function tensorOf(values: Float32Array, shape: readonly number[]): WeightTensor {
   return { dtype: "F32", shape, bytes: new Uint8Array(values.buffer, values.byteOffset, values.byteLength) };
 }
+
+/** Adds the tensor's name to what the packer says of a weight. */
+export function naming<T>(source: WeightSource, name: string, work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    if (error instanceof HcinferError && error.kind === "checkpoint") {
+      throw notFinite(source, name, error.message, error);
+    }
+    throw error;
+  }
+}
+
+export function notFinite(source: WeightSource, name: string, what: string, cause?: unknown): HcinferError {
+  const message = `the tensor ${name} of ${source.origin} cannot be compiled: ${what}`;
+  return new HcinferError("checkpoint", message, { cause });
+}
