@@ -16,7 +16,7 @@ import { FORMAT_KINDS, parseFormat } from "./weights/format.ts";
 import { widen } from "./weights/half.ts";
 import { dequantize } from "./weights/reference.ts";
 import { checkpointSource, valuesOf } from "./weights/source.ts";
-import { type TinyModel, writeTinyModel } from "./weights/tiny_model.ts";
+import { type TinyModel, writeTinyModel } from "../tests/fixtures/tiny_model.ts";
 
 async function inFolder(work: (folder: string) => Promise<void>): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "hcinfer-compile-"));

@@ -8,7 +8,7 @@ import { packedShape } from "../../compiler/weights/format.ts";
 import { formatText } from "../../compiler/weights/format.ts";
 import { inventory } from "../../compiler/weights/inventory.ts";
 import { arbitrarySizes, type Sizes, TINY, transformer } from "../../compiler/ir/fixture.ts";
-import { arbitraryChoices, CHOICES, type Choices, passes, tinyPlan } from "../../compiler/passes/fixture.ts";
+import { arbitraryChoices, CHOICES, type Choices, passes, tinyPlan } from "../../tests/fixtures/passes.ts";
 import type { Plan } from "../../compiler/plan.ts";
 import { lower, type Lowered, type LoweredMode } from "./cpu_lower.ts";
 import { type Draft, layOut, type Place, times } from "./cpu_memory.ts";
