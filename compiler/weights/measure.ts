@@ -6,7 +6,8 @@ import type { FormatError, MeasuredWeight } from "../passes/formats.ts";
 import { packedShape, type WeightFormat } from "./format.ts";
 import { elementsOf, type Inventory, type Matrix } from "./inventory.ts";
 import type { Quantizer } from "./quantizer.ts";
-import { naming, type WeightSource } from "./source.ts";
+import { packWeight } from "./pack.ts";
+import { matrixOf, type WeightSource } from "./source.ts";
 
 export interface MeasureOptions {
   readonly source: WeightSource;
@@ -28,12 +29,13 @@ export function measureFormats({ matrices }: Inventory, options: MeasureOptions)
   });
 }
 
-function candidatesOf(matrix: Matrix, { source, quantizer, candidates }: MeasureOptions): FormatError[] {
+function candidatesOf(matrix: Matrix, options: MeasureOptions): FormatError[] {
+  const { source, candidates } = options;
   const energies = candidates.map(() => ({ error: 0, weight: 0 }));
   for (const ref of matrix.sections) {
-    const weight = source.matrix(ref);
+    const tensor = matrixOf(source, ref, matrix.inputs);
     candidates.forEach((format, i) => {
-      const packed = naming(source, ref.tensor, () => quantizer.quantize(weight, format));
+      const packed = packWeight(ref, tensor, format, options);
       energies[i]!.error += packed.errorEnergy;
       energies[i]!.weight += packed.energy;
     });

@@ -5,14 +5,16 @@
  * the budget chooses the rank from statistics of all windows: then windows are visited a second time after it, and
  * until then their factors (some percent of the weights) stay in memory.
  */
-import { factorise, type Factors } from "../../ffi/packing.ts";
+import { factorise, type Factors, type Quantized } from "../../ffi/packing.ts";
+import { HcinferError } from "../errors.ts";
+import type { WeightRef } from "../ir/ops.ts";
 import type { PackedWeight, WindowStore } from "../plan.ts";
 import type { WindowStatistics } from "../passes/budget.ts";
 import { formatText, packedShape, type WeightFormat } from "./format.ts";
 import { elementsOf, type Inventory, type Matrix } from "./inventory.ts";
 import type { Quantizer } from "./quantizer.ts";
 import type { TensorSpec } from "./safetensors.ts";
-import { naming, notFinite, type WeightSource } from "./source.ts";
+import { matrixOf, type WeightSource, type WeightTensor } from "./source.ts";
 import {
   channelNorms,
   mostRank,
@@ -162,7 +164,7 @@ function packVectors(vectors: Inventory["vectors"], source: WeightSource, sink: 
   for (const vector of vectors.values()) {
     const values = source.vector(vector);
     const bad = values.findIndex((v) => !Number.isFinite(v));
-    if (bad >= 0) throw notFinite(source, vector.tensor, `the weight at ${bad} is ${values[bad]}`);
+    if (bad >= 0) throw unpackable(source, vector.tensor, `the weight at ${bad} is ${values[bad]}`);
     if (values.length !== vector.length) {
       throw new Error(`${vector.tensor} was not checked against the graph`);
     }
@@ -176,13 +178,33 @@ interface MeasuredSection extends PackedSection {
 }
 
 /** Packs every section; whole row blocks follow each other, so their bytes are those of one packed weight. */
-function packMatrix(matrix: Matrix, { source, quantizer }: PackOptions): MeasuredSection[] {
+function packMatrix(matrix: Matrix, options: PackOptions): MeasuredSection[] {
   const format = formatOf(matrix);
   return matrix.sections.map((ref, i): MeasuredSection => {
-    const tensor = source.matrix(ref);
-    const packed = naming(source, ref.tensor, () => quantizer.quantize(tensor, format));
+    const tensor = matrixOf(options.source, ref, matrix.inputs);
+    const packed = packWeight(ref, tensor, format, options);
     return { tensor, rows: ref.outputs, firstRow: matrix.firstRows[i] ?? 0, ...packed };
   });
+}
+
+/** Packs `tensor`, the weight `ref` of the source. Throws HcinferError("checkpoint") naming a weight that cannot be. */
+export function packWeight(
+  ref: WeightRef,
+  tensor: WeightTensor,
+  format: WeightFormat,
+  { source, quantizer }: Pick<PackOptions, "source" | "quantizer">,
+): Quantized {
+  try {
+    return quantizer.quantize(tensor, format);
+  } catch (error) {
+    if (!(error instanceof HcinferError && error.kind === "checkpoint")) throw error;
+    throw unpackable(source, ref.tensor, error.message, error);
+  }
+}
+
+function unpackable(source: WeightSource, name: string, what: string, cause?: unknown): HcinferError {
+  const message = `the tensor ${name} of ${source.origin} cannot be compiled: ${what}`;
+  return new HcinferError("checkpoint", message, { cause });
 }
 
 /** The sections of a packed weight that was written. */
@@ -192,7 +214,8 @@ function readSections(matrix: Matrix, source: WeightSource, sink: TensorSink): P
   let at = 0;
   return matrix.sections.map((ref, i): PackedSection => {
     const packed = bytes.subarray(at, at += packedShape(format, ref.outputs, matrix.inputs).bytes);
-    return { tensor: source.matrix(ref), rows: ref.outputs, firstRow: matrix.firstRows[i] ?? 0, packed };
+    const tensor = matrixOf(source, ref, matrix.inputs);
+    return { tensor, rows: ref.outputs, firstRow: matrix.firstRows[i] ?? 0, packed };
   });
 }
 

@@ -23,7 +23,10 @@ export interface WeightTensor {
 export interface WeightSource {
   /** Where the weights come from, for messages. */
   readonly origin: string;
-  /** A matrix, [outputs, inputs]. May be computed at every call. Throws HcinferError("checkpoint") when it is missing. */
+  /**
+   * A matrix, [outputs, inputs]. Asked for once a pass over the weights: what is computed need not be kept. Throws
+   * HcinferError("checkpoint") when it is missing.
+   */
   matrix(ref: WeightRef): WeightTensor;
   /** A vector in f32. Throws as `matrix` does. */
   vector(ref: TensorRef): Float32Array<ArrayBuffer>;
@@ -51,6 +54,14 @@ export function checkpointSource(checkpoint: Checkpoint): WeightSource {
   return { origin: checkpoint.path, matrix: read, vector: (ref) => valuesOf(read(ref)) };
 }
 
+/** The matrix of `ref`; a source that changes its shape is wrong, and would be packed as noise. */
+export function matrixOf(source: WeightSource, ref: WeightRef, inputs: number): WeightTensor {
+  const tensor = source.matrix(ref);
+  const expected = [ref.outputs, inputs];
+  if (tensor.shape.join() === expected.join()) return tensor;
+  throw new Error(`${source.origin} gives ${ref.tensor} as [${tensor.shape}], the graph has [${expected}]`);
+}
+
 export function isWeightTensor(tensor: StoredTensor): tensor is WeightTensor {
   return (WEIGHT_DTYPES as readonly string[]).includes(tensor.dtype);
 }
@@ -63,21 +74,4 @@ export function valuesOf({ bytes, dtype }: WeightTensor): Float32Array<ArrayBuff
 /** Numbers as the tensor that a transform returns. */
 export function tensorOf(values: Float32Array, shape: readonly number[]): WeightTensor {
   return { dtype: "F32", shape, bytes: new Uint8Array(values.buffer, values.byteOffset, values.byteLength) };
-}
-
-/** Adds the tensor's name to what the packer says of a weight. */
-export function naming<T>(source: WeightSource, name: string, work: () => T): T {
-  try {
-    return work();
-  } catch (error) {
-    if (error instanceof HcinferError && error.kind === "checkpoint") {
-      throw notFinite(source, name, error.message, error);
-    }
-    throw error;
-  }
-}
-
-export function notFinite(source: WeightSource, name: string, what: string, cause?: unknown): HcinferError {
-  const message = `the tensor ${name} of ${source.origin} cannot be compiled: ${what}`;
-  return new HcinferError("checkpoint", message, { cause });
 }

@@ -90,6 +90,10 @@ Deno.test("packing reads weights through the source alone, and names what is not
       (e) =>
         e instanceof HcinferError && e.message.includes(`the tensor ${name} of nowhere cannot be compiled`),
     );
+  assert.throws(
+    () => pack({ ...source, matrix: () => tensorOf(values, [inputs, rows]) }),
+    /nowhere gives embed\.weight as \[8,10\], the graph has \[10,8\]/,
+  );
   refused({ vector: () => new Float32Array(inputs).fill(NaN) }, "norm.weight");
   refused({ matrix: () => tensorOf(values.map(() => Infinity), [rows, inputs]) }, "embed.weight");
 });
