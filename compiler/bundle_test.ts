@@ -20,7 +20,7 @@ import { explain } from "./bundle_writer.ts";
 import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "./compile.ts";
 import { type ErrorKind, HcinferError } from "./errors.ts";
 import { genericProfile } from "./profile.ts";
-import { writeTinyModel } from "./weights/tiny_model.ts";
+import { writeTinyModel } from "../tests/fixtures/tiny_model.ts";
 
 /** A folder for one test, removed after it. */
 class Workplace implements Disposable {

@@ -11,7 +11,6 @@ import {
   mkdirSync,
   openSync,
   readdirSync,
-  readFileSync,
   readSync,
   renameSync,
   rmSync,
@@ -26,14 +25,15 @@ import { zipSync } from "fflate";
 import { BUNDLE_FORMAT, BUNDLE_VERSION, type Manifest, PLAN_FILE, sha256, WEIGHTS_FILE } from "./bundle.ts";
 import { HcinferError } from "./errors.ts";
 import type { Plan } from "./plan.ts";
+import type { TokenizerFile } from "./weights/checkpoint.ts";
 import { layoutSafetensors, type SafetensorsLayout, type TensorSpec } from "./weights/safetensors.ts";
 
 export interface BundleContents {
   readonly plan: Plan;
   readonly graphText: string;
   readonly report: unknown;
-  /** Files copied into the bundle under their own names: the tokenizer's. */
-  readonly copies: readonly string[];
+  /** The tokenizer's files. */
+  readonly tokenizer: readonly TokenizerFile[];
   /** The checksum of the weights' bytes, from the path of the finished file. */
   readonly checksum: (weightsPath: string) => string;
 }
@@ -131,7 +131,7 @@ export class BundleWriter implements Disposable {
   }
 
   /** Writes everything else, and makes the bundle visible at `output`. */
-  finish({ plan, graphText, report, copies, checksum }: BundleContents): void {
+  finish({ plan, graphText, report, tokenizer, checksum }: BundleContents): void {
     if (this.#missing.size > 0) throw new Error(`${this.#missing.size} tensors were not written`);
     this.#guard(() => {
       this.#closeWeights();
@@ -142,7 +142,7 @@ export class BundleWriter implements Disposable {
         "graph.py": encode(graphText),
         "report.json": encode(JSON.stringify(report)),
       };
-      const copied = copies.map((file) => [basename(file), readFileSync(file)] as const);
+      const copied = tokenizer.map((file) => [file.name, file.read()] as const);
       for (const [name, bytes] of copied) writeFileSync(join(this.#partial, name), bytes);
       const manifest: Manifest = {
         format: BUNDLE_FORMAT,

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { HcinferError } from "../errors.ts";
-import { arbitraryChoices, CHOICES, passes } from "../passes/fixture.ts";
+import { arbitraryChoices, CHOICES, passes } from "../../tests/fixtures/passes.ts";
 import { arbitraryGraph, arbitrarySizes, TINY, transformer } from "./fixture.ts";
 import { GraphBuilder } from "./build.ts";
 import { moduleTensor } from "./naming.ts";

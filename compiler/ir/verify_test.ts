@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { passes } from "../passes/fixture.ts";
+import { passes } from "../../tests/fixtures/passes.ts";
 import { GraphBuilder, NameSource } from "./build.ts";
 import { arbitrarySizes, transformer } from "./fixture.ts";
 import type { Graph, Node, Stage } from "./graph.ts";

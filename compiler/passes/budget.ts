@@ -62,12 +62,12 @@ export interface BudgetOptions {
 }
 
 /** Channels the greedy adds at a time, about 0.4 % of a window's inputs and even; ranks are added one by one. */
-export function channelQuantum(inputs: number): number {
+function channelQuantum(inputs: number): number {
   return 2 * Math.max(1, Math.round(inputs / 512));
 }
 
 /** Relative error energy by bytes of the backbone: nearly the same fraction of channels for every window. */
-export function defaultSensitivity(window: WindowStatistics): number {
+function defaultSensitivity(window: WindowStatistics): number {
   return window.weightEnergy > 0 ? window.errorEnergy / window.weightEnergy * window.backboneBytes : 0;
 }
 

@@ -8,7 +8,7 @@ import { tensor } from "../ir/types.ts";
 import type { Graph, Node, NodeOf } from "../ir/graph.ts";
 import type { Op } from "../ir/ops.ts";
 import { verify } from "../ir/verify.ts";
-import { arbitraryChoices, CHOICES, passes, profile } from "./fixture.ts";
+import { arbitraryChoices, CHOICES, passes, profile } from "../../tests/fixtures/passes.ts";
 import { fuse } from "./fuse.ts";
 import { place } from "./place.ts";
 import { quantize } from "./quantize.ts";

@@ -7,7 +7,8 @@ import { GraphBuilder } from "../ir/build.ts";
 import type { Graph } from "../ir/graph.ts";
 import { moduleTensor } from "../ir/naming.ts";
 import { tensor } from "../ir/types.ts";
-import { checkModel, openCheckpoint } from "./checkpoint.ts";
+import { checkModel } from "./check_model.ts";
+import { openCheckpoint } from "./checkpoint.ts";
 import { layoutSafetensors, type TensorSpec } from "./safetensors.ts";
 
 const CONFIG = {
@@ -80,9 +81,10 @@ Deno.test("a folder with one file of tensors", () => {
   const files = { "config.json": CONFIG, "model.safetensors": weights(TENSORS), "tokenizer.json": {} };
   withFolder(files, (folder) => {
     using checkpoint = openCheckpoint(folder);
-    assert.equal(checkpoint.tensors.size, 3);
-    assert.equal(checkpoint.tensor("lm_head.weight").dtype, "F16");
-    assert.deepEqual(checkpoint.tokenizerFiles, [join(folder, "tokenizer.json")]);
+    assert.deepEqual(checkpoint.tensorNames, TENSORS.map((t) => t.name));
+    assert.equal(checkpoint.tensor("lm_head.weight")?.dtype, "F16");
+    assert.equal(checkpoint.tensor("lm_head.bias"), undefined);
+    assert.deepEqual(checkpoint.tokenizer.map((f) => [f.name, f.read().length]), [["tokenizer.json", 2]]);
     checkModel(graph(), checkpoint);
   });
 });
@@ -174,7 +176,7 @@ Deno.test("what is no model says what one is", () => {
     refused(
       () => openCheckpoint(folder),
       /no model\.safetensors \(found model\.gguf, pytorch_model\.bin\)/,
-      /A model is/,
+      /expected a Hugging Face folder: config\.json/,
     );
     refused(
       () => openCheckpoint(join(folder, "model.gguf")),

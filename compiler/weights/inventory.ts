@@ -32,6 +32,11 @@ export interface Inventory {
   readonly vectors: ReadonlyMap<string, Vector>;
 }
 
+/** Weights of a matrix, without padding. */
+export function elementsOf({ sections, inputs }: Matrix): number {
+  return sections.reduce((sum, s) => sum + s.outputs * inputs, 0);
+}
+
 export function inventory(graph: Graph): Inventory {
   const types = values(graph);
   const width = (node: Node): number => {

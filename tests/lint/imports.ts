@@ -3,7 +3,8 @@
  *
  * layers      Who may import whom, after the way of the data: compiler -> bundle -> runtime -> ffi. The compiler imports
  *             nothing from runtime/ or ffi/, except that compiler/weights/ and compiler/bundle.ts may use ffi/.
- *             ffi/ imports nothing from runtime/. None of the three imports the programs on top of them.
+ *             ffi/ imports nothing from runtime/. None of the three imports the programs on top of them. Only tests
+ *             import from tests/.
  * pointers    Deno.dlopen and Deno.Unsafe* only in ffi/: pointers never leave it.
  * node        No other use of Deno.* outside ffi/ and tests, so that the code also runs on Node.
  * registries  npm packages by their names in deno.json's import map and node: built-ins; no jsr:, https:, or npm: inline.
@@ -85,11 +86,18 @@ const plugin: Deno.lint.Plugin = {
       create(context) {
         const importer = inRepository(context.filename);
         const layer = LAYERS.find((l) => l.importer.test(importer));
-        if (layer === undefined) return {};
         return importVisitor((specifier, node) => {
           const path = target(importer, specifier);
-          if (path === undefined || !layer.forbidden.test(path)) return;
-          context.report({ node, message: `${importer} must not import ${path}`, hint: layer.hint });
+          if (path === undefined) return;
+          const message = `${importer} must not import ${path}`;
+          if (layer?.forbidden.test(path)) context.report({ node, message, hint: layer.hint });
+          if (path.startsWith("tests/") && !isTest(importer)) {
+            context.report({
+              node,
+              message,
+              hint: "What tests share is in tests/fixtures/, for tests alone.",
+            });
+          }
         });
       },
     },

@@ -45,6 +45,13 @@ Deno.test("runtime/ is built on ffi/, the programs on everything", () => {
   }
 });
 
+Deno.test("only tests import from tests/", () => {
+  assert.deepEqual(broken("compiler/cost.ts", `import "../tests/fixtures/passes.ts";`), ["hcinfer/layers"]);
+  assert.deepEqual(broken("cli/run.ts", `import "../tests/fixtures/passes.ts";`), ["hcinfer/layers"]);
+  assert.deepEqual(broken("compiler/cost_test.ts", `import "../tests/fixtures/passes.ts";`), []);
+  assert.deepEqual(broken("tests/golden/a.ts", `import "../fixtures/passes.ts";`), []);
+});
+
 Deno.test("pointers stay in ffi/, Deno.* out of what should run on Node", () => {
   assert.deepEqual(broken("ffi/open.ts", `Deno.dlopen("a", {}); Deno.UnsafePointer.of(b);`), []);
   assert.deepEqual(broken("runtime/a.ts", `Deno.dlopen("a", {});`), ["hcinfer/pointers"]);
