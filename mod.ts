@@ -41,7 +41,7 @@ export { type ErrorKind, HcinferError } from "./compiler/errors.ts";
 
 // Running.
 export type { CorrectionMode, Executor, ExecutorOptions, StepRequest } from "./runtime/executor.ts";
-export { createCpuExecutor } from "./runtime/executors/cpu.ts";
+export { createCpuExecutor } from "./runtime/executors/cpu/executor.ts";
 export { createNullExecutor } from "./runtime/executors/null.ts";
 export { createReferenceExecutor } from "./runtime/executors/reference.ts";
 export { type GenerateOptions, Session } from "./runtime/session.ts";

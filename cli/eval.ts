@@ -3,7 +3,7 @@ import { Command, Option } from "commander";
 import { readFileSync } from "node:fs";
 import process from "node:process";
 import { HcinferError } from "../compiler/errors.ts";
-import { tokenLoss } from "../runtime/executors/cpu.ts";
+import { tokenLoss } from "../runtime/executors/cpu/executor.ts";
 import { evaluate } from "../runtime/evaluate.ts";
 import type { StepKind } from "../runtime/executor.ts";
 import { asOption, correctionsOption, type RunOptions, threadsOption, whole } from "./arguments.ts";
@@ -44,7 +44,7 @@ interface Options extends RunOptions {
   readonly json?: true;
 }
 
-function evaluateBundle(path: string, options: Options): void {
+async function evaluateBundle(path: string, options: Options): Promise<void> {
   const text = readText(options.text);
   const { threads, corrections, window } = options;
   const open = { threads, corrections, contextLength: window, capacity: window };
@@ -52,7 +52,7 @@ function evaluateBundle(path: string, options: Options): void {
   using reference = options.reference ? OpenModel.open(options.reference, open) : null;
   const tokens = model.tokenizer().encode(text, { addSpecialTokens: false });
   const progress = new Progress("eval");
-  const result = evaluate(model.executor, {
+  const result = await evaluate(model.executor, {
     tokens: options.windows ? tokens.subarray(0, options.windows * window) : tokens,
     window,
     as: options.as,

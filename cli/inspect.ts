@@ -104,8 +104,9 @@ function laneTable(plan: Plan): string {
   const rows = plan.lanes.map((lane) => {
     const nodes = lane.steps.flatMap((step) => "run" in step ? [plan.graph.nodes[step.run]] : []);
     const meetings = lane.steps.filter((step) => !("run" in step)).length;
+    const devices = [...new Set(nodes.map((node) => node?.placement.device ?? "cpu"))].join(" ");
     const microseconds = nodes.reduce((sum, node) => sum + (node?.placement.microseconds ?? 0), 0);
-    return [lane.lane, lane.device, `${nodes.length}`, `${meetings}`, `${microseconds.toFixed(0)} us`];
+    return [lane.lane, devices, `${nodes.length}`, `${meetings}`, `${microseconds.toFixed(0)} us`];
   });
   const outputs = plan.graph.outputs.map((name) => {
     const value = plan.graph.nodes.flatMap((node) => node.outputs).find((output) => output.name === name);

@@ -43,10 +43,13 @@ function logits(path: string, options: Options): void {
     const file = openSync(partial, "w");
     try {
       writeAll(file, layout.header);
+      const sequence = model.executor.sequence();
       for (let position = 0; position < tokens.length; position += capacity) {
         const step = tokens.subarray(position, position + capacity);
-        const rows = model.executor.step({ tokens: step, position, as, logits: "all" });
-        writeAll(file, new Uint8Array(rows.buffer, rows.byteOffset, rows.byteLength));
+        const run = { sequence, position, tokens: step, as, logits: "all" } as const;
+        for (const rows of model.executor.step({ runs: [run] })) {
+          writeAll(file, new Uint8Array(rows.buffer, rows.byteOffset, rows.byteLength));
+        }
       }
     } finally {
       closeSync(file);

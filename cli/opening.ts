@@ -1,7 +1,7 @@
 /** Opens what a command runs: the bundle, an executor on it, and its tokenizer where text is needed. */
 import { type Bundle, openBundle } from "../compiler/bundle.ts";
 import type { CorrectionMode, Executor } from "../runtime/executor.ts";
-import { createCpuExecutor } from "../runtime/executors/cpu.ts";
+import { createCpuExecutor } from "../runtime/executors/cpu/executor.ts";
 import { Tokenizer } from "../runtime/tokenizer.ts";
 
 export interface OpenOptions {

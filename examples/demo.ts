@@ -16,7 +16,7 @@ import { bytesText, Progress, secondsText, table } from "../cli/terminal.ts";
 import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "../compiler/compile.ts";
 import { genericProfile } from "../compiler/profile.ts";
 import { build } from "../ffi/build.ts";
-import { tokenLoss } from "../runtime/executors/cpu.ts";
+import { tokenLoss } from "../runtime/executors/cpu/executor.ts";
 import { ChatTemplate } from "../runtime/chat.ts";
 import { evaluate } from "../runtime/evaluate.ts";
 import type { Executor, StepRequest } from "../runtime/executor.ts";

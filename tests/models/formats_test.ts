@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import type { Bundle } from "../../compiler/bundle.ts";
 import type { CompileOptions } from "../../compiler/compile.ts";
 import { packedName } from "../../compiler/ir/naming.ts";
-import { createCpuExecutor } from "../../runtime/executors/cpu.ts";
+import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import { relativeError, TINY_DENSE, UNCOMPRESSED, withBundle } from "../parity/reference_bundle.ts";
 
 /** Bytes, weights and loss (relative error, by elements) of all windows, and the formats in them. */

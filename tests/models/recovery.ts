@@ -5,7 +5,7 @@ import type { Bundle } from "../../compiler/bundle.ts";
 import { tokenLoss } from "../../ffi/engine.ts";
 import { evaluate, type Evaluation } from "../../runtime/evaluate.ts";
 import type { CorrectionMode } from "../../runtime/executor.ts";
-import { createCpuExecutor } from "../../runtime/executors/cpu.ts";
+import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import { Tokenizer } from "../../runtime/tokenizer.ts";
 
 const HELDOUT = fileURLToPath(new URL("../../examples/models/heldout.txt", import.meta.url));
