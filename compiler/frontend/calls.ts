@@ -170,7 +170,9 @@ export class Arguments {
     const items = isSequence(value) ? value.items : [];
     const numbers = items.filter((n): n is number => typeof n === "number" && Number.isFinite(n));
     if (numbers.length > 0 && numbers.length === items.length) return numbers;
-    this.#expect(name, value, "a list of finite numbers");
+    // What is unknown in it was reported.
+    if (items.some(isUnknown)) this.#failed = true;
+    else this.#expect(name, value, "a list of finite numbers");
     return [];
   }
 

@@ -1,6 +1,6 @@
 /** What the subset can say, and what it says about everything else. */
 import assert from "node:assert/strict";
-import { errorsOf, messageOf, model, trace } from "./fixture.ts";
+import { errorsOf, messageOf, model, trace } from "../../tests/models/descriptions.ts";
 
 /** Expressions and their values; evaluated as the width of a linear. */
 const NUMBERS: readonly [string, number][] = [
