@@ -41,7 +41,7 @@ export function checkModel(graph: Graph, checkpoint: Checkpoint): void {
 
 /** Copies of a tied head and tables that are computed anyway: nothing is lost without them. */
 function isHarmless(name: string, config: Config): boolean {
-  return (config.tie_word_embeddings && name === "lm_head.weight") ||
+  return (config.tie_word_embeddings === true && name === "lm_head.weight") ||
     /\.(rotary_emb\.inv_freq|attn\.masked_bias)$/.test(name);
 }
 

@@ -1,8 +1,10 @@
-/** Configs and helpers of the frontend's tests. */
+/** Configs, descriptions and what traces them, for tests. */
 import assert from "node:assert/strict";
-import { HcinferError } from "../errors.ts";
-import type { Graph } from "../ir/graph.ts";
-import { type Config, traceModel } from "./trace.ts";
+import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { HcinferError } from "../../compiler/errors.ts";
+import { architectureFile, type Config, traceModel } from "../../compiler/frontend/trace.ts";
+import type { Graph } from "../../compiler/ir/graph.ts";
 
 /** The shape of the bundled model tiny-dense, with two layers. */
 export const QWEN3: Config = {
@@ -43,6 +45,23 @@ export const LLAMA: Config = {
   attention_bias: false,
   mlp_bias: false,
 };
+
+/** Traces the description of an architecture of graphs/, which `model_type` names. */
+export function traceArchitecture(config: Config): Promise<Graph> {
+  return traceFile(architectureFile(String(config["model_type"])), config);
+}
+
+/**
+ * Traces descriptions/<name>.py: architectures that graphs/ does not have, with ops in orders of their own. Any config of
+ * the two above fits them.
+ */
+export function traceDescription(name: "olmo2" | "hunyuan", config: Config = QWEN3): Promise<Graph> {
+  return traceFile(fileURLToPath(new URL(`descriptions/${name}.py`, import.meta.url)), config);
+}
+
+function traceFile(file: string, config: Config): Promise<Graph> {
+  return traceModel({ source: readFileSync(file, "utf8"), file, config });
+}
 
 export function trace(source: string, config: Config = QWEN3): Promise<Graph> {
   return traceModel({ source, file: "model.py", config });
