@@ -7,19 +7,21 @@
  *                         report.json    what compiling measured
  *   weights.safetensors   every tensor at a multiple of 64 bytes, mapped and never copied
  *   tokenizer.json, ...   the checkpoint's own files
- *   run.ts                runs the bundle
+ *   run.ts                runs the bundle with the hcinfer that compiled it
  *
+ * A file that the manifest does not list is not part of the bundle and is never read.
  * Opening checks everything it reads against the manifest, and every size that native code will trust against the
  * weights. Checksums find accidents and edits; they are no signature.
  */
 import { createHash } from "node:crypto";
-import { closeSync, existsSync, fstatSync, openSync, readFileSync, readSync, statSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { unzipSync } from "fflate";
 import { z } from "zod";
 import { mapFile, type Mapping } from "../ffi/mapping.ts";
 import { checkGraph, checkTensors } from "./bundle_check.ts";
 import { HcinferError } from "./errors.ts";
+import { MOST_TEXT_BYTES, readRegularFile } from "./files.ts";
 import { Plan, PLAN_VERSION } from "./plan.ts";
 import { bytesChecksum } from "./weights/checksum.ts";
 import { readSafetensors, type TensorView } from "./weights/safetensors.ts";
@@ -27,6 +29,7 @@ import { readSafetensors, type TensorView } from "./weights/safetensors.ts";
 export const BUNDLE_FORMAT = "hcinfer bundle";
 export const PLAN_FILE = "plan.zip";
 export const WEIGHTS_FILE = "weights.safetensors";
+export const RUN_FILE = "run.ts";
 
 /** Raised when an older hcinfer could not read a new bundle, or a new one an old bundle. */
 export const BUNDLE_VERSION = PLAN_VERSION;
@@ -51,10 +54,14 @@ export interface PlanFile {
   /** What compiling measured: bytes by kind, relative errors, spectra. */
   readonly report: unknown;
   readonly manifest: Manifest;
+  /** As `Bundle.file`. */
+  readonly file: (name: string) => Uint8Array<ArrayBuffer> | undefined;
 }
 
 /** More than any model's plan takes; what is larger is refused before it is decompressed. */
 const MOST_PLAN_BYTES = 512 * 2 ** 20;
+/** Of a file copied from the checkpoint, such as tokenizer.json. */
+const MOST_FILE_BYTES = MOST_TEXT_BYTES;
 const PLAN_PARTS = ["manifest.json", "plan.json", "graph.py", "report.json"] as const;
 
 /**
@@ -88,6 +95,7 @@ export function readPlan(path: string): PlanFile {
     graphText: text("graph.py"),
     report: json(text("report.json"), fail),
     manifest,
+    file: (name) => readListed(path, manifest, name),
   };
 }
 
@@ -96,6 +104,7 @@ export class Bundle implements Disposable {
   readonly plan: Plan;
   readonly graphText: string;
   readonly report: unknown;
+  readonly #file: PlanFile["file"];
   readonly #tensors: ReadonlyMap<string, TensorView>;
   /** The weights file, for executors that address it whole. */
   readonly mapping: Mapping;
@@ -105,6 +114,7 @@ export class Bundle implements Disposable {
     this.plan = file.plan;
     this.graphText = file.graphText;
     this.report = file.report;
+    this.#file = file.file;
     this.#tensors = tensors;
     this.mapping = mapping;
   }
@@ -118,6 +128,15 @@ export class Bundle implements Disposable {
 
   has(name: string): boolean {
     return this.#tensors.has(name);
+  }
+
+  /**
+   * The bytes of a file beside plan.zip, such as `tokenizer.json`, compared with the manifest as they are read.
+   * Undefined when the manifest does not list it, whatever lies in the folder. Throws HcinferError("bundle") when it
+   * is listed, and missing or changed.
+   */
+  file(name: string): Uint8Array<ArrayBuffer> | undefined {
+    return this.#file(name);
   }
 
   close(): void {
@@ -146,14 +165,7 @@ export interface OpenOptions {
 export function openBundle(path: string, { verify = true, threads = 2 }: OpenOptions = {}): Bundle {
   const file = readPlan(path);
   const fail = refuser(path);
-  for (const [name, expected] of Object.entries(file.manifest.files)) {
-    if ((PLAN_PARTS as readonly string[]).includes(name)) continue;
-    if (!/^[^/\\]+$/.test(name)) fail(`its manifest names ${JSON.stringify(name)}, which is no file of it`);
-    if (!existsSync(join(path, name))) fail(`${name} is missing`);
-    if (sha256(readFileSync(join(path, name))) !== expected) {
-      fail(`${name} was changed since it was compiled`);
-    }
-  }
+  for (const name of Object.keys(file.manifest.files)) file.file(name);
   const weightsPath = join(path, WEIGHTS_FILE);
   if (!existsSync(weightsPath)) fail(`${WEIGHTS_FILE} is missing`);
   const mapping = mapFile(weightsPath);
@@ -175,6 +187,21 @@ export function openBundle(path: string, { verify = true, threads = 2 }: OpenOpt
   }
 }
 
+/** A plain name in the bundle's own folder. */
+const FILE_NAME = /^[\w-][\w.-]*$/;
+
+function readListed(path: string, manifest: Manifest, name: string): Uint8Array<ArrayBuffer> | undefined {
+  const isPart = (PLAN_PARTS as readonly string[]).includes(name);
+  if (isPart || !Object.hasOwn(manifest.files, name)) return undefined;
+  const fail = refuser(path);
+  if (!FILE_NAME.test(name)) fail(`its manifest names ${JSON.stringify(name)}, which is no file of it`);
+  const file = join(path, name);
+  if (!existsSync(file)) fail(`${name} is missing`);
+  const bytes = readRegularFile(file, MOST_FILE_BYTES, "bundle");
+  if (sha256(bytes) !== manifest.files[name]) fail(`${name} was changed since it was compiled`);
+  return bytes;
+}
+
 export function sha256(bytes: Uint8Array): string {
   return createHash("sha256").update(bytes).digest("hex");
 }
@@ -188,16 +215,8 @@ function refuser(path: string): Refuse {
 }
 
 function unzip(file: string, fail: Refuse): Record<string, Uint8Array> {
-  const descriptor = openSync(file, "r");
+  const bytes = readRegularFile(file, MOST_PLAN_BYTES, "bundle");
   try {
-    const { size } = fstatSync(descriptor);
-    if (size > MOST_PLAN_BYTES) fail(`${PLAN_FILE} has ${size} bytes`);
-    const bytes = new Uint8Array(size);
-    for (let at = 0; at < size;) {
-      const read = readSync(descriptor, bytes, at, size - at, at);
-      if (read === 0) fail(`${PLAN_FILE} is cut off`);
-      at += read;
-    }
     let total = 0;
     return unzipSync(bytes, {
       filter: ({ name, originalSize }) => {
@@ -209,8 +228,6 @@ function unzip(file: string, fail: Refuse): Record<string, Uint8Array> {
   } catch (error) {
     if (error instanceof HcinferError) throw error;
     return fail(`${PLAN_FILE} is damaged or cut off (${(error as Error).message})`);
-  } finally {
-    closeSync(descriptor);
   }
 }
 

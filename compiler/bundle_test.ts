@@ -15,7 +15,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
 import { unzipSync, zipSync } from "fflate";
-import { openBundle, PLAN_FILE, readPlan, sha256, WEIGHTS_FILE } from "./bundle.ts";
+import { openBundle, PLAN_FILE, readPlan, RUN_FILE, sha256, WEIGHTS_FILE } from "./bundle.ts";
 import { explain } from "./bundle_writer.ts";
 import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "./compile.ts";
 import { type ErrorKind, HcinferError } from "./errors.ts";
@@ -119,6 +119,36 @@ Deno.test("a bundle that was cut off, edited or lost a file is refused with the 
   }
   await refused(() => openBundle(work.model), "bundle", /it is a model: compile it first/);
   await refused(() => openBundle(join(work.path, "nothing")), "bundle", /no such folder/);
+});
+
+Deno.test("files are read through the manifest, checked at that moment, and only those it lists", async () => {
+  using work = new Workplace();
+  await work.compile();
+  const text = (bytes: Uint8Array | undefined) => bytes && new TextDecoder().decode(bytes);
+  writeFileSync(join(work.bundle, "tokenizer_config.json"), "{}");
+  using bundle = openBundle(work.bundle);
+  assert.equal(text(bundle.file("tokenizer.json")), "{}");
+  for (const other of ["tokenizer_config.json", "plan.json", "toString", WEIGHTS_FILE]) {
+    assert.equal(bundle.file(other), undefined, other);
+  }
+  writeFileSync(join(work.bundle, "tokenizer.json"), "[]");
+  await refused(() => bundle.file("tokenizer.json"), "bundle", /tokenizer\.json was changed/);
+  await refused(() => readPlan(work.bundle).file("tokenizer.json"), "bundle", /tokenizer\.json was changed/);
+});
+
+Deno.test("run.ts belongs to the bundle and runs no hcinfer but the one that compiled it", async () => {
+  using work = new Workplace();
+  await work.compile();
+  const script = join(work.bundle, RUN_FILE);
+  const text = readFileSync(script, "utf8");
+  assert.doesNotMatch(text, /npm:/);
+  writeFileSync(script, text.replace(/(const main = ").*(")/, "$1file:///nowhere/main.ts$2"));
+  await refused(() => openBundle(work.bundle), "bundle", /run\.ts was changed/);
+  const { code, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", "--no-config", script, "prompt"],
+  }).output();
+  assert.equal(code, 6);
+  assert.match(new TextDecoder().decode(stderr), /is not at file:\/\/\/nowhere\/main\.ts any more/);
 });
 
 Deno.test("whatever happens to plan.zip, the plan is the one that was written or there is none", async () => {

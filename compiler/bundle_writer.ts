@@ -11,7 +11,6 @@ import {
   mkdirSync,
   openSync,
   readdirSync,
-  readFileSync,
   readSync,
   renameSync,
   rmSync,
@@ -23,8 +22,17 @@ import {
 import { basename, dirname, join, resolve } from "node:path";
 import process from "node:process";
 import { zipSync } from "fflate";
-import { BUNDLE_FORMAT, BUNDLE_VERSION, type Manifest, PLAN_FILE, sha256, WEIGHTS_FILE } from "./bundle.ts";
+import {
+  BUNDLE_FORMAT,
+  BUNDLE_VERSION,
+  type Manifest,
+  PLAN_FILE,
+  RUN_FILE,
+  sha256,
+  WEIGHTS_FILE,
+} from "./bundle.ts";
 import { HcinferError } from "./errors.ts";
+import { MOST_TEXT_BYTES, readRegularFile } from "./files.ts";
 import type { Plan } from "./plan.ts";
 import { layoutSafetensors, type SafetensorsLayout, type TensorSpec } from "./weights/safetensors.ts";
 
@@ -142,16 +150,19 @@ export class BundleWriter implements Disposable {
         "graph.py": encode(graphText),
         "report.json": encode(JSON.stringify(report)),
       };
-      const copied = copies.map((file) => [basename(file), readFileSync(file)] as const);
+      const copied = [
+        ...copies.map((file) =>
+          [basename(file), readRegularFile(file, MOST_TEXT_BYTES, "checkpoint")] as const
+        ),
+        [RUN_FILE, encode(runScript())] as const,
+      ];
       for (const [name, bytes] of copied) writeFileSync(join(this.#partial, name), bytes);
       const manifest: Manifest = {
         format: BUNDLE_FORMAT,
         version: BUNDLE_VERSION,
-        files: {
-          ...Object.fromEntries(
-            [...Object.entries(parts), ...copied].map(([name, bytes]) => [name, sha256(bytes)]),
-          ),
-        },
+        files: Object.fromEntries(
+          [...Object.entries(parts), ...copied].map(([name, bytes]) => [name, sha256(bytes)]),
+        ),
         weights: { bytes: this.#layout.fileBytes, checksum: checksum(weightsPath) },
       };
       // The time is fixed, so that one model and one set of options give one file.
@@ -159,7 +170,6 @@ export class BundleWriter implements Disposable {
         mtime: "1980-01-01",
       });
       writeFileSync(join(this.#partial, PLAN_FILE), zip);
-      writeFileSync(join(this.#partial, "run.ts"), runScript());
       for (const name of readdirSync(this.#partial)) flush(join(this.#partial, name), "r+");
       flush(this.#partial, "r");
       this.#publish();
@@ -302,7 +312,7 @@ function flush(path: string, flags: "r" | "r+"): void {
   }
 }
 
-/** run.ts: finds the hcinfer that compiled the bundle, or the one on npm, and hands over to `hcinfer run`. */
+/** run.ts: hands over to `hcinfer run` of the hcinfer that compiled the bundle, and to no other program. */
 function runScript(): string {
   const installed = (name: string) => JSON.stringify(new URL(`../${name}`, import.meta.url).href);
   return `// Runs this bundle: deno run -A run.ts "prompt" [options of hcinfer run]
@@ -311,13 +321,17 @@ import { existsSync } from "node:fs";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 
-// The hcinfer that compiled it, or the one on npm.
+// The hcinfer that compiled it.
 const main = ${installed("main.ts")};
 const config = ${installed("deno.json")};
-const local = main.startsWith("file:") && existsSync(fileURLToPath(main));
-const program = local ? ["--config", fileURLToPath(config), fileURLToPath(main)] : ["npm:hcinfer/cli"];
 const bundle = fileURLToPath(new URL(".", import.meta.url));
-const options = ["run", "-A", ...program, "run", bundle, ...process.argv.slice(2)];
+if (!main.startsWith("file:") || !existsSync(fileURLToPath(main))) {
+  console.error(\`error: the hcinfer that compiled this bundle is not at \${main} any more.
+With a hcinfer that is somewhere else: deno run -A <its folder>/main.ts run \${bundle} "prompt"\`);
+  process.exit(${new HcinferError("environment", "").exitCode});
+}
+const program = ["run", "-A", "--config", fileURLToPath(config), fileURLToPath(main)];
+const options = [...program, "run", bundle, ...process.argv.slice(2)];
 const { status, error } = spawnSync(process.execPath, options, { stdio: "inherit" });
 if (error) console.error(error.message);
 process.exit(status ?? 1);
