@@ -16,12 +16,13 @@
 import { createHash } from "node:crypto";
 import { existsSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { unzipSync } from "fflate";
 import { z } from "zod";
 import { mapFile, type Mapping } from "../ffi/mapping.ts";
+import { unzipParts } from "./archive.ts";
 import { checkGraph, checkTensors } from "./bundle_check.ts";
 import { HcinferError } from "./errors.ts";
 import { MOST_TEXT_BYTES, readRegularFile } from "./files.ts";
+import { faultsText, parseJson } from "./json.ts";
 import { Plan, PLAN_VERSION } from "./plan.ts";
 import { bytesChecksum } from "./weights/checksum.ts";
 import { readSafetensors, type TensorView } from "./weights/safetensors.ts";
@@ -58,11 +59,21 @@ export interface PlanFile {
   readonly file: (name: string) => Uint8Array<ArrayBuffer> | undefined;
 }
 
-/** More than any model's plan takes; what is larger is refused before it is decompressed. */
-const MOST_PLAN_BYTES = 512 * 2 ** 20;
+/**
+ * What is in plan.zip, and the most bytes it unfolds to. The plan of a layer takes 12 kB and its report 5 kB, so these
+ * leave thirty times the room that the largest dense model known needs.
+ */
+const PLAN_PARTS = {
+  "manifest.json": 2 ** 20,
+  "plan.json": 64 * 2 ** 20,
+  "graph.py": 64 * 2 ** 20,
+  "report.json": 64 * 2 ** 20,
+} as const;
+type PlanPart = keyof typeof PLAN_PARTS;
+/** Of plan.zip itself. */
+const MOST_PLAN_BYTES = 64 * 2 ** 20;
 /** Of a file copied from the checkpoint, such as tokenizer.json. */
 const MOST_FILE_BYTES = MOST_TEXT_BYTES;
-const PLAN_PARTS = ["manifest.json", "plan.json", "graph.py", "report.json"] as const;
 
 /**
  * Reads a bundle's plan without touching its weights. Throws HcinferError("bundle") with the reason when `path` is
@@ -79,21 +90,21 @@ export function readPlan(path: string): PlanFile {
     throw new HcinferError("bundle", `${path} is not a bundle: it has no ${PLAN_FILE}${hint}`);
   }
   const parts = unzip(file, fail);
-  const text = (name: typeof PLAN_PARTS[number]): string => {
-    const bytes = parts[name] ?? fail(`${PLAN_FILE} has no ${name}`);
-    if (name !== "manifest.json") checkSha256(name, bytes, manifest, fail);
-    return new TextDecoder().decode(bytes);
+  const part = (name: PlanPart) => parts[name] ?? fail(`${PLAN_FILE} has no ${name}`);
+  const manifest = readManifest(part("manifest.json"), fail);
+  const checked = (name: PlanPart): Uint8Array => {
+    checkSha256(name, part(name), manifest, fail);
+    return part(name);
   };
-  const manifest: Manifest = readManifest(text("manifest.json"), fail);
-  const parsed = Plan.safeParse(json(text("plan.json"), fail));
-  if (!parsed.success) return fail(`its plan does not fit: ${z.prettifyError(parsed.error)}`);
+  const parsed = Plan.safeParse(json("plan.json", checked("plan.json"), fail));
+  if (!parsed.success) return fail(`its plan does not fit: ${faultsText(parsed.error)}`);
   const problem = checkGraph(parsed.data);
   if (problem !== undefined) fail(problem);
   return {
     path,
     plan: parsed.data,
-    graphText: text("graph.py"),
-    report: json(text("report.json"), fail),
+    graphText: new TextDecoder().decode(checked("graph.py")),
+    report: json("report.json", checked("report.json"), fail),
     manifest,
     file: (name) => readListed(path, manifest, name),
   };
@@ -168,7 +179,7 @@ export function openBundle(path: string, { verify = true, threads = 2 }: OpenOpt
   for (const name of Object.keys(file.manifest.files)) file.file(name);
   const weightsPath = join(path, WEIGHTS_FILE);
   if (!existsSync(weightsPath)) fail(`${WEIGHTS_FILE} is missing`);
-  const mapping = mapFile(weightsPath);
+  const mapping = mapFile(weightsPath, "bundle");
   try {
     const { bytes, checksum: expected } = file.manifest.weights;
     if (mapping.byteLength !== bytes) {
@@ -191,8 +202,7 @@ export function openBundle(path: string, { verify = true, threads = 2 }: OpenOpt
 const FILE_NAME = /^[\w-][\w.-]*$/;
 
 function readListed(path: string, manifest: Manifest, name: string): Uint8Array<ArrayBuffer> | undefined {
-  const isPart = (PLAN_PARTS as readonly string[]).includes(name);
-  if (isPart || !Object.hasOwn(manifest.files, name)) return undefined;
+  if (Object.hasOwn(PLAN_PARTS, name) || !Object.hasOwn(manifest.files, name)) return undefined;
   const fail = refuser(path);
   if (!FILE_NAME.test(name)) fail(`its manifest names ${JSON.stringify(name)}, which is no file of it`);
   const file = join(path, name);
@@ -214,32 +224,24 @@ function refuser(path: string): Refuse {
   };
 }
 
-function unzip(file: string, fail: Refuse): Record<string, Uint8Array> {
+function unzip(file: string, fail: Refuse): Partial<Record<PlanPart, Uint8Array>> {
   const bytes = readRegularFile(file, MOST_PLAN_BYTES, "bundle");
   try {
-    let total = 0;
-    return unzipSync(bytes, {
-      filter: ({ name, originalSize }) => {
-        total += originalSize;
-        if (total > MOST_PLAN_BYTES) fail(`${PLAN_FILE} holds more than ${MOST_PLAN_BYTES} bytes`);
-        return (PLAN_PARTS as readonly string[]).includes(name);
-      },
-    });
+    return unzipParts(bytes, PLAN_PARTS);
   } catch (error) {
-    if (error instanceof HcinferError) throw error;
     return fail(`${PLAN_FILE} is damaged or cut off (${(error as Error).message})`);
   }
 }
 
-function readManifest(text: string, fail: Refuse): Manifest {
-  const found = json(text, fail);
+function readManifest(bytes: Uint8Array, fail: Refuse): Manifest {
+  const found = json("manifest.json", bytes, fail);
   const head = z.looseObject({ format: z.literal(BUNDLE_FORMAT), version: z.int() }).safeParse(found);
   if (!head.success) return fail("its manifest is none of hcinfer's");
   if (head.data.version !== BUNDLE_VERSION) {
     fail(`it is of version ${head.data.version}, and this hcinfer reads version ${BUNDLE_VERSION}`);
   }
   const parsed = Manifest.safeParse(found);
-  return parsed.success ? parsed.data : fail(`its manifest does not fit: ${z.prettifyError(parsed.error)}`);
+  return parsed.success ? parsed.data : fail(`its manifest does not fit: ${faultsText(parsed.error)}`);
 }
 
 function checkSha256(name: string, bytes: Uint8Array, manifest: Manifest, fail: Refuse): void {
@@ -248,10 +250,10 @@ function checkSha256(name: string, bytes: Uint8Array, manifest: Manifest, fail: 
   if (sha256(bytes) !== expected) fail(`${name} in ${PLAN_FILE} was changed since it was compiled`);
 }
 
-function json(text: string, fail: Refuse): unknown {
+function json(name: PlanPart, bytes: Uint8Array, fail: Refuse): unknown {
   try {
-    return JSON.parse(text);
+    return parseJson(bytes);
   } catch (error) {
-    return fail(`${PLAN_FILE} is damaged (${(error as Error).message})`);
+    return fail(`${name} in ${PLAN_FILE} is damaged: ${(error as Error).message.slice(0, 200)}`);
   }
 }

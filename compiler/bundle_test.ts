@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import {
   appendFileSync,
   cpSync,
@@ -179,6 +180,38 @@ Deno.test("whatever happens to plan.zip, the plan is the one that was written or
     }),
     { numRuns: 150 },
   );
+});
+
+Deno.test("a plan.zip of some kilobytes that unfolds to gigabytes is refused before it does", async () => {
+  using work = new Workplace();
+  await work.compile();
+  const parts = unzipSync(readFileSync(join(work.bundle, PLAN_FILE)));
+  const replaced = (name: string, bytes: Uint8Array) => {
+    const manifest = JSON.parse(new TextDecoder().decode(parts["manifest.json"]));
+    manifest.files[name] = sha256(bytes);
+    const changed = { ...parts, "manifest.json": new TextEncoder().encode(JSON.stringify(manifest)) };
+    writeFileSync(join(work.bundle, PLAN_FILE), zipSync({ ...changed, [name]: bytes }));
+    return () => readPlan(work.bundle);
+  };
+  const zeros = new Uint8Array(80 * 2 ** 20);
+  await refused(replaced("plan.json", zeros), "bundle", /plan\.json unfolds to more than 67108864 bytes/);
+  const brackets = new Uint8Array(60 * 2 ** 20).fill("[".charCodeAt(0));
+  await refused(replaced("plan.json", brackets), "bundle", /nested more than 64 deep/);
+  const plan = JSON.parse(new TextDecoder().decode(parts["plan.json"]));
+  plan.weights = Array(1_000_000).fill({});
+  const faults = replaced("plan.json", new TextEncoder().encode(JSON.stringify(plan)));
+  await refused(faults, "bundle", /weights\.0\.tensor.{0,100}\. Compile it again\.$/s);
+});
+
+Deno.test("pipes and folders in the place of a bundle's files are refused, and nothing waits", async () => {
+  using work = new Workplace();
+  for (const name of [PLAN_FILE, WEIGHTS_FILE, "tokenizer.json"]) {
+    await work.compile();
+    rmSync(join(work.bundle, name));
+    execFileSync("mkfifo", [join(work.bundle, name)]);
+    await refused(() => openBundle(work.bundle), "bundle", /it is a pipe or a device/);
+    rmSync(work.bundle, { recursive: true });
+  }
 });
 
 interface Parts {

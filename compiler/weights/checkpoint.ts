@@ -2,11 +2,13 @@
  * A checkpoint: a Hugging Face folder with config.json, tensors in one safetensors file or in several named by
  * model.safetensors.index.json, and, when text is wanted, a tokenizer's files. Tensors are views of mapped files.
  */
-import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readdirSync, statSync } from "node:fs";
 import { basename, extname, join, resolve } from "node:path";
 import { z } from "zod";
 import { HcinferError } from "../errors.ts";
+import { MOST_TEXT_BYTES, readRegularText } from "../files.ts";
 import type { Graph } from "../ir/graph.ts";
+import { faultsText } from "../json.ts";
 import { mapFile, type Mapping } from "../../ffi/mapping.ts";
 import { type Config, parseConfig, parseJson, parseTokenEnds, type TokenEnds } from "./config.ts";
 import { expectedTensors } from "./inventory.ts";
@@ -34,7 +36,8 @@ const TOKENIZER_FILES = [
 const ACCEPTED = "A model is a Hugging Face folder: config.json beside model.safetensors " +
   "(or model.safetensors.index.json and its parts), with tokenizer.json when text is wanted.";
 
-const MOST_JSON_BYTES = 64 * 2 ** 20;
+/** Of config.json and generation_config.json, which have some kilobytes. */
+const MOST_CONFIG_BYTES = 2 ** 20;
 
 export class Checkpoint implements Disposable {
   constructor(
@@ -81,9 +84,11 @@ export class Checkpoint implements Disposable {
 export function openCheckpoint(folder: string): Checkpoint {
   requireFolder(folder);
   const configFile = join(folder, "config.json");
-  const config = parseConfig(readText(configFile), configFile);
+  const config = parseConfig(readRegularText(configFile, MOST_CONFIG_BYTES, "checkpoint"), configFile);
   const generationFile = join(folder, "generation_config.json");
-  const generation = existsSync(generationFile) ? readText(generationFile) : undefined;
+  const generation = existsSync(generationFile)
+    ? readRegularText(generationFile, MOST_CONFIG_BYTES, "checkpoint")
+    : undefined;
   const ends = parseTokenEnds(config, generation, generationFile);
 
   const parts = weightFiles(folder);
@@ -92,7 +97,7 @@ export function openCheckpoint(folder: string): Checkpoint {
     const tensors = new Map<string, WeightTensor>();
     const others = new Map<string, string>();
     for (const { file, names } of parts) {
-      const mapping = map(file);
+      const mapping = mapFile(file, "checkpoint");
       mappings.push(mapping);
       const found = readSafetensors(mapping.bytes, file).tensors;
       for (const name of names ?? found.keys()) {
@@ -210,9 +215,9 @@ function weightFiles(folder: string): WeightFile[] {
     const found = others.length > 0 ? ` (found ${others.slice(0, 4).join(", ")})` : "";
     throw new HcinferError("checkpoint", `${folder} has no model.safetensors${found}.\n${ACCEPTED}`);
   }
-  const parsed = Index.safeParse(parseJson(readText(index), index));
+  const parsed = Index.safeParse(parseJson(readRegularText(index, MOST_TEXT_BYTES, "checkpoint"), index));
   if (!parsed.success) {
-    throw new HcinferError("checkpoint", `${index} does not fit: ${z.prettifyError(parsed.error)}`);
+    throw new HcinferError("checkpoint", `${index} does not fit: ${faultsText(parsed.error)}`);
   }
   const parts = new Map<string, string[]>();
   for (const [name, file] of Object.entries(parsed.data.weight_map)) {
@@ -230,27 +235,4 @@ function weightFiles(folder: string): WeightFile[] {
     }
     return { file: join(folder, file), names };
   });
-}
-
-function map(file: string): Mapping {
-  try {
-    return mapFile(file);
-  } catch (cause) {
-    if (cause instanceof HcinferError && cause.kind === "input") {
-      throw new HcinferError("checkpoint", cause.message, { cause });
-    }
-    throw cause;
-  }
-}
-
-function readText(file: string): string {
-  const stat = statSync(file, { throwIfNoEntry: false });
-  if (stat === undefined || !stat.isFile()) throw new HcinferError("checkpoint", `${file} is not a file`);
-  if (stat.size > MOST_JSON_BYTES) {
-    throw new HcinferError(
-      "checkpoint",
-      `${file} has ${stat.size} bytes; at most ${MOST_JSON_BYTES} are read`,
-    );
-  }
-  return readFileSync(file, "utf8");
 }
