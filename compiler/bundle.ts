@@ -110,6 +110,23 @@ export function readPlan(path: string): PlanFile {
   };
 }
 
+/** Names of all files of the bundle in a folder, of any version; undefined when its manifest cannot be read. */
+export function bundleFiles(path: string): Set<string> | undefined {
+  try {
+    const zip = readRegularFile(join(path, PLAN_FILE), MOST_PLAN_BYTES);
+    const { "manifest.json": bytes } = unzipParts(zip, { "manifest.json": PLAN_PARTS["manifest.json"] });
+    const found = z.looseObject({
+      format: z.literal(BUNDLE_FORMAT),
+      files: z.record(z.string(), z.unknown()),
+    })
+      .parse(parseJson(bytes ?? new Uint8Array()));
+    const copies = Object.keys(found.files).filter((name) => !Object.hasOwn(PLAN_PARTS, name));
+    return new Set([PLAN_FILE, WEIGHTS_FILE, RUN_FILE, ...copies]);
+  } catch {
+    return undefined;
+  }
+}
+
 export class Bundle implements Disposable {
   readonly path: string;
   readonly plan: Plan;

@@ -122,7 +122,10 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
   const needs = inventory(graph);
   const forms = storedForms(options);
   const both = options.correct === "both";
-  using writer = new BundleWriter(options.output, tensorSpecs(needs, forms), both);
+  using writer = new BundleWriter(options.output, tensorSpecs(needs, forms), {
+    settles: both,
+    sources: [...checkpoint.weightFiles, ...checkpoint.tokenizerFiles],
+  });
   const packing = { ...options, forms, threads };
   const packed = packAll(needs, checkpoint, writer, packing);
 
