@@ -1,8 +1,7 @@
 /** hcinfer eval: perplexity on a text, and the divergence from a reference. */
 import { Command, Option } from "commander";
-import { readFileSync } from "node:fs";
 import process from "node:process";
-import { HcinferError } from "../compiler/errors.ts";
+import { readRegularText } from "../compiler/files.ts";
 import { tokenLoss } from "../runtime/executors/cpu/executor.ts";
 import { evaluate } from "../runtime/evaluate.ts";
 import type { StepKind } from "../runtime/executor.ts";
@@ -45,7 +44,7 @@ interface Options extends RunOptions {
 }
 
 async function evaluateBundle(path: string, options: Options): Promise<void> {
-  const text = readText(options.text);
+  const text = readRegularText(options.text);
   const { threads, corrections, window } = options;
   const open = { threads, corrections, contextLength: window, capacity: window };
   using model = OpenModel.open(path, open);
@@ -71,12 +70,4 @@ async function evaluateBundle(path: string, options: Options): Promise<void> {
   if (kl !== null) lines.push(`kl         ${kl.toFixed(6)} nats per token`);
   lines.push(`tokens     ${result.predictions} in ${result.windows} windows of ${window}`);
   process.stdout.write(`${lines.join("\n")}\n`);
-}
-
-function readText(file: string): string {
-  try {
-    return readFileSync(file, "utf8");
-  } catch (cause) {
-    throw new HcinferError("input", `--text: ${(cause as Error).message}`, { cause });
-  }
 }

@@ -6,7 +6,7 @@ import { predictionText, predictPlan } from "../compiler/inspect.ts";
 import { typeText } from "../compiler/ir/types.ts";
 import type { Plan } from "../compiler/plan.ts";
 import { figures, planSummary, type Window, windows, wrapped } from "./summary.ts";
-import { bytesText, table } from "./terminal.ts";
+import { bytesText, printable, table, writeOut } from "./terminal.ts";
 
 export function inspectCommand(): Command {
   return new Command("inspect")
@@ -29,11 +29,11 @@ Examples:
 
 function inspect(path: string, options: { readonly json?: true; readonly graph?: true }): void {
   const { plan, graphText } = readPlan(path);
-  if (options.graph) process.stdout.write(graphText);
+  if (options.graph) writeOut(graphText);
   else if (options.json) {
     const report = { ...plan, figures: figures(plan), prediction: predictPlan(plan) };
-    process.stdout.write(`${JSON.stringify(report, null, 2)}\n`);
-  } else process.stdout.write(`${report(plan)}\n`);
+    process.stdout.write(`${printable(JSON.stringify(report, null, 2))}\n`);
+  } else process.stdout.write(`${printable(report(plan))}\n`);
 }
 
 function report(plan: Plan): string {

@@ -11,7 +11,7 @@ import { Tokenizer } from "../runtime/tokenizer.ts";
 import { between, correctionsOption, given, type RunOptions, threadsOption, whole } from "./arguments.ts";
 import { Interrupted } from "./interrupted.ts";
 import { OpenModel } from "./opening.ts";
-import { secondsText } from "./terminal.ts";
+import { secondsText, writeOut } from "./terminal.ts";
 
 export function runCommand(): Command {
   return new Command("run")
@@ -86,7 +86,7 @@ async function run(path: string, prompt: string, options: Options, command: Comm
     signal: interrupt.signal,
   });
   try {
-    for await (const piece of generation) process.stdout.write(piece.text);
+    for await (const piece of generation) writeOut(piece.text);
   } finally {
     process.off("SIGINT", onInterrupt);
   }

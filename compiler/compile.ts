@@ -19,11 +19,11 @@
  * and 1.5 s). Factorising also grows with the width of the matrices, through the Gram matrix of their smaller side:
  * twice as long a parameter at width 2304 as at 576.
  */
-import { readFileSync } from "node:fs";
 import { basename } from "node:path";
 import manifest from "../deno.json" with { type: "json" };
 import { sha256 } from "./bundle.ts";
 import { BundleWriter } from "./bundle_writer.ts";
+import { MOST_TEXT_BYTES, readRegularText } from "./files.ts";
 import { architectureFile, traceModel } from "./frontend/trace.ts";
 import type { Graph, Stage } from "./ir/graph.ts";
 import { printGraph } from "./ir/text.ts";
@@ -123,7 +123,7 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
   checkBudget(options);
   using checkpoint = openCheckpoint(options.model);
   const file = architectureFile(checkpoint.config.model_type);
-  const description = readFileSync(file, "utf8");
+  const description = readRegularText(file, MOST_TEXT_BYTES, "model-description");
   const print = (graph: Graph): Graph => {
     if (options.printAfter?.stages.includes(graph.stage)) options.printAfter.sink(printGraph(graph));
     return graph;
@@ -142,7 +142,10 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
   const needs = inventory(graph);
   const forms = storedForms(options);
   const both = options.correct === "both";
-  using writer = new BundleWriter(options.output, tensorSpecs(needs, forms), both);
+  using writer = new BundleWriter(options.output, tensorSpecs(needs, forms), {
+    settles: both,
+    sources: checkpoint.files,
+  });
   const packing = { ...options, source, forms, threads };
   const packed = packAll(needs, writer, packing);
 

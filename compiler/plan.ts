@@ -4,6 +4,7 @@
  */
 import { z } from "zod";
 import type { Graph } from "./ir/graph.ts";
+import { listOf, tableOf } from "./json.ts";
 
 export const PLAN_VERSION = 2;
 
@@ -19,7 +20,7 @@ export const ModelInfo = z.strictObject({
   vocabularySize: z.int().positive(),
   contextLength: z.int().positive(),
   /** Ids that end generation, from generation_config.json or config.json. */
-  stopTokens: z.array(z.int().nonnegative()),
+  stopTokens: listOf(z.int().nonnegative()),
   bosToken: z.int().nonnegative().nullable(),
   parameters: z.int().positive(),
 });
@@ -35,7 +36,7 @@ export const PackedWeight = z.strictObject({
   rows: z.int().positive(),
   inputs: z.int().positive(),
   bytes: z.int().positive(),
-  sections: z.array(z.strictObject({
+  sections: listOf(z.strictObject({
     path: z.string(),
     firstRow: z.int().nonnegative(),
     rows: z.int().positive(),
@@ -71,7 +72,7 @@ export type LaneStep = z.infer<typeof LaneStep>;
 
 export const LanePlan = z.strictObject({
   lane: z.enum(["backbone", "compensation"]),
-  steps: z.array(LaneStep),
+  steps: listOf(LaneStep),
 });
 export type LanePlan = z.infer<typeof LanePlan>;
 
@@ -81,7 +82,7 @@ export type LanePlan = z.infer<typeof LanePlan>;
  */
 export const MemoryLayout = z.strictObject({
   bytesPerToken: z.int().nonnegative(),
-  offsets: z.record(z.string(), z.int().nonnegative()),
+  offsets: tableOf(z.int().nonnegative()),
 });
 export type MemoryLayout = z.infer<typeof MemoryLayout>;
 
@@ -109,11 +110,11 @@ export const Plan = z.strictObject({
   version: z.literal(PLAN_VERSION),
   model: ModelInfo,
   graph: z.custom<Graph>((g) => typeof g === "object" && g !== null && "nodes" in g),
-  weights: z.array(PackedWeight),
+  weights: listOf(PackedWeight),
   /** Norm weights and other small f32 vectors: tensor name -> length. */
-  vectors: z.record(z.string(), z.int().positive()),
-  windows: z.array(WindowStore),
-  lanes: z.array(LanePlan),
+  vectors: tableOf(z.int().positive()),
+  windows: listOf(WindowStore),
+  lanes: listOf(LanePlan),
   memory: MemoryLayout,
   corrections: CorrectionPlan,
   /** Options, source checkpoint with checksums, compiler version, machine profile. */

@@ -19,6 +19,21 @@ export const mapping = {
   hc_unmap: { parameters: ["pointer", "u64"], result: "void" },
 } as const;
 
+export const files = {
+  /** (path, create or 0) -> descriptor of the file, locked; negative when it is not. */
+  hc_lock_file: { parameters: ["buffer", "i32"], result: "i32" },
+  hc_unlock_file: { parameters: ["i32"], result: "void" },
+  /** (path, path) -> 0 when they are exchanged. */
+  hc_exchange: { parameters: ["buffer", "buffer"], result: "i32" },
+} as const;
+
+export const interrupts = {
+  hc_watch_interrupts: { parameters: [], result: "void" },
+  /** () -> number of the signal, 0 for none. */
+  hc_interrupt: { parameters: [], result: "i32" },
+  hc_unwatch_interrupts: { parameters: [], result: "void" },
+} as const;
+
 /** Arguments stand at the functions in simd/packing.cpp; results are PACKING_STATUS, hc_quantize's also an index. */
 export const packing = {
   hc_quantize: {
@@ -100,4 +115,12 @@ export const measure = {
   hc_measure_bandwidth: { parameters: ["i32", "u64", "i32", "i32"], result: "f64" },
 } as const;
 
-export const symbols = { ...abi, ...mapping, ...packing, ...engine, ...measure } as const;
+export const symbols = {
+  ...abi,
+  ...mapping,
+  ...files,
+  ...interrupts,
+  ...packing,
+  ...engine,
+  ...measure,
+} as const;

@@ -1,5 +1,5 @@
 /** Measures what the cost model (compiler/cost.ts) asks of a machine, with the kernels that steps use. */
-import { cpus, hostname, totalmem } from "node:os";
+import { cpus, totalmem } from "node:os";
 import { performance } from "node:perf_hooks";
 import type { MachineProfile } from "../compiler/profile.ts";
 import { packedShape, type WeightFormat } from "../compiler/weights/format.ts";
@@ -36,11 +36,13 @@ export function measureMachine(
   onProgress?.(threads + 2, total, "starting an instruction");
   const instructionOverhead = rounded(barrierMicroseconds(threads));
   onProgress?.(total, total, "");
+  // Profiles go into bundles, which are given away: no name of this machine.
+  const cpuName = cpus()[0]?.model.trim() || "unknown";
   return {
-    name: hostname(),
+    name: cpuName,
     measured: true,
     cpu: {
-      name: cpus()[0]?.model.trim() ?? "unknown",
+      name: cpuName,
       cores: threads,
       readBandwidth,
       int8Rate,

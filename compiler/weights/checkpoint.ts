@@ -38,6 +38,8 @@ export interface Checkpoint extends Disposable {
   readonly tokenizer: readonly TokenizerFile[];
   /** Files that the tensors lie in: a bundle records their names and checksums. */
   readonly weightFiles: readonly string[];
+  /** Every file it is read from: a bundle is for nobody who may not read all of them. */
+  readonly files: readonly string[];
 }
 
 /** A kind of checkpoint that can be opened. */

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -198,5 +199,22 @@ Deno.test("what is no model says what one is", () => {
   });
   withFolder({ "config.json": CONFIG, "model.safetensors": "" }, (folder) => {
     refused(() => openCheckpoint(folder), /0 bytes/);
+  });
+});
+
+Deno.test("pipes in the place of a checkpoint's files are refused, and nothing waits", () => {
+  const files = { "config.json": CONFIG, "model.safetensors": weights(TENSORS) };
+  for (const name of Object.keys(files)) {
+    withFolder(files, (folder) => {
+      rmSync(join(folder, name));
+      execFileSync("mkfifo", [join(folder, name)]);
+      refused(() => openCheckpoint(folder), /it is a pipe or a device/);
+    });
+  }
+  withFolder({ ...files, "config.json": "[".repeat(2 ** 20) }, (folder) => {
+    refused(() => openCheckpoint(folder), /config\.json .* nested more than 64 deep/);
+  });
+  withFolder({ ...files, "config.json": " ".repeat(2 ** 21) }, (folder) => {
+    refused(() => openCheckpoint(folder), /has 2097152 bytes; at most 1048576 are read/);
   });
 });

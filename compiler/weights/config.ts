@@ -10,6 +10,7 @@
  */
 import { z } from "zod";
 import { HcinferError } from "../errors.ts";
+import { parseJson as parseBounded } from "../json.ts";
 
 const size = (most: number) => z.int().positive().max(most);
 const tokenId = z.int().nonnegative().max(1 << 26);
@@ -99,7 +100,7 @@ function check<S extends z.ZodType>(schema: S, text: string, file: string): z.in
 /** JSON of a file of the checkpoint; throws HcinferError("checkpoint") when it is none. */
 export function parseJson(text: string, file: string): unknown {
   try {
-    return JSON.parse(text);
+    return parseBounded(new TextEncoder().encode(text));
   } catch (cause) {
     throw new HcinferError("checkpoint", `${file} is not JSON: ${(cause as Error).message}`, { cause });
   }

@@ -2,10 +2,12 @@
  * The checkpoint as a Hugging Face folder: config.json, tensors in one safetensors file or in several named by
  * model.safetensors.index.json, and, when text is wanted, a tokenizer's files. Tensors are views of mapped files.
  */
-import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import { z } from "zod";
 import { HcinferError } from "../errors.ts";
+import { MOST_TEXT_BYTES, readRegularFile, readRegularText } from "../files.ts";
+import { faultsText } from "../json.ts";
 import { mapFile, type Mapping } from "../../ffi/mapping.ts";
 import type { Checkpoint, CheckpointFormat } from "./checkpoint.ts";
 import { parseConfig, parseJson, parseTokenEnds } from "./config.ts";
@@ -21,7 +23,8 @@ const TOKENIZER_FILES = [
   "generation_config.json",
 ] as const;
 
-const MOST_JSON_BYTES = 64 * 2 ** 20;
+/** Of config.json and generation_config.json, which have some kilobytes. */
+const MOST_CONFIG_BYTES = 2 ** 20;
 
 export const HUGGING_FACE: CheckpointFormat = {
   accepted:
@@ -34,12 +37,14 @@ export const HUGGING_FACE: CheckpointFormat = {
 /** Throws HcinferError("checkpoint") when config.json, an index or a safetensors header does not hold together. */
 function openFolder(folder: string): Checkpoint {
   const configFile = join(folder, "config.json");
-  const config = parseConfig(readText(configFile), configFile);
+  const config = parseConfig(readRegularText(configFile, MOST_CONFIG_BYTES, "checkpoint"), configFile);
   const generationFile = join(folder, "generation_config.json");
-  const generation = existsSync(generationFile) ? readText(generationFile) : undefined;
+  const generation = existsSync(generationFile)
+    ? readRegularText(generationFile, MOST_CONFIG_BYTES, "checkpoint")
+    : undefined;
   const ends = parseTokenEnds(config, generation, generationFile);
 
-  const parts = weightFiles(folder);
+  const parts = partsOf(folder);
   const mappings: Mapping[] = [];
   const close = () => {
     for (const mapping of mappings) mapping.close();
@@ -47,7 +52,7 @@ function openFolder(folder: string): Checkpoint {
   try {
     const tensors = new Map<string, TensorView>();
     for (const { file, names } of parts) {
-      const mapping = map(file);
+      const mapping = mapFile(file, "checkpoint");
       mappings.push(mapping);
       const found = readSafetensors(mapping.bytes, file).tensors;
       for (const name of names ?? found.keys()) {
@@ -61,6 +66,8 @@ function openFolder(folder: string): Checkpoint {
         tensors.set(name, tensor);
       }
     }
+    const tokenizer = TOKENIZER_FILES.filter((name) => existsSync(join(folder, name)));
+    const weightFiles = parts.map((p) => p.file);
     return {
       path: folder,
       name: basename(resolve(folder)),
@@ -68,11 +75,12 @@ function openFolder(folder: string): Checkpoint {
       ends,
       tensorNames: [...tensors.keys()],
       tensor: (name) => tensors.get(name),
-      tokenizer: TOKENIZER_FILES.filter((name) => existsSync(join(folder, name))).map((name) => ({
+      tokenizer: tokenizer.map((name) => ({
         name,
-        read: () => readFileSync(join(folder, name)),
+        read: () => readRegularFile(join(folder, name), MOST_TEXT_BYTES, "checkpoint"),
       })),
-      weightFiles: parts.map((p) => p.file),
+      weightFiles,
+      files: [configFile, ...weightFiles, ...tokenizer.map((name) => join(folder, name))],
       [Symbol.dispose]: close,
     };
   } catch (error) {
@@ -89,7 +97,7 @@ interface WeightFile {
   readonly names: readonly string[] | undefined;
 }
 
-function weightFiles(folder: string): WeightFile[] {
+function partsOf(folder: string): WeightFile[] {
   const single = join(folder, "model.safetensors");
   const index = join(folder, "model.safetensors.index.json");
   if (!existsSync(index)) {
@@ -101,9 +109,9 @@ function weightFiles(folder: string): WeightFile[] {
       `${folder} has no model.safetensors${found}; expected ${HUGGING_FACE.accepted}`,
     );
   }
-  const parsed = Index.safeParse(parseJson(readText(index), index));
+  const parsed = Index.safeParse(parseJson(readRegularText(index, MOST_TEXT_BYTES, "checkpoint"), index));
   if (!parsed.success) {
-    throw new HcinferError("checkpoint", `${index} does not fit: ${z.prettifyError(parsed.error)}`);
+    throw new HcinferError("checkpoint", `${index} does not fit: ${faultsText(parsed.error)}`);
   }
   const parts = new Map<string, string[]>();
   for (const [name, file] of Object.entries(parsed.data.weight_map)) {
@@ -121,27 +129,4 @@ function weightFiles(folder: string): WeightFile[] {
     }
     return { file: join(folder, file), names };
   });
-}
-
-function map(file: string): Mapping {
-  try {
-    return mapFile(file);
-  } catch (cause) {
-    if (cause instanceof HcinferError && cause.kind === "input") {
-      throw new HcinferError("checkpoint", cause.message, { cause });
-    }
-    throw cause;
-  }
-}
-
-function readText(file: string): string {
-  const stat = statSync(file, { throwIfNoEntry: false });
-  if (stat === undefined || !stat.isFile()) throw new HcinferError("checkpoint", `${file} is not a file`);
-  if (stat.size > MOST_JSON_BYTES) {
-    throw new HcinferError(
-      "checkpoint",
-      `${file} has ${stat.size} bytes; at most ${MOST_JSON_BYTES} are read`,
-    );
-  }
-  return readFileSync(file, "utf8");
 }
