@@ -47,6 +47,7 @@ export { createReferenceExecutor } from "./runtime/executors/reference.ts";
 export { type GenerateOptions, Session } from "./runtime/session.ts";
 export { Sampler, type SamplerOptions } from "./runtime/sampler.ts";
 export { ChatTemplate, type Message } from "./runtime/chat.ts";
+export { folderFiles, type TextFiles } from "./runtime/text_files.ts";
 export { TextStream } from "./runtime/stream.ts";
 export { Tokenizer } from "./runtime/tokenizer.ts";
 export { evaluate, type EvaluateOptions, type Evaluation } from "./runtime/evaluate.ts";

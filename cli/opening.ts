@@ -26,7 +26,7 @@ export class OpenModel implements Disposable {
   }
 
   tokenizer(): Tokenizer {
-    return Tokenizer.open(this.bundle.path, this.executor.model.vocabularySize);
+    return Tokenizer.open(this.bundle, this.executor.model.vocabularySize);
   }
 
   [Symbol.dispose](): void {

@@ -2,15 +2,16 @@
 import { Command, Option } from "commander";
 import { readFileSync } from "node:fs";
 import process from "node:process";
-import { readPlan } from "../compiler/bundle.ts";
+import { type Bundle, openBundle } from "../compiler/bundle.ts";
 import { HcinferError } from "../compiler/errors.ts";
 import { ChatTemplate } from "../runtime/chat.ts";
+import { createCpuExecutor } from "../runtime/executors/cpu/executor.ts";
 import { Sampler } from "../runtime/sampler.ts";
 import { type GenerationStatistics, Session } from "../runtime/session.ts";
+import { warmTextThread } from "../runtime/text_thread.ts";
 import { Tokenizer } from "../runtime/tokenizer.ts";
 import { between, correctionsOption, given, type RunOptions, threadsOption, whole } from "./arguments.ts";
 import { Interrupted } from "./interrupted.ts";
-import { OpenModel } from "./opening.ts";
 import { secondsText, writeOut } from "./terminal.ts";
 
 export function runCommand(): Command {
@@ -73,9 +74,11 @@ async function run(path: string, prompt: string, options: Options, command: Comm
     ...(options.seed === undefined ? {} : { seed: options.seed }),
   });
   const text = prompt === "-" ? readFileSync(0, "utf8") : prompt;
-  const { tokenizer, ids, contextLength } = encode(path, text, options);
-  using model = OpenModel.open(path, { ...options, contextLength });
-  const session = new Session(model.executor);
+  warmTextThread();
+  using bundle = openBundle(path);
+  const { tokenizer, ids, contextLength } = encode(bundle, text, options);
+  using executor = createCpuExecutor(bundle, { ...options, contextLength });
+  const session = new Session(executor);
   const interrupt = new AbortController();
   const onInterrupt = () => interrupt.abort();
   process.once("SIGINT", onInterrupt);
@@ -97,14 +100,14 @@ async function run(path: string, prompt: string, options: Options, command: Comm
 
 /** Token ids of the prompt, and a context just large enough, so that a short run takes little memory. */
 function encode(
-  path: string,
+  bundle: Bundle,
   text: string,
   options: Options,
 ): { tokenizer: Tokenizer; ids: Int32Array; contextLength: number } {
-  const { plan: { model } } = readPlan(path);
-  const tokenizer = Tokenizer.open(path, model.vocabularySize);
+  const { plan: { model } } = bundle;
+  const tokenizer = Tokenizer.open(bundle, model.vocabularySize);
   const ids = options.chat
-    ? tokenizer.encode(ChatTemplate.open(path, tokenizer.config).render(messages(text, options.system)), {
+    ? tokenizer.encode(ChatTemplate.open(bundle, tokenizer.config).render(messages(text, options.system)), {
       addSpecialTokens: false,
     })
     : tokenizer.encode(text);

@@ -1,12 +1,12 @@
 /**
- * Chat templates: Jinja (through @huggingface/jinja) from the model's folder, `chat_template.jinja` before the
- * `chat_template` of tokenizer_config.json, as in transformers.
+ * Chat templates: Jinja (through @huggingface/jinja, in the text thread) from the model's files, `chat_template.jinja`
+ * before the `chat_template` of tokenizer_config.json, as in transformers.
  */
-import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { Template } from "@huggingface/jinja";
 import { HcinferError } from "../compiler/errors.ts";
-import type { TokenizerConfig } from "./tokenizer.ts";
+import type { PlainRecord, TokenizerConfig } from "./text_calls.ts";
+import type { TextFiles } from "./text_files.ts";
+import { secondsFor, TextObject, type TimeLimit } from "./text_thread.ts";
 
 export interface Message {
   readonly role: "system" | "user" | "assistant" | "tool" | (string & Record<never, never>);
@@ -14,34 +14,41 @@ export interface Message {
 }
 
 export class ChatTemplate {
-  readonly #template: Template;
+  readonly #object: TextObject;
   readonly #source: string;
   readonly #config: TokenizerConfig;
 
   /** @throws {HcinferError} "checkpoint": `text`, found in the file `source`, is not a template */
   constructor(text: string, source: string, config: TokenizerConfig) {
+    this.#object = new TextObject({ kind: "template", text });
     this.#source = source;
     this.#config = config;
-    this.#template = this.#attempt(() => new Template(text));
+    this.#attempt(() => this.#object.call("check", this.#limit("reading", text.length)));
   }
 
-  /** The template of a folder, or undefined where there is none: a base model, which only continues text. */
-  static find(folder: string, config: TokenizerConfig): ChatTemplate | undefined {
-    const file = join(folder, "chat_template.jinja");
-    if (existsSync(file)) return new ChatTemplate(readFileSync(file, "utf8"), file, config);
+  /** The template among `files`, or undefined where there is none: a base model, which only continues text. */
+  static find(files: TextFiles, config: TokenizerConfig): ChatTemplate | undefined {
+    const bytes = files.file("chat_template.jinja");
+    if (bytes) {
+      return new ChatTemplate(
+        new TextDecoder().decode(bytes),
+        join(files.path, "chat_template.jinja"),
+        config,
+      );
+    }
     const { chat_template: found } = config;
     const text = Array.isArray(found) ? found.find((t) => t.name === "default")?.template : found;
     if (text === undefined || text === null) return undefined;
-    return new ChatTemplate(text, join(folder, "tokenizer_config.json"), config);
+    return new ChatTemplate(text, join(files.path, "tokenizer_config.json"), config);
   }
 
   /** Like `find`. @throws {HcinferError} "input": there is none */
-  static open(folder: string, config: TokenizerConfig): ChatTemplate {
-    const found = ChatTemplate.find(folder, config);
+  static open(files: TextFiles, config: TokenizerConfig): ChatTemplate {
+    const found = ChatTemplate.find(files, config);
     if (found) return found;
     throw new HcinferError(
       "input",
-      `${folder} has no chat template (no chat_template.jinja, no chat_template in tokenizer_config.json): ` +
+      `${files.path} has no chat template (no chat_template.jinja, no chat_template in tokenizer_config.json): ` +
         "the model was not made for chat. Give it plain text to continue",
     );
   }
@@ -49,26 +56,33 @@ export class ChatTemplate {
   /**
    * The text of a conversation, special tokens included: encode it with `addSpecialTokens: false`. With
    * `addGenerationPrompt` (default) it ends where the assistant's answer begins. `variables` are passed on.
+   * @throws {HcinferError} "checkpoint": the template fails, refuses the conversation, or takes too long
    */
   render(
     messages: readonly Message[],
     { addGenerationPrompt = true, variables = {} }: {
       readonly addGenerationPrompt?: boolean;
-      readonly variables?: Readonly<Record<string, unknown>>;
+      readonly variables?: PlainRecord;
     } = {},
   ): string {
-    const special = {
+    const given = {
       bos_token: this.#config.bos_token ?? "",
       eos_token: this.#config.eos_token ?? "",
+      ...variables,
+      messages: messages.map((message) => ({ ...message })),
+      add_generation_prompt: addGenerationPrompt,
     };
-    return this.#attempt(() =>
-      this.#template.render({
-        ...special,
-        ...variables,
-        messages: messages.map((m) => ({ ...m })),
-        add_generation_prompt: addGenerationPrompt,
-      })
-    );
+    const characters = messages.reduce((sum, { content }) => sum + content.length, 0);
+    return this.#attempt(() => this.#object.call("render", this.#limit("rendering", characters), given));
+  }
+
+  #limit(doing: string, characters: number): TimeLimit {
+    return {
+      seconds: secondsFor(characters),
+      kind: "checkpoint",
+      doing: `${doing} the chat template of ${this.#source}`,
+      advice: "it loops. Copy the template that came with the weights, or give plain text to continue",
+    };
   }
 
   /** Broken templates give bare TypeErrors, and templates may refuse a conversation: both get the file's name. */
@@ -76,11 +90,9 @@ export class ChatTemplate {
     try {
       return action();
     } catch (cause) {
-      throw new HcinferError(
-        "checkpoint",
-        `the chat template of ${this.#source} failed: ${(cause as Error).message}`,
-        { cause },
-      );
+      if (cause instanceof HcinferError) throw cause;
+      const message = `the chat template of ${this.#source} failed: ${(cause as Error).message}`;
+      throw new HcinferError("checkpoint", message, { cause });
     }
   }
 }

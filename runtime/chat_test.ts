@@ -5,13 +5,14 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { HcinferError } from "../compiler/errors.ts";
 import { ChatTemplate } from "./chat.ts";
+import { folderFiles } from "./text_files.ts";
 import { Tokenizer } from "./tokenizer.ts";
 
 const tinyDense = fileURLToPath(new URL("../examples/models/tiny-dense", import.meta.url));
 
 Deno.test("the bundled model's template", () => {
-  const tokenizer = Tokenizer.open(tinyDense, 4096);
-  const chat = ChatTemplate.open(tinyDense, tokenizer.config);
+  const tokenizer = Tokenizer.open(folderFiles(tinyDense), 4096);
+  const chat = ChatTemplate.open(folderFiles(tinyDense), tokenizer.config);
   const messages = [{ role: "system", content: "Be brief." }, { role: "user", content: "Hi" }];
   const text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n";
   assert.equal(chat.render(messages), text + "<|im_start|>assistant\n");
@@ -35,15 +36,15 @@ Deno.test("a template of the Llama kind: special tokens, errors of its own", () 
 Deno.test("where templates are found", () => {
   const folder = mkdtempSync(join(tmpdir(), "hcinfer-"));
   try {
-    assert.equal(ChatTemplate.find(folder, {}), undefined);
-    assert.throws(() => ChatTemplate.open(folder, {}), /has no chat template/);
+    assert.equal(ChatTemplate.find(folderFiles(folder), {}), undefined);
+    assert.throws(() => ChatTemplate.open(folderFiles(folder), {}), /has no chat template/);
     const named = [{ name: "tool_use", template: "T" }, { name: "default", template: "D" }];
-    assert.equal(ChatTemplate.open(folder, { chat_template: named }).render([]), "D");
+    assert.equal(ChatTemplate.open(folderFiles(folder), { chat_template: named }).render([]), "D");
     writeFileSync(join(folder, "chat_template.jinja"), "J");
-    assert.equal(ChatTemplate.open(folder, { chat_template: "C" }).render([]), "J");
+    assert.equal(ChatTemplate.open(folderFiles(folder), { chat_template: "C" }).render([]), "J");
     writeFileSync(join(folder, "chat_template.jinja"), "{% if %}");
     assert.throws(
-      () => ChatTemplate.open(folder, {}),
+      () => ChatTemplate.open(folderFiles(folder), {}),
       (error) => error instanceof HcinferError && /chat_template\.jinja failed/.test(error.message),
     );
   } finally {

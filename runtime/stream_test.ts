@@ -2,10 +2,11 @@ import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
 import fc from "fast-check";
 import { TextStream } from "./stream.ts";
+import { folderFiles } from "./text_files.ts";
 import { Tokenizer } from "./tokenizer.ts";
 
 const tokenizer = Tokenizer.open(
-  fileURLToPath(new URL("../examples/models/tiny-dense", import.meta.url)),
+  folderFiles(fileURLToPath(new URL("../examples/models/tiny-dense", import.meta.url))),
   4096,
 );
 

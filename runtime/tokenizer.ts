@@ -1,88 +1,70 @@
 /**
- * Text to token ids and back, over @huggingface/tokenizers: the tokenizer.json of a model's folder or bundle. This
- * file adds what that library leaves out: checks of the untrusted file, of the ids against the model's vocabulary,
- * and errors that name the file.
+ * Text to token ids and back: the tokenizer.json of a model's folder or bundle. All that depends on the file's rules
+ * runs in the text thread, with a limit in time; decoding runs here where it cannot take long.
  */
-import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { Tokenizer as Library } from "@huggingface/tokenizers";
-import { z } from "zod";
-import { HcinferError } from "../compiler/errors.ts";
-
-/** Ids beyond this are a lie or a mistake; the library would loop up to the largest. */
-const MOST_IDS = 1 << 24;
+import { type ErrorKind, HcinferError } from "../compiler/errors.ts";
+import { type Decode, decoderOf } from "./decoding.ts";
+import type { TokenizerConfig, TokenizerDescription } from "./text_calls.ts";
+import type { TextFiles } from "./text_files.ts";
+import { secondsFor, TextObject, type TimeLimit } from "./text_thread.ts";
 
 /** Models pad their vocabulary to round sizes (3 % at most in those published); more means another tokenizer. */
 const MOST_UNUSED_SHARE = 0.1;
 
-const id = z.int().nonnegative().max(MOST_IDS);
-/** Token -> id; Unigram models have a list in order of id. */
-type Vocabulary = Readonly<Record<string, number>> | readonly unknown[];
+/** Reading a file of 3.4 MB, 49,152 tokens, takes 0.1 s on one slow core. */
+const SECONDS_PER_BYTE = 1e-6;
 
-function isVocabulary(value: unknown): value is Vocabulary {
-  if (typeof value !== "object" || value === null) return false;
-  if (Array.isArray(value)) return value.length <= MOST_IDS;
-  return Object.values(value).every((id) => Number.isInteger(id) && id >= 0 && id <= MOST_IDS);
-}
-
-const TokenizerFile = z.looseObject({
-  model: z.looseObject({
-    // Files older than the field are told apart by their other fields.
-    type: z.enum(["BPE", "Unigram", "WordPiece"]).nullish(),
-    // By hand: a schema would take longer than all the rest for a hundred thousand entries.
-    vocab: z.custom<Vocabulary>(isVocabulary, `must map tokens to ids from 0 to ${MOST_IDS}`),
-  }),
-  added_tokens: z.array(z.looseObject({ id, content: z.string() })).max(MOST_IDS).default([]),
-  normalizer: z.unknown().default(null),
-  pre_tokenizer: z.unknown().default(null),
-  post_processor: z.unknown().default(null),
-  decoder: z.unknown().default(null),
-});
-
-/** A special token is written as its text or as an object with the text. */
-const SpecialToken = z.union([z.string(), z.looseObject({ content: z.string() }).transform((t) => t.content)])
-  .nullish();
-const ConfigFile = z.looseObject({
-  bos_token: SpecialToken,
-  eos_token: SpecialToken,
-  additional_special_tokens: z.array(z.union([z.string(), z.looseObject({ content: z.string() })])).nullish(),
-  chat_template: z.union([
-    z.string(),
-    z.array(z.looseObject({ name: z.string(), template: z.string() })),
-  ]).nullish(),
-});
-export type TokenizerConfig = z.infer<typeof ConfigFile>;
+/** Some hundred times the longest context that models have; what is longer would only run out of memory. */
+const MOST_CHARACTERS = 1 << 28;
 
 export class Tokenizer {
-  readonly #library: Library;
+  readonly #object: TextObject;
+  readonly #file: string;
+  readonly #decode: Decode;
   /** Largest id + 1. */
   readonly size: number;
   readonly config: TokenizerConfig;
 
-  private constructor(library: Library, size: number, config: TokenizerConfig) {
-    this.#library = library;
-    this.size = size;
-    this.config = config;
+  private constructor(object: TextObject, file: string, description: TokenizerDescription) {
+    this.#object = object;
+    this.#file = file;
+    this.#decode = description.decoding
+      ? decoderOf(description.decoding)
+      : (ids, skip) => object.call("decode", this.#limit("checkpoint", ids.length, "tokens"), ids, skip);
+    this.size = description.size;
+    this.config = description.config;
   }
 
   /**
-   * Reads `tokenizer.json` and, where there is one, `tokenizer_config.json` of `folder`.
+   * Reads `tokenizer.json` and, where there is one, `tokenizer_config.json` of `files`.
    * @param vocabularySize the model's, which every id must be below
-   * @throws {HcinferError} "checkpoint": a file is missing or unsound, or belongs to another model
+   * @throws {HcinferError} "checkpoint": a file is missing or unsound, takes too long, or belongs to another model
    */
-  static open(folder: string, vocabularySize: number): Tokenizer {
-    const file = join(folder, "tokenizer.json");
-    if (!existsSync(file)) {
+  static open(files: TextFiles, vocabularySize: number): Tokenizer {
+    const file = join(files.path, "tokenizer.json");
+    const json = files.file("tokenizer.json");
+    if (json === undefined) {
       throw new HcinferError(
         "checkpoint",
         `${file} does not exist: without a tokenizer there are only token ids, no text. ` +
           "Copy the model's tokenizer.json there, or use token ids (logits --tokens)",
       );
     }
-    const configFile = join(folder, "tokenizer_config.json");
-    const description = parse(TokenizerFile, file);
-    const config = existsSync(configFile) ? parse(ConfigFile, configFile) : {};
-    const size = idCount(description);
+    const config = files.file("tokenizer_config.json");
+    const object = new TextObject({
+      kind: "tokenizer",
+      path: files.path,
+      json: shared(json),
+      config: config && shared(config),
+    });
+    const description = object.call("describe", {
+      seconds: Math.ceil(secondsFor(0) + json.length * SECONDS_PER_BYTE),
+      kind: "checkpoint",
+      doing: `opening ${file}`,
+      advice: "its rules are of no use. Copy the tokenizer.json that came with the weights",
+    });
+    const { size } = description;
     if (size > vocabularySize || size < vocabularySize * (1 - MOST_UNUSED_SHARE)) {
       throw new HcinferError(
         "checkpoint",
@@ -90,31 +72,20 @@ export class Tokenizer {
           "they are not of one model. Copy the tokenizer.json that came with the weights",
       );
     }
-    try {
-      // The library takes absent fields for errors and null ones for defaults.
-      const given = Object.fromEntries(Object.entries(config).filter(([, value]) => value !== null));
-      const library = new Library(description, given);
-      // Faults of rules and merges show only when they are used.
-      library.decode(library.encode("Aa 1, é\n").ids.filter(Number.isInteger).concat(0));
-      return new Tokenizer(library, size, config);
-    } catch (cause) {
-      const message = `${file} is not supported: ${(cause as Error).message}`;
-      throw new HcinferError("checkpoint", message, { cause });
-    }
+    return new Tokenizer(object, file, description);
   }
 
   /**
    * Token ids of `text`. `addSpecialTokens` (default) puts around it what the tokenizer prescribes, such as a begin
    * token; a rendered chat template has its own.
+   * @throws {HcinferError} "input": characters without a token, a text that is too long or takes too long
    */
-  encode(text: string, { addSpecialTokens = true } = {}): Int32Array {
-    const ids = this.#library.encode(text, { add_special_tokens: addSpecialTokens }).ids;
-    // A model without a token for the unknown gives undefined for it.
-    const unknown = ids.findIndex((id) => !Number.isInteger(id) || id < 0 || id >= this.size);
-    if (unknown >= 0) {
-      throw new HcinferError("input", "the tokenizer has no token for some characters of the text");
+  encode(text: string, { addSpecialTokens = true } = {}): Int32Array<ArrayBuffer> {
+    if (text.length > MOST_CHARACTERS) {
+      throw new HcinferError("input", `the text has ${text.length} characters, more than ${MOST_CHARACTERS}`);
     }
-    return Int32Array.from(ids);
+    const limit = this.#limit("input", text.length, "characters");
+    return new Int32Array(this.#object.call("encode", limit, text, addSpecialTokens));
   }
 
   /**
@@ -122,46 +93,28 @@ export class Tokenizer {
    * token (padding of the vocabulary) have no text. Special tokens are left out unless asked for.
    */
   decode(ids: Iterable<number>, { skipSpecialTokens = true } = {}): string {
-    const known = [...ids].filter((id) => this.#library.id_to_token(id) !== undefined);
-    if (known.length === 0) return "";
-    return this.#library.decode(known, {
-      skip_special_tokens: skipSpecialTokens,
-      clean_up_tokenization_spaces: false,
-    });
+    return this.#decode([...ids], skipSpecialTokens);
   }
 
   /** The id of a token by its exact text, `<|im_end|>`. */
   idOf(token: string): number | undefined {
-    return this.#library.token_to_id(token);
+    return this.#object.call("idOf", this.#limit("checkpoint", 1, "token"), token);
+  }
+
+  #limit(kind: ErrorKind, count: number, unit: string): TimeLimit {
+    return {
+      seconds: secondsFor(count),
+      kind,
+      doing: `converting ${count} ${unit} by the rules of ${this.#file}`,
+      advice:
+        "some rule is too slow for them. Break up long words and runs of spaces in the text, or copy the " +
+        "tokenizer.json that came with the weights",
+    };
   }
 }
 
-function idCount({ model, added_tokens }: z.infer<typeof TokenizerFile>): number {
-  const { vocab } = model;
-  const ids: Iterable<number> = isList(vocab) ? vocab.keys() : Object.values(vocab);
-  let largest = -1;
-  for (const id of ids) largest = Math.max(largest, id);
-  for (const { id } of added_tokens) largest = Math.max(largest, id);
-  return largest + 1;
-}
-
-/** Array.isArray does not narrow readonly arrays. */
-function isList(vocab: Vocabulary): vocab is readonly unknown[] {
-  return Array.isArray(vocab);
-}
-
-function parse<S extends z.ZodType>(schema: S, file: string): z.infer<S> {
-  let content: unknown;
-  try {
-    content = JSON.parse(readFileSync(file, "utf8"));
-  } catch (cause) {
-    const message = `${file} cannot be read as JSON: ${(cause as Error).message}`;
-    throw new HcinferError("checkpoint", message, { cause });
-  }
-  const parsed = schema.safeParse(content);
-  if (parsed.success) return parsed.data;
-  // A vocabulary can have a hundred thousand faults.
-  const faults = parsed.error.issues.slice(0, 5)
-    .map((issue) => `\n  - ${issue.path.join(".") || "the file"}: ${issue.message}`);
-  throw new HcinferError("checkpoint", `${file} does not fit:${faults.join("")}`);
+function shared(bytes: Uint8Array): SharedArrayBuffer {
+  const buffer = new SharedArrayBuffer(bytes.length);
+  new Uint8Array(buffer).set(bytes);
+  return buffer;
 }

@@ -5,11 +5,12 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import fc from "fast-check";
 import { HcinferError } from "../compiler/errors.ts";
+import { folderFiles } from "./text_files.ts";
 import { Tokenizer } from "./tokenizer.ts";
 
 const tinyDense = fileURLToPath(new URL("../examples/models/tiny-dense", import.meta.url));
 const heldout = fileURLToPath(new URL("../examples/models/heldout.txt", import.meta.url));
-const tokenizer = Tokenizer.open(tinyDense, 4096);
+const tokenizer = Tokenizer.open(folderFiles(tinyDense), 4096);
 
 /** A folder with the bundled tokenizer's files, changed. */
 function withFolder(change: (folder: string) => void, test: (folder: string) => void): void {
@@ -105,15 +106,18 @@ Deno.test("decode: nothing, ids without a token, special tokens", () => {
 
 Deno.test("a folder without tokenizer_config.json", () => {
   withFolder((folder) => rmSync(join(folder, "tokenizer_config.json")), (folder) => {
-    assert.deepEqual(Tokenizer.open(folder, 4096).encode("hello"), tokenizer.encode("hello"));
+    assert.deepEqual(Tokenizer.open(folderFiles(folder), 4096).encode("hello"), tokenizer.encode("hello"));
   });
 });
 
 Deno.test("files that do not fit are refused by name", () => {
-  assert.throws(() => Tokenizer.open("/nowhere", 4096), refuses(/nowhere.tokenizer\.json does not exist/));
-  assert.throws(() => Tokenizer.open(tinyDense, 49152), refuses(/4096 token ids.*49152/));
-  assert.throws(() => Tokenizer.open(tinyDense, 4095), refuses(/4096 token ids.*4095/));
-  assert.equal(Tokenizer.open(tinyDense, 4224).size, 4096); // a padded vocabulary
+  assert.throws(
+    () => Tokenizer.open(folderFiles("/nowhere"), 4096),
+    refuses(/nowhere.tokenizer\.json does not exist/),
+  );
+  assert.throws(() => Tokenizer.open(folderFiles(tinyDense), 49152), refuses(/4096 token ids.*49152/));
+  assert.throws(() => Tokenizer.open(folderFiles(tinyDense), 4095), refuses(/4096 token ids.*4095/));
+  assert.equal(Tokenizer.open(folderFiles(tinyDense), 4224).size, 4096); // a padded vocabulary
   const broken: readonly [string, RegExp][] = [
     ["", /cannot be read as JSON/],
     ["{", /cannot be read as JSON/],
@@ -126,7 +130,7 @@ Deno.test("files that do not fit are refused by name", () => {
   ];
   for (const [content, message] of broken) {
     withFolder((folder) => writeFileSync(join(folder, "tokenizer.json"), content), (folder) => {
-      assert.throws(() => Tokenizer.open(folder, 4096), refuses(message));
+      assert.throws(() => Tokenizer.open(folderFiles(folder), 4096), refuses(message));
     });
   }
 });
@@ -152,7 +156,7 @@ Deno.test("damaged tokenizer files never escape as untyped errors", () => {
           JSON.stringify({ ...whole as Record<string, unknown>, [field]: value }),
         );
         try {
-          Tokenizer.open(folder, 4096);
+          Tokenizer.open(folderFiles(folder), 4096);
         } catch (error) {
           assert.ok(error instanceof HcinferError, String(error));
         }
