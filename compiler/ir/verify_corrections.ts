@@ -79,7 +79,7 @@ export function checkCorrections(graph: Graph, fail: Fail): void {
 }
 
 /** The f32 value that a linear reads, or whose int8 codes it reads. */
-function sourceOf(linear: NodeOf<"linear">, makers: ReadonlyMap<string, Node>): string {
+export function sourceOf(linear: NodeOf<"linear">, makers: ReadonlyMap<string, Node>): string {
   const name = linear.inputs[0] ?? "";
   const maker = makers.get(name);
   if (maker?.op === "quantize") return maker.inputs[0] ?? "";

@@ -33,19 +33,29 @@ export interface EncodeOptions {
   readonly weight: (tensor: string) => Operand;
 }
 
-/** @throws {HcinferError} "bundle": a weight or a value that the plan has no place for */
-export function encoder(options: EncodeOptions): (node: Node) => Instruction {
-  const places = new Places(options);
-  return (node) => {
+/** Throws HcinferError("bundle") for a weight or a value that the plan has no place for. */
+export class Encoder {
+  readonly #places: Places;
+
+  constructor(options: EncodeOptions) {
+    this.#places = new Places(options);
+  }
+
+  encode(node: Node): Instruction {
     const rule = RULES[node.op as InstructionOp] as (node: Node, at: Places) => AnyBody;
     return {
-      ...rule(node, places),
+      ...rule(node, this.#places),
       over: node.outputs[0]?.type.shape[0] === "R" ? "rows" : "tokens",
       when: DECODE_OPS.has(node.op) ? "decode" : "always",
       barrier: true,
       after: 0,
     };
-  };
+  }
+
+  /** Where a value lies, under the names that instructions give their input. */
+  input(value: string): { readonly x: Operand; readonly xStride: number } {
+    return { x: this.#places.place(value), xStride: this.#places.stride(value) };
+  }
 }
 
 const NOT_CODED = { group: 0, groups: 0, codeStride: 0 } as const;

@@ -19,7 +19,8 @@ import {
   type Sequence,
   type StepRequest,
 } from "../../executor.ts";
-import { encoder } from "./encode.ts";
+import { Encoder } from "./encode.ts";
+import { type Observe, Observers } from "./observe.ts";
 import { PagedSequence, PagePool } from "./pages.ts";
 import { lanesOf, type ProgramMode } from "./program.ts";
 
@@ -31,6 +32,11 @@ export interface MappedBundle extends ExecutableBundle {
   readonly mapping: Mapping;
 }
 
+export interface CpuOptions extends ExecutorOptions {
+  /** Adds up what calibration needs of the inputs of every window. Lanes do not run side by side then. */
+  readonly observe?: Observe;
+}
+
 /** Tokens a step: enough that unpacking a weight costs little beside its products, few enough for the caches. */
 const DEFAULT_CAPACITY = 512;
 
@@ -39,7 +45,7 @@ const DEFAULT_CAPACITY = 512;
  *   does not fit its weights, "environment" when memory is short or HCINFER_ISA names an instruction set that this machine
  *   lacks
  */
-export function createCpuExecutor(bundle: MappedBundle, options: ExecutorOptions): CpuExecutor {
+export function createCpuExecutor(bundle: MappedBundle, options: CpuOptions): CpuExecutor {
   return new CpuExecutor(bundle, options);
 }
 
@@ -56,12 +62,13 @@ export class CpuExecutor implements Executor {
   readonly operations: readonly string[];
   readonly memory: Memory;
   readonly #engine: Engine;
+  readonly #observers: Observers | undefined;
   readonly #pool: PagePool;
   readonly #step: StepInputs;
   readonly #mailbox: Int32Array;
   readonly #logits: Float32Array;
 
-  constructor(bundle: MappedBundle, options: ExecutorOptions) {
+  constructor(bundle: MappedBundle, options: CpuOptions) {
     const { plan } = bundle;
     this.model = plan.model;
     this.contextLength = contextOf(plan.model, options.contextLength);
@@ -70,7 +77,7 @@ export class CpuExecutor implements Executor {
     const { capacity, contextLength } = this;
     this.memory = memoryOf(plan, { capacity, contextLength, ...positions(options) });
     const { bytes } = this.memory;
-    const encode = encoder({
+    const encoder = new Encoder({
       plan,
       memory: this.memory,
       corrections: this.mode !== "off",
@@ -79,7 +86,10 @@ export class CpuExecutor implements Executor {
         return { segment: "weights", offset: byteOffset - bundle.mapping.bytes.byteOffset };
       },
     });
-    const lanes = lanesOf(plan, encode, { mode: this.mode, threads: options.threads });
+    this.#observers = options.observe && new Observers(plan, options.observe);
+    const observations = allocate(this.#observers?.bytes ?? 0);
+    this.#observers?.attach(observations);
+    const lanes = lanesOf(plan, encoder, { mode: this.mode, threads: options.threads }, this.#observers);
     const cache = allocate(bytes.cache), tables = allocate(bytes.tables), step = allocate(bytes.step);
     const mailbox = allocate(bytes.mailbox), logits = allocate(bytes.logits), arena = allocate(bytes.arena);
     fillRotations(tables, plan, this.memory);
@@ -93,7 +103,7 @@ export class CpuExecutor implements Executor {
         step,
         mailbox,
         logits,
-        observations: allocate(0),
+        observations,
       },
       capacity: this.capacity,
     });
@@ -186,13 +196,18 @@ export class CpuExecutor implements Executor {
     return results;
   }
 
+  /** What observers have added up by window, over every token since the executor was made. Views of its memory. */
+  get observations(): ReadonlyMap<string, Float64Array> {
+    return this.#observers?.sums() ?? new Map();
+  }
+
   /** Nanoseconds of the last step in each of `operations`; the first call switches tracing on. */
   trace(): Float64Array {
     return this.#engine.trace();
   }
 
   [Symbol.dispose](): void {
-    this.#engine.close();
+    this.#engine[Symbol.dispose]();
   }
 }
 

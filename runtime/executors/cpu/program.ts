@@ -12,6 +12,8 @@ import { EVENT_BYTES, MAILBOX_EVENTS } from "../../../compiler/memory.ts";
 import { windowOf } from "../../../compiler/passes/schedule.ts";
 import { type LanePlan, type Plan, splitThreads } from "../../../compiler/plan.ts";
 import type { Instruction } from "../../../ffi/instructions.ts";
+import type { Encoder } from "./encode.ts";
+import type { Observers } from "./observe.ts";
 
 export type ProgramMode = Plan["corrections"]["mode"];
 
@@ -20,11 +22,19 @@ export interface Lane {
   readonly threads: number;
 }
 
+/** @param observers what else to run, which takes a program of one lane */
 export function lanesOf(
   plan: Plan,
-  encode: (node: Node) => Instruction,
+  encoder: Encoder,
   { mode, threads }: { readonly mode: ProgramMode; readonly threads: number },
+  observers?: Observers,
 ): Lane[] {
+  const encode = (node: Node) => encoder.encode(node);
+  if (observers !== undefined) {
+    const nodes = plan.graph.nodes.filter((node) => mode !== "off" || !CORRECTION_OPS.has(node.op));
+    const input = (value: string) => encoder.input(value);
+    return [{ program: nodes.flatMap((node) => [...observers.before(node, input), encode(node)]), threads }];
+  }
   if (mode === "async") {
     const split = splitThreads(plan.corrections, threads);
     return plan.lanes.map((lane) => ({
@@ -32,10 +42,8 @@ export function lanesOf(
       threads: split[lane.lane],
     }));
   }
-  const nodes = mode === "inline"
-    ? plan.graph.nodes
-    : plan.graph.nodes.filter((node) => !CORRECTION_OPS.has(node.op));
-  return [{ program: mode === "inline" ? inlined(plan, encode) : nodes.map(encode), threads }];
+  if (mode === "inline") return [{ program: inlined(plan, encode), threads }];
+  return [{ program: plan.graph.nodes.filter((node) => !CORRECTION_OPS.has(node.op)).map(encode), threads }];
 }
 
 function laneProgram(plan: Plan, lane: LanePlan, encode: (node: Node) => Instruction): Instruction[] {
