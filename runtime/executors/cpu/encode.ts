@@ -2,15 +2,11 @@
  * Nodes of a lowered graph as records of the native engine: one node, one instruction. A value's address is its place in
  * the arena and a stride (compiler/passes/layout.ts); nothing is decided here.
  */
-import { type Node, type NodeOf, producers, values } from "../../../compiler/ir/graph.ts";
+import type { Node, NodeOf } from "../../../compiler/ir/graph.ts";
 import { packedName } from "../../../compiler/ir/naming.ts";
 import { DECODE_OPS, type InstructionOp } from "../../../compiler/ir/ops.ts";
-import { arraysOf, codeSizes, elementsPerToken, type TensorType } from "../../../compiler/ir/types.ts";
-import type { Memory } from "../../../compiler/memory.ts";
-import { type Home, homes } from "../../../compiler/passes/layout.ts";
-import type { Plan } from "../../../compiler/plan.ts";
+import { codeSizes } from "../../../compiler/ir/types.ts";
 import { HcinferError } from "../../../compiler/errors.ts";
-import { factorStride, residualShape, type ResidualWidth } from "../../../compiler/weights/correction.ts";
 import { FORMAT_KINDS, type WeightFormat } from "../../../compiler/weights/format.ts";
 import {
   ELEMENTWISE,
@@ -19,25 +15,16 @@ import {
   type Opcode,
   type Operand,
 } from "../../../ffi/instructions.ts";
+import { Places, type PlacesOptions } from "./places.ts";
 
 /** What a record says beside when it runs and who waits for it. */
 type Body<P extends Opcode> = Pick<InstructionOf<P>, "op" | "operands" | "integers" | "reals">;
 type AnyBody = { [P in Opcode]: Body<P> }[Opcode];
 
-export interface EncodeOptions {
-  readonly plan: Plan;
-  readonly memory: Memory;
-  /** False: the backbone alone, without deltas and residuals. */
-  readonly corrections: boolean;
-  /** Where a tensor of weights.safetensors lies. */
-  readonly weight: (tensor: string) => Operand;
-}
-
-/** Throws HcinferError("bundle") for a weight or a value that the plan has no place for. */
 export class Encoder {
   readonly #places: Places;
 
-  constructor(options: EncodeOptions) {
+  constructor(options: PlacesOptions) {
     this.#places = new Places(options);
   }
 
@@ -296,192 +283,4 @@ function formatOf(format: WeightFormat | undefined): { format: number; group: nu
     format: FORMAT_KINDS.indexOf(format.kind),
     group: format.kind === "bf16" ? 0 : format.group,
   };
-}
-
-/** Addresses of what records name. */
-class Places {
-  readonly memory: Memory;
-  readonly corrections: boolean;
-  readonly #options: EncodeOptions;
-  readonly #homes: ReadonlyMap<string, Home>;
-  readonly #types: ReturnType<typeof values>;
-  readonly #makers: ReadonlyMap<string, Node>;
-  /** Packed weights by the name of what is packed. */
-  readonly #packed: ReadonlyMap<string, string>;
-  readonly #windows: ReadonlyMap<string, Plan["windows"][number]>;
-
-  constructor(options: EncodeOptions) {
-    const { graph, weights, windows } = options.plan;
-    this.memory = options.memory;
-    this.corrections = options.corrections;
-    this.#options = options;
-    this.#homes = homes(graph);
-    this.#types = values(graph);
-    this.#makers = producers(graph);
-    this.#packed = new Map(weights.map((w) => [packedName(w.sections), w.tensor]));
-    this.#windows = new Map(windows.map((w) => [w.window, w]));
-  }
-
-  // ---- values
-
-  type(name: string): TensorType {
-    const value = this.#types.get(name);
-    return value === undefined ? this.#lacks(`the value ${name}`) : value.type;
-  }
-
-  width(name: string): number {
-    return elementsPerToken(this.type(name));
-  }
-
-  stride(name: string): number {
-    return this.#home(name).stride;
-  }
-
-  /** A value, from its column `column` floats on. */
-  place(name: string, column = this.#home(name).column): Operand {
-    const { allocation } = this.#home(name);
-    if (allocation === "logits") return { segment: "logits", offset: 4 * column };
-    return { segment: "arena", offset: this.#base(allocation) + 4 * column };
-  }
-
-  /** Input `index` of a node with its deltas, each at the input's own columns, under the names of the instruction table. */
-  merged<N extends string>(prefix: N, node: Node, index: number) {
-    const name = node.inputs[index] ?? "";
-    const { column } = this.#home(name);
-    const deltas = this.corrections ? node.added?.[index] ?? [] : [];
-    const of = (op: "low_rank_up" | "sparse_sum") => {
-      const delta = deltas.find((d) => this.#makers.get(d)?.op === op);
-      return delta === undefined ? undefined : this.place(delta, column);
-    };
-    return {
-      [prefix]: this.place(name),
-      [`${prefix}LowRank`]: of("low_rank_up"),
-      [`${prefix}Sparse`]: of("sparse_sum"),
-    } as { readonly [K in N | `${N}LowRank` | `${N}Sparse`]: Operand | undefined };
-  }
-
-  codes(name: string) {
-    return this.#arrays(name, ["codes", "scales", "sums"]);
-  }
-
-  chosen(name: string) {
-    return this.#arrays(name, ["index", "coefficient", "selectionScale", "selectionSum"]);
-  }
-
-  #arrays<N extends string>(name: string, wanted: readonly N[]): { readonly [K in N]: Operand } {
-    let offset = this.#base(this.#home(name).allocation);
-    const found = new Map<string, Operand>();
-    for (const [array, bytes] of Object.entries(arraysOf(this.type(name)))) {
-      found.set(array, { segment: "arena", offset });
-      offset += bytes * this.memory.limits.capacity;
-    }
-    return Object.fromEntries(
-      wanted.map((array) => [array, found.get(array) ?? this.#lacks(`${array} of ${name}`)]),
-    ) as { readonly [K in N]: Operand };
-  }
-
-  #base(allocation: string): number {
-    const offset = this.#options.plan.memory.offsets[allocation];
-    return offset === undefined
-      ? this.#lacks(`memory for ${allocation}`)
-      : offset * this.memory.limits.capacity;
-  }
-
-  #home(name: string): Home {
-    return this.#homes.get(name) ?? this.#lacks(`memory for ${name}`);
-  }
-
-  #lacks(what: string): never {
-    throw new HcinferError("bundle", `the plan has no place for ${what}`);
-  }
-
-  // ---- the step, the cache and tables
-
-  input(name: keyof Memory["inputs"]): Operand {
-    return { segment: "step", offset: this.memory.inputs[name] };
-  }
-
-  pages() {
-    return {
-      positions: this.input("positions"),
-      sequences: this.input("sequences"),
-      pages: this.input("pages"),
-    };
-  }
-
-  pageSizes() {
-    const { pageCount, mostPages, mostRuns, limits } = this.memory;
-    return { pageCount, mostSequences: mostRuns, mostPages, context: limits.contextLength };
-  }
-
-  cache(layer: number): { readonly cacheK: Operand; readonly cacheV: Operand } {
-    const { k, v } = this.memory.caches.get(layer) ?? this.#lacks(`the cache of layer ${layer}`);
-    return { cacheK: { segment: "cache", offset: k }, cacheV: { segment: "cache", offset: v } };
-  }
-
-  rotation(table: string): { readonly cosines: Operand; readonly sines: Operand } {
-    const { cosines, sines } = this.memory.rotations.get(table) ?? this.#lacks(`the rotations ${table}`);
-    return { cosines: { segment: "tables", offset: cosines }, sines: { segment: "tables", offset: sines } };
-  }
-
-  // ---- weights
-
-  packed(name: string): Operand {
-    return this.#options.weight(this.#packed.get(name) ?? this.#lacks(`the packed weight ${name}`));
-  }
-
-  vector(path: string): Operand {
-    return this.#options.weight(`${path}.weight`);
-  }
-
-  inputs(window: string): number {
-    return this.#window(window).inputs;
-  }
-
-  outputs(window: string): number {
-    return this.#window(window).outputs;
-  }
-
-  #window(name: string) {
-    return this.#windows.get(name) ?? this.#lacks(`the window ${name}`);
-  }
-
-  /** A window's residual, under the names the instruction table gives its parts. */
-  residual(window: string, width: ResidualWidth, inputs: number, outputs: number) {
-    const tensor = (name: string) => this.#options.weight(`${window}.residual.${name}`);
-    return {
-      operands: {
-        residualCodes: tensor("codes"),
-        outputScale: tensor("output_scale"),
-        channelScale: tensor("channel_scale"),
-        norm: tensor("norm"),
-      },
-      sizes: {
-        residualWidth: width,
-        residualInputs: inputs,
-        residualOutputs: outputs,
-        rowBytes: residualShape(width, outputs).rowBytes,
-      },
-    };
-  }
-
-  factors(
-    window: string,
-    { rank, dtype }: { readonly rank: number; readonly dtype: "i8" | "bf16" },
-    inputs: number,
-    outputs: number,
-  ) {
-    const tensor = (name: string) => this.#options.weight(`${window}.factors.${name}`);
-    return {
-      operands: { a: tensor("a"), b: tensor("b"), aScale: tensor("a_scale"), bScale: tensor("b_scale") },
-      sizes: {
-        aStride: factorStride(inputs),
-        bStride: factorStride(outputs),
-        inputs,
-        outputs,
-        rank,
-        bf16: dtype === "bf16" ? 1 : 0,
-      },
-    };
-  }
 }
