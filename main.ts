@@ -13,6 +13,7 @@ import { inspectCommand } from "./cli/inspect.ts";
 import { logitsCommand } from "./cli/logits.ts";
 import { profileCommand } from "./cli/profile.ts";
 import { runCommand } from "./cli/run.ts";
+import { printable } from "./cli/terminal.ts";
 import manifest from "./deno.json" with { type: "json" };
 
 const USAGE = 2;
@@ -46,7 +47,11 @@ Exit codes: 2 options, 3 model description, 4 checkpoint, 5 bundle, 6 environmen
   ];
   for (const command of commands) root.addCommand(command.option("--debug", "print stack traces of errors"));
   for (const command of [root, ...commands]) {
-    command.exitOverride().configureOutput({ getOutHelpWidth: () => 80, getErrHelpWidth: () => 80 });
+    command.exitOverride().configureOutput({
+      getOutHelpWidth: () => 80,
+      getErrHelpWidth: () => 80,
+      writeErr: (text) => process.stderr.write(printable(text)),
+    });
   }
   return root;
 }

@@ -23,10 +23,13 @@ export {
   type CompileOptions,
   type CompileReport,
   type Correct,
+  type FormatPolicy,
 } from "./compiler/compile.ts";
 export { genericProfile, type MachineProfile, parseProfile, PROFILES } from "./compiler/profile.ts";
 export type { FactorDType, ResidualWidth } from "./compiler/weights/correction.ts";
 export type { FormatKind, GroupSize, WeightFormat } from "./compiler/weights/format.ts";
+export { type InputMoments, type Quantizer, roundToNearest } from "./compiler/weights/quantizer.ts";
+export { tensorOf, valuesOf, type WeightSource, type WeightTransform } from "./compiler/weights/source.ts";
 
 // Bundles and what is in them.
 export { Bundle, openBundle, type OpenOptions, type PlanFile, readPlan } from "./compiler/bundle.ts";
@@ -38,7 +41,7 @@ export { type ErrorKind, HcinferError } from "./compiler/errors.ts";
 
 // Running.
 export type { CorrectionMode, Executor, ExecutorOptions, StepRequest } from "./runtime/executor.ts";
-export { createCpuExecutor } from "./runtime/executors/cpu.ts";
+export { createCpuExecutor } from "./runtime/executors/cpu/executor.ts";
 export { createNullExecutor } from "./runtime/executors/null.ts";
 export { createReferenceExecutor } from "./runtime/executors/reference.ts";
 export { type GenerateOptions, Session } from "./runtime/session.ts";

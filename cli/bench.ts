@@ -44,15 +44,19 @@ export function measureSpeed(model: OpenModel, prompt: number, tokens: number): 
     { length: prompt + tokens },
     (_, i) => (i * 97 + 5) % executor.model.vocabularySize,
   );
+  using sequence = executor.sequence();
   const started = performance.now();
   for (let position = 0; position < prompt; position += executor.capacity) {
     const end = Math.min(position + executor.capacity, prompt);
     const logits = end === prompt ? "last" : "none";
-    executor.step({ tokens: ids.slice(position, end), position, as: "prefill", logits });
+    executor.step({
+      runs: [{ sequence, position, tokens: ids.slice(position, end), as: "prefill", logits }],
+    });
   }
   const first = performance.now();
   for (let position = prompt; position < prompt + tokens; position++) {
-    executor.step({ tokens: ids.slice(position, position + 1), position, as: "decode", logits: "last" });
+    const tokens = ids.slice(position, position + 1);
+    executor.step({ runs: [{ sequence, position, tokens, as: "decode", logits: "last" }] });
   }
   const ended = performance.now();
   return {

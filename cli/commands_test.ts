@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { COMPILE_DEFAULTS, compileModel } from "../compiler/compile.ts";
 import { genericProfile } from "../compiler/profile.ts";
 import { readSafetensors } from "../compiler/weights/safetensors.ts";
-import { writeTinyModel } from "../compiler/weights/tiny_model.ts";
+import { writeTinyModel } from "../tests/fixtures/tiny_model.ts";
 import { hcinfer, type Outcome, temporary } from "../tests/command_line.ts";
 import { figures, planSummary, predicted, windows, wrapped } from "./summary.ts";
 

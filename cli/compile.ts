@@ -1,6 +1,6 @@
 /** hcinfer compile: a checkpoint becomes a bundle. */
 import { Command, Option } from "commander";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import process from "node:process";
 import {
   COMPILE_DEFAULTS,
@@ -10,19 +10,24 @@ import {
   defaultHead,
 } from "../compiler/compile.ts";
 import { HcinferError } from "../compiler/errors.ts";
+import { readRegularText } from "../compiler/files.ts";
 import { type Stage, STAGES } from "../compiler/ir/graph.ts";
 import { genericProfile, type MachineProfile, parseProfile, PROFILES } from "../compiler/profile.ts";
 import { RESIDUAL_WIDTHS } from "../compiler/weights/correction.ts";
 import { FORMAT_KINDS, type FormatKind, GROUP_SIZES } from "../compiler/weights/format.ts";
 import { budget, given, physicalCores, refuse, threadsOption, whole } from "./arguments.ts";
+import { interruptible } from "./interrupted.ts";
 import { planSummary } from "./summary.ts";
-import { bytesText, Progress, secondsText } from "./terminal.ts";
+import { bytesText, printable, Progress, secondsText, writeOut } from "./terminal.ts";
 
 export function compileCommand(): Command {
   return new Command("compile")
     .description("Compile a Hugging Face folder to a bundle.")
     .argument("<model>", "folder with config.json and *.safetensors")
-    .requiredOption("-o, --output <bundle>", "folder to write")
+    .requiredOption(
+      "-o, --output <bundle>",
+      "folder to write; a bundle that is there is replaced, links to it stay",
+    )
     .addOption(choice("--weights <format>", "format of the backbone", FORMAT_KINDS, COMPILE_DEFAULTS.weights))
     .addOption(choice("--group <n>", "inputs that share a scale", GROUP_SIZES, COMPILE_DEFAULTS.group))
     .addOption(
@@ -112,40 +117,48 @@ async function compile(model: string, options: Options, command: Command): Promi
   const progress = new Progress("compile");
   let report: CompileReport;
   try {
-    report = await compileModel({
-      model,
-      output: options.output,
-      weights: options.weights,
-      group: Number(options.group) as CompileOptions["group"],
-      ...(options.head ? { head: options.head } : {}),
-      correct,
-      budget: options.budget,
-      residualWidth: Number(options.residualWidth) as CompileOptions["residualWidth"],
-      factorDType: options.factorDtype,
-      maxRank: options.maxRank,
-      threads: options.threads,
-      profile: profileOf(options.profile),
-      onProgress: progress.show,
-      ...(options.printAfter
-        ? { printAfter: { stages: [options.printAfter], sink: (text: string) => process.stdout.write(text) } }
-        : {}),
-    });
+    report = await interruptible((check) =>
+      compileModel({
+        model,
+        output: options.output,
+        weights: options.weights,
+        group: Number(options.group) as CompileOptions["group"],
+        ...(options.head ? { head: options.head } : {}),
+        correct,
+        budget: options.budget,
+        residualWidth: Number(options.residualWidth) as CompileOptions["residualWidth"],
+        factorDType: options.factorDtype,
+        maxRank: options.maxRank,
+        threads: options.threads,
+        profile: profileOf(options.profile),
+        onProgress: (done, total, what) => {
+          check();
+          progress.show(done, total, what);
+        },
+        ...(options.printAfter ? { printAfter: { stages: [options.printAfter], sink: writeOut } } : {}),
+      })
+    );
   } finally {
     progress.finish();
   }
   process.stderr.write(
-    `${planSummary(report.plan)}\nwrote ${options.output}: ${bytesText(report.bytes)} in ${
-      secondsText(report.seconds)
-    }\n`,
+    printable(
+      `${planSummary(report.plan)}\nwrote ${options.output}: ${bytesText(report.bytes)} in ${
+        secondsText(report.seconds)
+      }\n`,
+    ),
   );
 }
+
+/** One has a kilobyte. */
+const MOST_PROFILE_BYTES = 2 ** 20;
 
 /** A profile by its name, or from a file; without either the one that fits this machine's number of cores. */
 function profileOf(name: string | undefined): MachineProfile {
   if (name === undefined) return genericProfile(physicalCores());
   const builtIn = Object.values(PROFILES).find((profile) => profile.name === name);
   if (builtIn) return builtIn;
-  if (existsSync(name)) return parseProfile(readFileSync(name, "utf8"), name);
+  if (existsSync(name)) return parseProfile(readRegularText(name, MOST_PROFILE_BYTES, "usage"), name);
   const names = Object.keys(PROFILES).join(", ");
   throw new HcinferError("usage", `--profile ${name} is neither a file nor one of ${names}`);
 }

@@ -1,9 +1,8 @@
 /** hcinfer eval: perplexity on a text, and the divergence from a reference. */
 import { Command, Option } from "commander";
-import { readFileSync } from "node:fs";
 import process from "node:process";
-import { HcinferError } from "../compiler/errors.ts";
-import { tokenLoss } from "../runtime/executors/cpu.ts";
+import { readRegularText } from "../compiler/files.ts";
+import { tokenLoss } from "../runtime/executors/cpu/executor.ts";
 import { evaluate } from "../runtime/evaluate.ts";
 import type { StepKind } from "../runtime/executor.ts";
 import {
@@ -52,15 +51,15 @@ interface Options extends RunOptions {
   readonly json?: true;
 }
 
-function evaluateBundle(path: string, options: Options): void {
-  const text = readText(options.text);
+async function evaluateBundle(path: string, options: Options): Promise<void> {
+  const text = readRegularText(options.text);
   const { window } = options;
   const open = { ...options, contextLength: window, capacity: window };
   using model = OpenModel.open(path, open);
   using reference = options.reference ? OpenModel.open(options.reference, open) : null;
   const tokens = model.tokenizer().encode(text, { addSpecialTokens: false });
   const progress = new Progress("eval");
-  const result = evaluate(model.executor, {
+  const result = await evaluate(model.executor, {
     tokens: options.windows ? tokens.subarray(0, options.windows * window) : tokens,
     window,
     as: options.as,
@@ -79,12 +78,4 @@ function evaluateBundle(path: string, options: Options): void {
   if (kl !== null) lines.push(`kl         ${kl.toFixed(6)} nats per token`);
   lines.push(`tokens     ${result.predictions} in ${result.windows} windows of ${window}`);
   process.stdout.write(`${lines.join("\n")}\n`);
-}
-
-function readText(file: string): string {
-  try {
-    return readFileSync(file, "utf8");
-  } catch (cause) {
-    throw new HcinferError("input", `--text: ${(cause as Error).message}`, { cause });
-  }
 }

@@ -2,14 +2,13 @@
 import process from "node:process";
 import { HcinferError } from "../compiler/errors.ts";
 import { Interrupted } from "./interrupted.ts";
-
-const INTERRUPTED = 130;
+import { printable } from "./terminal.ts";
 
 /** Writes the error to standard error, with its stack trace only when debugging; returns the exit code. */
 export function reportFailure(error: unknown, debug = false): number {
-  if (error instanceof Interrupted) return INTERRUPTED;
-  process.stderr.write(`error: ${error instanceof Error ? error.message : String(error)}\n`);
-  if (debug && error instanceof Error) process.stderr.write(`${error.stack}\n`);
+  if (error instanceof Interrupted) return error.exitCode;
+  process.stderr.write(`error: ${printable(error instanceof Error ? error.message : String(error))}\n`);
+  if (debug && error instanceof Error) process.stderr.write(`${printable(error.stack ?? "")}\n`);
   if (error instanceof HcinferError) return error.exitCode;
   if (!debug) {
     process.stderr.write("This is not an error hcinfer expects; --debug shows where it comes from.\n");

@@ -6,7 +6,7 @@ import { predictionText, predictPlan } from "../compiler/inspect.ts";
 import { typeText } from "../compiler/ir/types.ts";
 import type { Plan } from "../compiler/plan.ts";
 import { figures, planSummary, type Window, windows, wrapped } from "./summary.ts";
-import { bytesText, table } from "./terminal.ts";
+import { bytesText, printable, table, writeOut } from "./terminal.ts";
 
 export function inspectCommand(): Command {
   return new Command("inspect")
@@ -29,11 +29,11 @@ Examples:
 
 function inspect(path: string, options: { readonly json?: true; readonly graph?: true }): void {
   const { plan, graphText } = readPlan(path);
-  if (options.graph) process.stdout.write(graphText);
+  if (options.graph) writeOut(graphText);
   else if (options.json) {
     const report = { ...plan, figures: figures(plan), prediction: predictPlan(plan) };
-    process.stdout.write(`${JSON.stringify(report, null, 2)}\n`);
-  } else process.stdout.write(`${report(plan)}\n`);
+    process.stdout.write(`${printable(JSON.stringify(report, null, 2))}\n`);
+  } else process.stdout.write(`${printable(report(plan))}\n`);
 }
 
 function report(plan: Plan): string {
@@ -45,7 +45,7 @@ function report(plan: Plan): string {
     `(${model.kvHeads} key-value)`,
     `            vocabulary ${model.vocabularySize}, context ${model.contextLength}`,
     "",
-    windowTable(plan, all),
+    windowTable(all),
     "error: ||E||^2 / ||W||^2 of the worst matrix; rows, read: per token;",
     "stored, read: bytes of corrections; us: predicted, +us: corrections.",
     "",
@@ -66,14 +66,11 @@ function report(plan: Plan): string {
 }
 
 /** rows: channels read per token; us: predicted for the linear, +us: for its corrections. */
-function windowTable(plan: Plan, all: readonly Window[]): string {
+function windowTable(all: readonly Window[]): string {
   const head = ["window", "format", "bytes", "error", "rank", "rows", "stored", "read", "us", "+us"];
   return table(
     head,
     all.map((window) => {
-      const linear = plan.graph.nodes.find((node) =>
-        node.op === "linear" && node.params.weights[0]?.path === window.weight.sections[0]?.path
-      );
       const correction = window.nodes.reduce((sum, node) => sum + (node.placement.microseconds ?? 0), 0);
       const error = Math.max(...window.weight.sections.map((section) => section.relativeError));
       return [
@@ -85,7 +82,7 @@ function windowTable(plan: Plan, all: readonly Window[]): string {
         `${window.channels}`,
         bytesText(window.bytesStored),
         bytesText(window.bytesRead),
-        (linear?.placement.microseconds ?? 0).toFixed(1),
+        (window.linear.placement.microseconds ?? 0).toFixed(1),
         correction.toFixed(1),
       ];
     }),
@@ -107,8 +104,9 @@ function laneTable(plan: Plan): string {
   const rows = plan.lanes.map((lane) => {
     const nodes = lane.steps.flatMap((step) => "run" in step ? [plan.graph.nodes[step.run]] : []);
     const meetings = lane.steps.filter((step) => !("run" in step)).length;
+    const devices = [...new Set(nodes.map((node) => node?.placement.device ?? "cpu"))].join(" ");
     const microseconds = nodes.reduce((sum, node) => sum + (node?.placement.microseconds ?? 0), 0);
-    return [lane.lane, lane.device, `${nodes.length}`, `${meetings}`, `${microseconds.toFixed(0)} us`];
+    return [lane.lane, devices, `${nodes.length}`, `${meetings}`, `${microseconds.toFixed(0)} us`];
   });
   const outputs = plan.graph.outputs.map((name) => {
     const value = plan.graph.nodes.flatMap((node) => node.outputs).find((output) => output.name === name);

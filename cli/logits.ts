@@ -1,8 +1,6 @@
 /** hcinfer logits: the model's raw outputs, for comparisons. */
 import { Command, Option } from "commander";
-import { closeSync, openSync, renameSync, rmSync, writeSync } from "node:fs";
 import process from "node:process";
-import { HcinferError } from "../compiler/errors.ts";
 import { layoutSafetensors } from "../compiler/weights/safetensors.ts";
 import type { StepKind } from "../runtime/executor.ts";
 import {
@@ -13,7 +11,10 @@ import {
   threadsOption,
   tokenIds,
 } from "./arguments.ts";
+import { interruptible } from "./interrupted.ts";
 import { OpenModel } from "./opening.ts";
+import { writeFile } from "./output.ts";
+import { printable } from "./terminal.ts";
 
 export function logitsCommand(): Command {
   return new Command("logits")
@@ -22,7 +23,10 @@ export function logitsCommand(): Command {
     )
     .argument("<bundle>", "folder that compile wrote")
     .addOption(new Option("--tokens <ids>", "token ids, 1,2,3").argParser(tokenIds).makeOptionMandatory())
-    .requiredOption("-o, --output <file>", "file to write")
+    .requiredOption(
+      "-o, --output <file>",
+      "file to write; a link is followed, and only an ordinary file replaced",
+    )
     .addOption(asOption())
     .addOption(threadsOption())
     .addOption(correctionsOption())
@@ -37,7 +41,7 @@ interface Options extends RunOptions {
   readonly as: StepKind;
 }
 
-function logits(path: string, options: Options): void {
+async function logits(path: string, options: Options): Promise<void> {
   const { tokens, as } = options;
   using model = OpenModel.open(path, options);
   const { capacity, model: { vocabularySize } } = model.executor;
@@ -46,28 +50,19 @@ function logits(path: string, options: Options): void {
     dtype: "F32",
     shape: [tokens.length, vocabularySize],
   }]);
-  const partial = `${options.output}.tmp`;
-  try {
-    const file = openSync(partial, "w");
-    try {
-      writeAll(file, layout.header);
+  await interruptible((check) =>
+    writeFile(options.output, (append) => {
+      append(layout.header);
+      const sequence = model.executor.sequence();
       for (let position = 0; position < tokens.length; position += capacity) {
+        check();
         const step = tokens.subarray(position, position + capacity);
-        const rows = model.executor.step({ tokens: step, position, as, logits: "all" });
-        writeAll(file, new Uint8Array(rows.buffer, rows.byteOffset, rows.byteLength));
+        const run = { sequence, position, tokens: step, as, logits: "all" } as const;
+        for (const rows of model.executor.step({ runs: [run] })) {
+          append(new Uint8Array(rows.buffer, rows.byteOffset, rows.byteLength));
+        }
       }
-    } finally {
-      closeSync(file);
-    }
-    renameSync(partial, options.output);
-  } catch (cause) {
-    rmSync(partial, { force: true });
-    if (cause instanceof HcinferError) throw cause;
-    throw new HcinferError("environment", `${options.output}: ${(cause as Error).message}`, { cause });
-  }
-  process.stderr.write(`wrote ${options.output}: logits [${tokens.length},${vocabularySize}]\n`);
-}
-
-function writeAll(file: number, bytes: Uint8Array): void {
-  for (let at = 0; at < bytes.length;) at += writeSync(file, bytes, at);
+    })
+  );
+  process.stderr.write(`wrote ${printable(options.output)}: logits [${tokens.length},${vocabularySize}]\n`);
 }

@@ -5,7 +5,8 @@ import process from "node:process";
 import { type Bundle, openBundle } from "../compiler/bundle.ts";
 import { HcinferError } from "../compiler/errors.ts";
 import { ChatTemplate } from "../runtime/chat.ts";
-import { createCpuExecutor } from "../runtime/executors/cpu.ts";
+import { contextOf } from "../runtime/executor.ts";
+import { createCpuExecutor } from "../runtime/executors/cpu/executor.ts";
 import { Sampler } from "../runtime/sampler.ts";
 import { type GenerationStatistics, Session } from "../runtime/session.ts";
 import { Tokenizer } from "../runtime/tokenizer.ts";
@@ -19,8 +20,7 @@ import {
   whole,
 } from "./arguments.ts";
 import { Interrupted } from "./interrupted.ts";
-import { contextLimit, textFiles } from "./opening.ts";
-import { secondsText } from "./terminal.ts";
+import { secondsText, writeOut } from "./terminal.ts";
 
 export function runCommand(): Command {
   return new Command("run")
@@ -97,7 +97,7 @@ async function run(path: string, prompt: string, options: Options, command: Comm
     signal: interrupt.signal,
   });
   try {
-    for await (const piece of generation) process.stdout.write(piece.text);
+    for await (const piece of generation) writeOut(piece.text);
   } finally {
     process.off("SIGINT", onInterrupt);
   }
@@ -113,14 +113,13 @@ function encode(
   options: Options,
 ): { tokenizer: Tokenizer; ids: Int32Array; contextLength: number } {
   const { plan: { model } } = bundle;
-  const files = textFiles(bundle);
-  const tokenizer = Tokenizer.open(files, model.vocabularySize);
+  const tokenizer = Tokenizer.open(bundle, model.vocabularySize);
   const ids = options.chat
-    ? tokenizer.encode(ChatTemplate.open(files, tokenizer.config).render(messages(text, options.system)), {
+    ? tokenizer.encode(ChatTemplate.open(bundle, tokenizer.config).render(messages(text, options.system)), {
       addSpecialTokens: false,
     })
     : tokenizer.encode(text);
-  const most = contextLimit(model, options.context);
+  const most = contextOf(model, options.context ?? model.contextLength);
   if (ids.length > most) {
     throw new HcinferError(
       "input",

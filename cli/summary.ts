@@ -1,6 +1,6 @@
 /** What a plan holds, in figures: `compile` and the demo print a summary, `inspect` the tables. */
-import type { Graph, Node } from "../compiler/ir/graph.ts";
-import { windowName } from "../compiler/ir/naming.ts";
+import type { Graph, Node, NodeOf } from "../compiler/ir/graph.ts";
+import { packedName } from "../compiler/ir/naming.ts";
 import type { PackedWeight, Plan } from "../compiler/plan.ts";
 import { bytesText, percentText } from "./terminal.ts";
 
@@ -19,6 +19,7 @@ export interface Figures {
 export interface Window {
   readonly name: string;
   readonly weight: PackedWeight;
+  readonly linear: NodeOf<"linear">;
   readonly nodes: readonly Node[];
   readonly rank: number;
   readonly channels: number;
@@ -31,15 +32,20 @@ export interface Window {
 export function windows(plan: Plan): Window[] {
   const budgets = new Map(plan.graph.budgets.map((budget) => [budget.window, budget]));
   const stores = new Map(plan.windows.map((store) => [store.window, store]));
+  const linears = new Map(
+    plan.graph.nodes.flatMap((n) => n.op === "linear" ? [[packedName(n.params.weights), n] as const] : []),
+  );
   return plan.weights.flatMap((weight) => {
-    const name = windowName(weight.sections);
-    if (name === undefined) return [];
+    const linear = linears.get(packedName(weight.sections));
+    const name = linear?.params.window;
+    if (linear === undefined || name === undefined) return [];
     const nodes = correctionNodes(plan.graph, name);
     const budget = budgets.get(name);
     const store = stores.get(name);
     return [{
       name,
       weight,
+      linear,
       nodes,
       rank: budget?.rank ?? 0,
       channels: budget?.channels ?? 0,
@@ -93,7 +99,8 @@ export function planSummary(plan: Plan): string {
   const all = windows(plan);
   const figure = figures(plan);
   const formats = [...new Set(all.map((window) => window.weight.format))].join(", ");
-  const heads = plan.weights.filter((weight) => windowName(weight.sections) === undefined);
+  const backbone = new Set(all.map((window) => window.weight));
+  const heads = plan.weights.filter((weight) => !backbone.has(weight));
   const headFormats = [...new Set(heads.map((weight) => weight.format))].join(", ");
   const lines: [string, string][] = [
     ["model", `${model.name} (${model.architecture}), ${(model.parameters / 1e6).toFixed(1)} M parameters`],

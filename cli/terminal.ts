@@ -4,6 +4,22 @@ import process from "node:process";
 
 export const COLUMNS = 80;
 
+/** What a terminal obeys instead of showing (C0 but tab and newline, DEL, C1), and what turns the order of text around. */
+const CONTROLS = /(?![\t\n])[\p{Cc}\p{Bidi_Control}]/gu;
+
+/**
+ * Text that may come from a model, a bundle or a file's name, for a terminal: what could move its cursor, clear it or
+ * type into it is shown as an escape, like `\u001b`, which JSON strings may hold too.
+ */
+export function printable(text: string): string {
+  return text.replaceAll(CONTROLS, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
+/** `text` as it is for files and other programs, printable for a terminal. */
+export function writeOut(text: string): void {
+  process.stdout.write(process.stdout.isTTY === true ? printable(text) : text);
+}
+
 const NOTHING = { top: "", "top-mid": "", "top-left": "", "top-right": "", bottom: "", "bottom-mid": "" };
 const PLAIN = {
   ...NOTHING,
@@ -64,7 +80,7 @@ export class Progress {
     const full = Math.round(width * Math.min(1, done / Math.max(total, 1)));
     const bar = "#".repeat(full) + "-".repeat(width - full);
     const text = `${this.title} [${bar}] ${percentText(done / Math.max(total, 1))} ${what}`;
-    process.stderr.write(`\r\x1b[K${text.slice(0, columns() - 1)}`);
+    process.stderr.write(`\r\x1b[K${printable(text).slice(0, columns() - 1)}`);
   };
 
   /** Removes the line; returns seconds since the start. */

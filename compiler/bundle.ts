@@ -7,19 +7,22 @@
  *                         report.json    what compiling measured
  *   weights.safetensors   every tensor at a multiple of 64 bytes, mapped and never copied
  *   tokenizer.json, ...   the checkpoint's own files
- *   run.ts                runs the bundle
+ *   run.ts                runs the bundle with the hcinfer that compiled it
  *
+ * A file that the manifest does not list is not part of the bundle and is never read.
  * Opening checks everything it reads against the manifest, and every size that native code will trust against the
  * weights. Checksums find accidents and edits; they are no signature.
  */
 import { createHash } from "node:crypto";
-import { closeSync, existsSync, fstatSync, openSync, readFileSync, readSync, statSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { unzipSync } from "fflate";
 import { z } from "zod";
 import { mapFile, type Mapping } from "../ffi/mapping.ts";
+import { unzipParts } from "./archive.ts";
 import { checkGraph, checkTensors } from "./bundle_check.ts";
 import { HcinferError } from "./errors.ts";
+import { MOST_TEXT_BYTES, readRegularFile } from "./files.ts";
+import { faultsText, parseJson } from "./json.ts";
 import { Plan, PLAN_VERSION } from "./plan.ts";
 import { bytesChecksum } from "./weights/checksum.ts";
 import { readSafetensors, type TensorView } from "./weights/safetensors.ts";
@@ -27,6 +30,7 @@ import { readSafetensors, type TensorView } from "./weights/safetensors.ts";
 export const BUNDLE_FORMAT = "hcinfer bundle";
 export const PLAN_FILE = "plan.zip";
 export const WEIGHTS_FILE = "weights.safetensors";
+export const RUN_FILE = "run.ts";
 
 /** Raised when an older hcinfer could not read a new bundle, or a new one an old bundle. */
 export const BUNDLE_VERSION = PLAN_VERSION;
@@ -51,11 +55,25 @@ export interface PlanFile {
   /** What compiling measured: bytes by kind, relative errors, spectra. */
   readonly report: unknown;
   readonly manifest: Manifest;
+  /** As `Bundle.file`. */
+  readonly file: (name: string) => Uint8Array<ArrayBuffer> | undefined;
 }
 
-/** More than any model's plan takes; what is larger is refused before it is decompressed. */
-const MOST_PLAN_BYTES = 512 * 2 ** 20;
-const PLAN_PARTS = ["manifest.json", "plan.json", "graph.py", "report.json"] as const;
+/**
+ * What is in plan.zip, and the most bytes it unfolds to. The plan of a layer takes 12 kB and its report 5 kB, so these
+ * leave thirty times the room that the largest dense model known needs.
+ */
+const PLAN_PARTS = {
+  "manifest.json": 2 ** 20,
+  "plan.json": 64 * 2 ** 20,
+  "graph.py": 64 * 2 ** 20,
+  "report.json": 64 * 2 ** 20,
+} as const;
+type PlanPart = keyof typeof PLAN_PARTS;
+/** Of plan.zip itself. */
+const MOST_PLAN_BYTES = 64 * 2 ** 20;
+/** Of a file copied from the checkpoint, such as tokenizer.json. */
+const MOST_FILE_BYTES = MOST_TEXT_BYTES;
 
 /**
  * Reads a bundle's plan without touching its weights. Throws HcinferError("bundle") with the reason when `path` is
@@ -72,23 +90,41 @@ export function readPlan(path: string): PlanFile {
     throw new HcinferError("bundle", `${path} is not a bundle: it has no ${PLAN_FILE}${hint}`);
   }
   const parts = unzip(file, fail);
-  const text = (name: typeof PLAN_PARTS[number]): string => {
-    const bytes = parts[name] ?? fail(`${PLAN_FILE} has no ${name}`);
-    if (name !== "manifest.json") checkSha256(name, bytes, manifest, fail);
-    return new TextDecoder().decode(bytes);
+  const part = (name: PlanPart) => parts[name] ?? fail(`${PLAN_FILE} has no ${name}`);
+  const manifest = readManifest(part("manifest.json"), fail);
+  const checked = (name: PlanPart): Uint8Array => {
+    checkSha256(name, part(name), manifest, fail);
+    return part(name);
   };
-  const manifest: Manifest = readManifest(text("manifest.json"), fail);
-  const parsed = Plan.safeParse(json(text("plan.json"), fail));
-  if (!parsed.success) return fail(`its plan does not fit: ${z.prettifyError(parsed.error)}`);
+  const parsed = Plan.safeParse(json("plan.json", checked("plan.json"), fail));
+  if (!parsed.success) return fail(`its plan does not fit: ${faultsText(parsed.error)}`);
   const problem = checkGraph(parsed.data);
   if (problem !== undefined) fail(problem);
   return {
     path,
     plan: parsed.data,
-    graphText: text("graph.py"),
-    report: json(text("report.json"), fail),
+    graphText: new TextDecoder().decode(checked("graph.py")),
+    report: json("report.json", checked("report.json"), fail),
     manifest,
+    file: (name) => readListed(path, manifest, name),
   };
+}
+
+/** Names of all files of the bundle in a folder, of any version; undefined when its manifest cannot be read. */
+export function bundleFiles(path: string): Set<string> | undefined {
+  try {
+    const zip = readRegularFile(join(path, PLAN_FILE), MOST_PLAN_BYTES);
+    const { "manifest.json": bytes } = unzipParts(zip, { "manifest.json": PLAN_PARTS["manifest.json"] });
+    const found = z.looseObject({
+      format: z.literal(BUNDLE_FORMAT),
+      files: z.record(z.string(), z.unknown()),
+    })
+      .parse(parseJson(bytes ?? new Uint8Array()));
+    const copies = Object.keys(found.files).filter((name) => !Object.hasOwn(PLAN_PARTS, name));
+    return new Set([PLAN_FILE, WEIGHTS_FILE, RUN_FILE, ...copies]);
+  } catch {
+    return undefined;
+  }
 }
 
 export class Bundle implements Disposable {
@@ -96,6 +132,7 @@ export class Bundle implements Disposable {
   readonly plan: Plan;
   readonly graphText: string;
   readonly report: unknown;
+  readonly #file: PlanFile["file"];
   readonly #tensors: ReadonlyMap<string, TensorView>;
   /** The weights file, for executors that address it whole. */
   readonly mapping: Mapping;
@@ -105,6 +142,7 @@ export class Bundle implements Disposable {
     this.plan = file.plan;
     this.graphText = file.graphText;
     this.report = file.report;
+    this.#file = file.file;
     this.#tensors = tensors;
     this.mapping = mapping;
   }
@@ -118,6 +156,15 @@ export class Bundle implements Disposable {
 
   has(name: string): boolean {
     return this.#tensors.has(name);
+  }
+
+  /**
+   * The bytes of a file beside plan.zip, such as `tokenizer.json`, compared with the manifest as they are read.
+   * Undefined when the manifest does not list it, whatever lies in the folder. Throws HcinferError("bundle") when it
+   * is listed, and missing or changed.
+   */
+  file(name: string): Uint8Array<ArrayBuffer> | undefined {
+    return this.#file(name);
   }
 
   close(): void {
@@ -146,17 +193,10 @@ export interface OpenOptions {
 export function openBundle(path: string, { verify = true, threads = 2 }: OpenOptions = {}): Bundle {
   const file = readPlan(path);
   const fail = refuser(path);
-  for (const [name, expected] of Object.entries(file.manifest.files)) {
-    if ((PLAN_PARTS as readonly string[]).includes(name)) continue;
-    if (!/^[^/\\]+$/.test(name)) fail(`its manifest names ${JSON.stringify(name)}, which is no file of it`);
-    if (!existsSync(join(path, name))) fail(`${name} is missing`);
-    if (sha256(readFileSync(join(path, name))) !== expected) {
-      fail(`${name} was changed since it was compiled`);
-    }
-  }
+  for (const name of Object.keys(file.manifest.files)) file.file(name);
   const weightsPath = join(path, WEIGHTS_FILE);
   if (!existsSync(weightsPath)) fail(`${WEIGHTS_FILE} is missing`);
-  const mapping = mapFile(weightsPath);
+  const mapping = mapFile(weightsPath, "bundle");
   try {
     const { bytes, checksum: expected } = file.manifest.weights;
     if (mapping.byteLength !== bytes) {
@@ -175,6 +215,20 @@ export function openBundle(path: string, { verify = true, threads = 2 }: OpenOpt
   }
 }
 
+/** A plain name in the bundle's own folder. */
+const FILE_NAME = /^[\w-][\w.-]*$/;
+
+function readListed(path: string, manifest: Manifest, name: string): Uint8Array<ArrayBuffer> | undefined {
+  if (Object.hasOwn(PLAN_PARTS, name) || !Object.hasOwn(manifest.files, name)) return undefined;
+  const fail = refuser(path);
+  if (!FILE_NAME.test(name)) fail(`its manifest names ${JSON.stringify(name)}, which is no file of it`);
+  const file = join(path, name);
+  if (!existsSync(file)) fail(`${name} is missing`);
+  const bytes = readRegularFile(file, MOST_FILE_BYTES, "bundle");
+  if (sha256(bytes) !== manifest.files[name]) fail(`${name} was changed since it was compiled`);
+  return bytes;
+}
+
 export function sha256(bytes: Uint8Array): string {
   return createHash("sha256").update(bytes).digest("hex");
 }
@@ -187,42 +241,24 @@ function refuser(path: string): Refuse {
   };
 }
 
-function unzip(file: string, fail: Refuse): Record<string, Uint8Array> {
-  const descriptor = openSync(file, "r");
+function unzip(file: string, fail: Refuse): Partial<Record<PlanPart, Uint8Array>> {
+  const bytes = readRegularFile(file, MOST_PLAN_BYTES, "bundle");
   try {
-    const { size } = fstatSync(descriptor);
-    if (size > MOST_PLAN_BYTES) fail(`${PLAN_FILE} has ${size} bytes`);
-    const bytes = new Uint8Array(size);
-    for (let at = 0; at < size;) {
-      const read = readSync(descriptor, bytes, at, size - at, at);
-      if (read === 0) fail(`${PLAN_FILE} is cut off`);
-      at += read;
-    }
-    let total = 0;
-    return unzipSync(bytes, {
-      filter: ({ name, originalSize }) => {
-        total += originalSize;
-        if (total > MOST_PLAN_BYTES) fail(`${PLAN_FILE} holds more than ${MOST_PLAN_BYTES} bytes`);
-        return (PLAN_PARTS as readonly string[]).includes(name);
-      },
-    });
+    return unzipParts(bytes, PLAN_PARTS);
   } catch (error) {
-    if (error instanceof HcinferError) throw error;
     return fail(`${PLAN_FILE} is damaged or cut off (${(error as Error).message})`);
-  } finally {
-    closeSync(descriptor);
   }
 }
 
-function readManifest(text: string, fail: Refuse): Manifest {
-  const found = json(text, fail);
+function readManifest(bytes: Uint8Array, fail: Refuse): Manifest {
+  const found = json("manifest.json", bytes, fail);
   const head = z.looseObject({ format: z.literal(BUNDLE_FORMAT), version: z.int() }).safeParse(found);
   if (!head.success) return fail("its manifest is none of hcinfer's");
   if (head.data.version !== BUNDLE_VERSION) {
     fail(`it is of version ${head.data.version}, and this hcinfer reads version ${BUNDLE_VERSION}`);
   }
   const parsed = Manifest.safeParse(found);
-  return parsed.success ? parsed.data : fail(`its manifest does not fit: ${z.prettifyError(parsed.error)}`);
+  return parsed.success ? parsed.data : fail(`its manifest does not fit: ${faultsText(parsed.error)}`);
 }
 
 function checkSha256(name: string, bytes: Uint8Array, manifest: Manifest, fail: Refuse): void {
@@ -231,10 +267,10 @@ function checkSha256(name: string, bytes: Uint8Array, manifest: Manifest, fail: 
   if (sha256(bytes) !== expected) fail(`${name} in ${PLAN_FILE} was changed since it was compiled`);
 }
 
-function json(text: string, fail: Refuse): unknown {
+function json(name: PlanPart, bytes: Uint8Array, fail: Refuse): unknown {
   try {
-    return JSON.parse(text);
+    return parseJson(bytes);
   } catch (error) {
-    return fail(`${PLAN_FILE} is damaged (${(error as Error).message})`);
+    return fail(`${name} in ${PLAN_FILE} is damaged: ${(error as Error).message.slice(0, 200)}`);
   }
 }

@@ -2,22 +2,24 @@
  * Whether a plan and the weights beside it fit together: every size that native code computes addresses from. A
  * bundle that passes cannot make an executor read or write outside its tensors and its arena, whoever wrote it.
  */
+import { isDeepStrictEqual } from "node:util";
 import { values } from "./ir/graph.ts";
-import { paddedOutputs } from "./ir/naming.ts";
-import { elementsPerToken } from "./ir/types.ts";
-import { verify } from "./ir/verify.ts";
-import { verifyLanes } from "./passes/schedule.ts";
+import { isLowered, verify } from "./ir/verify.ts";
+import { layout } from "./passes/layout.ts";
+import { makeLanes, windowOf } from "./passes/schedule.ts";
 import type { Plan, WindowStore } from "./plan.ts";
-import { factorStride, RESIDUAL_WIDTHS, residualShape, type ResidualWidth } from "./weights/correction.ts";
+import { factorStride, RESIDUAL_WIDTHS, residualShape } from "./weights/correction.ts";
 import { formatText, packedShape } from "./weights/format.ts";
 import { inventory } from "./weights/inventory.ts";
 import type { TensorDType, TensorView } from "./weights/safetensors.ts";
 
 /** What is wrong with a plan's graph and lanes, or undefined. */
-export function checkGraph({ graph, lanes }: Plan): string | undefined {
+export function checkGraph({ graph, lanes, memory }: Plan): string | undefined {
   try {
     verify(graph);
-    verifyLanes(graph, lanes);
+    if (!isLowered(graph.stage)) return `its graph is at stage ${graph.stage}, which nothing runs`;
+    if (!isDeepStrictEqual(lanes, makeLanes(graph))) return "its lanes are not those of its graph";
+    if (!isDeepStrictEqual(memory, layout(graph))) return "its memory is not laid out for its graph";
     return undefined;
   } catch (error) {
     // A graph that is not even shaped like one.
@@ -41,7 +43,6 @@ export function checkTensors(plan: Plan, tensors: ReadonlyMap<string, TensorView
       ...checkWeights(plan, lacks),
       ...plan.windows.flatMap((window) => checkWindow(window, lacks)),
       ...checkCorrections(plan),
-      ...checkMemory(plan),
     ][0];
   } catch (error) {
     return `its plan is not sound: ${error instanceof Error ? error.message : String(error)}`;
@@ -82,7 +83,7 @@ function checkWeights(plan: Plan, lacks: Lacks): string[] {
       }
       return lacks(weight.tensor, "U8", bytes);
     }),
-    ...[...vectors].flatMap(([path, length]) => lacks(`${path}.weight`, "F32", length)),
+    ...[...vectors.values()].flatMap(({ path, length }) => lacks(`${path}.weight`, "F32", length)),
   ];
 }
 
@@ -117,28 +118,26 @@ function checkCorrections(plan: Plan): string[] {
   const stores = new Map(plan.windows.map((w) => [w.window, w]));
   const types = values(plan.graph);
   return plan.graph.nodes.flatMap((node): string[] => {
-    if (node.op !== "low_rank" && node.op !== "sparse_residual") return [];
-    const { window, outputs } = node.params;
+    const window = node.op === "linear" && node.params.residual ? node.params.window : windowOf(node);
+    if (window === undefined) return [];
     const store = stores.get(window);
-    const inputs = types.get(node.inputs[0] ?? "")?.type.shape.at(-1);
-    const fits = store !== undefined && store.outputs === outputs && store.inputs === inputs &&
-      (node.op === "low_rank"
-        ? store.factors?.dtype === node.params.dtype && node.params.rank <= store.factors.maxRank
-        : store.residual?.width === (node.params.width satisfies ResidualWidth) &&
-          node.params.channels <= store.inputs);
+    const width = types.get(node.inputs[0] ?? "")?.type.shape.at(-1);
+    const reads = node.op === "sparse_select" || node.op === "low_rank_down" || node.op === "linear";
+    const { outputs, rank, dtype } = {
+      outputs: undefined,
+      rank: undefined,
+      dtype: undefined,
+      ...node.params,
+    };
+    const bits = node.op === "linear"
+      ? node.params.residual
+      : "width" in node.params
+      ? node.params.width
+      : undefined;
+    const fits = store !== undefined && (!reads || store.inputs === width) &&
+      (outputs === undefined || store.outputs === outputs) &&
+      (bits === undefined || store.residual?.width === bits) &&
+      (rank === undefined || (store.factors?.dtype === dtype && rank <= store.factors.maxRank));
     return fits ? [] : [`the correction of window ${window} is not what the bundle stores`];
-  });
-}
-
-/** Values lie inside the arena; the outputs of a linear and of its merge are columns of one padded row. */
-function checkMemory({ graph, memory }: Plan): string[] {
-  return graph.nodes.flatMap(({ op, outputs }): string[] => {
-    const row = paddedOutputs(outputs.map(({ type }) => ({ outputs: elementsPerToken(type) }))).total;
-    return outputs.flatMap(({ name, type }) => {
-      const offset = memory.offsets[name] ?? 0;
-      const bytes = 4 * (op === "linear" || op === "merge" ? row : elementsPerToken(type));
-      const inside = !Object.hasOwn(memory.offsets, name) || offset + bytes <= memory.bytesPerToken;
-      return inside ? [] : [`the value ${name} lies outside the arena`];
-    });
   });
 }

@@ -1,26 +1,29 @@
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import {
   appendFileSync,
+  chmodSync,
   cpSync,
   existsSync,
-  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   truncateSync,
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import process from "node:process";
 import fc from "fast-check";
 import { unzipSync, zipSync } from "fflate";
-import { openBundle, PLAN_FILE, readPlan, sha256, WEIGHTS_FILE } from "./bundle.ts";
+import { openBundle, PLAN_FILE, readPlan, RUN_FILE, sha256, WEIGHTS_FILE } from "./bundle.ts";
 import { explain } from "./bundle_writer.ts";
 import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "./compile.ts";
 import { type ErrorKind, HcinferError } from "./errors.ts";
 import { genericProfile } from "./profile.ts";
-import { writeTinyModel } from "./weights/tiny_model.ts";
+import { writeTinyModel } from "../tests/fixtures/tiny_model.ts";
 
 /** A folder for one test, removed after it. */
 class Workplace implements Disposable {
@@ -121,6 +124,36 @@ Deno.test("a bundle that was cut off, edited or lost a file is refused with the 
   await refused(() => openBundle(join(work.path, "nothing")), "bundle", /no such folder/);
 });
 
+Deno.test("files are read through the manifest, checked at that moment, and only those it lists", async () => {
+  using work = new Workplace();
+  await work.compile();
+  const text = (bytes: Uint8Array | undefined) => bytes && new TextDecoder().decode(bytes);
+  writeFileSync(join(work.bundle, "tokenizer_config.json"), "{}");
+  using bundle = openBundle(work.bundle);
+  assert.equal(text(bundle.file("tokenizer.json")), "{}");
+  for (const other of ["tokenizer_config.json", "plan.json", "toString", WEIGHTS_FILE]) {
+    assert.equal(bundle.file(other), undefined, other);
+  }
+  writeFileSync(join(work.bundle, "tokenizer.json"), "[]");
+  await refused(() => bundle.file("tokenizer.json"), "bundle", /tokenizer\.json was changed/);
+  await refused(() => readPlan(work.bundle).file("tokenizer.json"), "bundle", /tokenizer\.json was changed/);
+});
+
+Deno.test("run.ts belongs to the bundle and runs no hcinfer but the one that compiled it", async () => {
+  using work = new Workplace();
+  await work.compile();
+  const script = join(work.bundle, RUN_FILE);
+  const text = readFileSync(script, "utf8");
+  assert.doesNotMatch(text, /npm:/);
+  writeFileSync(script, text.replace(/(const main = ").*(")/, "$1file:///nowhere/main.ts$2"));
+  await refused(() => openBundle(work.bundle), "bundle", /run\.ts was changed/);
+  const { code, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", "--no-config", script, "prompt"],
+  }).output();
+  assert.equal(code, 6);
+  assert.match(new TextDecoder().decode(stderr), /is not at file:\/\/\/nowhere\/main\.ts any more/);
+});
+
 Deno.test("whatever happens to plan.zip, the plan is the one that was written or there is none", async () => {
   using work = new Workplace();
   await work.compile();
@@ -149,6 +182,38 @@ Deno.test("whatever happens to plan.zip, the plan is the one that was written or
     }),
     { numRuns: 150 },
   );
+});
+
+Deno.test("a plan.zip of some kilobytes that unfolds to gigabytes is refused before it does", async () => {
+  using work = new Workplace();
+  await work.compile();
+  const parts = unzipSync(readFileSync(join(work.bundle, PLAN_FILE)));
+  const replaced = (name: string, bytes: Uint8Array) => {
+    const manifest = JSON.parse(new TextDecoder().decode(parts["manifest.json"]));
+    manifest.files[name] = sha256(bytes);
+    const changed = { ...parts, "manifest.json": new TextEncoder().encode(JSON.stringify(manifest)) };
+    writeFileSync(join(work.bundle, PLAN_FILE), zipSync({ ...changed, [name]: bytes }));
+    return () => readPlan(work.bundle);
+  };
+  const zeros = new Uint8Array(80 * 2 ** 20);
+  await refused(replaced("plan.json", zeros), "bundle", /plan\.json unfolds to more than 67108864 bytes/);
+  const brackets = new Uint8Array(60 * 2 ** 20).fill("[".charCodeAt(0));
+  await refused(replaced("plan.json", brackets), "bundle", /nested more than 64 deep/);
+  const plan = JSON.parse(new TextDecoder().decode(parts["plan.json"]));
+  plan.weights = Array(1_000_000).fill({});
+  const faults = replaced("plan.json", new TextEncoder().encode(JSON.stringify(plan)));
+  await refused(faults, "bundle", /weights\.0\.tensor.{0,100}\. Compile it again\.$/s);
+});
+
+Deno.test("pipes and folders in the place of a bundle's files are refused, and nothing waits", async () => {
+  using work = new Workplace();
+  for (const name of [PLAN_FILE, WEIGHTS_FILE, "tokenizer.json"]) {
+    await work.compile();
+    rmSync(join(work.bundle, name));
+    execFileSync("mkfifo", [join(work.bundle, name)]);
+    await refused(() => openBundle(work.bundle), "bundle", /it is a pipe or a device/);
+    rmSync(work.bundle, { recursive: true });
+  }
 });
 
 interface Parts {
@@ -223,22 +288,36 @@ Deno.test("other versions, and plans that say what the weights do not hold, are 
   await lie(set("windows.0.factors.maxRank", 64), /factors\.a is I8 \[4,64\], the plan expects I8 \[64,64\]/);
 });
 
-Deno.test("only a bundle is replaced; left-overs of killed processes are removed", async () => {
+Deno.test("only a bundle is replaced, and only when all its files are its own", async () => {
   using work = new Workplace();
   await refused(() => work.compile(work.model), "usage", /exists and is not a bundle; nothing was touched/);
   const inFile = join(work.model, "config.json");
   await refused(() => work.compile(inFile), "usage", /is not a folder/);
   await refused(() => work.compile(join(inFile, "bundle")), "environment", /cannot write/);
   assert.ok(existsSync(join(work.model, "model.safetensors")));
-  mkdirSync(join(work.path, "bundle.partial-999999999"));
-  mkdirSync(join(work.path, "bundle.partial-notes"));
   await work.compile();
-  assert.deepEqual(work.entries(), ["bundle", "bundle.partial-notes", "model"]);
+  await work.compile();
   writeFileSync(join(work.bundle, "note.txt"), "mine");
-  await work.compile();
-  assert.deepEqual(work.entries(), ["bundle", "bundle.partial-notes", "model"]);
-  assert.ok(!existsSync(join(work.bundle, "note.txt")));
+  await refused(() => work.compile(), "usage", /files in it that are not the bundle's: note\.txt; nothing/);
+  assert.equal(readFileSync(join(work.bundle, "note.txt"), "utf8"), "mine");
   openBundle(work.bundle).close();
+});
+
+Deno.test("a bundle can be read by those who can read all of its checkpoint", async () => {
+  using work = new Workplace();
+  const modes = () => {
+    rmSync(work.bundle, { recursive: true, force: true });
+    return work.compile().then(() =>
+      [".", ...readdirSync(work.bundle)].map((name) => statSync(join(work.bundle, name)).mode & 0o777)
+    );
+  };
+  const umask = 0o777 & ~process.umask();
+  assert.deepEqual(await modes(), [0o755 & umask, ...Array(4).fill(0o644 & umask)]);
+  chmodSync(join(work.model, "tokenizer.json"), 0o600);
+  assert.deepEqual(await modes(), [0o700, ...Array(4).fill(0o600)]);
+  chmodSync(join(work.model, "tokenizer.json"), 0o644);
+  chmodSync(work.model, 0o700);
+  assert.deepEqual(await modes(), [0o700, ...Array(4).fill(0o600)]);
 });
 
 Deno.test("a failed compile leaves what was there, and nothing else", async () => {
@@ -259,10 +338,8 @@ Deno.test("a failed compile leaves what was there, and nothing else", async () =
   assert.equal(sha256(readFileSync(join(work.bundle, PLAN_FILE))), before);
 });
 
-Deno.test("a killed compile leaves no bundle that loads, and the next one cleans up", async () => {
-  using work = new Workplace();
-  writeTinyModel(work.model, { layers: 8 });
-  // The child stops half way, after it has said so; then it is killed.
+/** A compile in a process of its own that, when `stops`, says "half" half way and then sleeps. */
+function spawnCompile(work: Workplace, stops: boolean): Deno.ChildProcess {
   const script = join(work.path, "child.ts");
   const url = (name: string) => JSON.stringify(new URL(name, import.meta.url).href);
   writeFileSync(
@@ -273,42 +350,52 @@ Deno.test("a killed compile leaves no bundle that loads, and the next one cleans
        ...COMPILE_DEFAULTS, profile: genericProfile(2), threads: 1,
        model: ${JSON.stringify(work.model)}, output: ${JSON.stringify(work.bundle)},
        onProgress: (done, total) => {
-         if (done * 2 < total) return;
+         if (!${stops} || done * 2 < total) return;
          console.log("half");
          Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 60_000);
        },
      });`,
   );
   const config = new URL("../deno.json", import.meta.url).pathname;
-  const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--no-check", "--config", config, script],
-    stdout: "piped",
-  }).spawn();
+  const args = ["run", "-A", "--no-check", "--config", config, script];
+  return new Deno.Command(Deno.execPath(), { args, stdout: "piped" }).spawn();
+}
+
+Deno.test("a killed compile leaves no bundle that loads, and the next one cleans up", async () => {
+  using work = new Workplace();
+  const child = spawnCompile(work, true);
   const reader = child.stdout.getReader();
   const { value } = await reader.read();
   assert.equal(new TextDecoder().decode(value).trim(), "half");
+  const leftOver = () => work.entries().filter((name) => name.startsWith("bundle."));
+  const [partial = ""] = leftOver();
+  assert.match(partial, /^bundle\.hcinfer-[0-9a-f]{16}$/);
+  // A compile that still runs keeps its folder, whatever another one to the same place does.
+  await work.compile();
+  assert.deepEqual(leftOver(), [partial]);
   child.kill("SIGKILL");
   await child.status;
   await reader.cancel();
-  const partial = `bundle.partial-${child.pid}`;
-  assert.ok(work.entries().includes(partial) && !existsSync(work.bundle));
-  await refused(() => openBundle(work.bundle), "bundle", /not a bundle/);
+  assert.deepEqual(leftOver(), [partial]);
   await refused(() => openBundle(join(work.path, partial)), "bundle", /not a bundle/);
+  await refused(() => openBundle(join(work.path, partial, "bundle")), "bundle", /not a bundle/);
   await work.compile();
-  assert.ok(!work.entries().includes(partial));
+  assert.deepEqual(leftOver(), []);
   openBundle(work.bundle).close();
 });
 
-Deno.test("a replacement that was cut off between its two renames is undone", async () => {
+Deno.test("compiles to one place at the same time all end well, and leave one sound bundle", async () => {
   using work = new Workplace();
-  await work.compile();
-  cpSync(work.bundle, join(work.path, "bundle.old-999999999"), { recursive: true });
-  rmSync(work.bundle, { recursive: true });
-  rmSync(join(work.model, "model.safetensors"));
-  await refused(() => work.compile(), "checkpoint", /no model\.safetensors/);
-  writeTinyModel(work.model, { edit: (_, values) => values.fill(Infinity) });
-  await refused(() => work.compile(), "checkpoint", /cannot be compiled/);
-  openBundle(work.bundle).close();
+  for (let round = 0; round < 2; round++) {
+    const children = Array.from({ length: 3 }, () => spawnCompile(work, false));
+    const codes = await Promise.all(children.map(async (child) => {
+      await child.stdout.cancel();
+      return (await child.status).code;
+    }));
+    assert.deepEqual(codes, [0, 0, 0]);
+    assert.deepEqual(work.entries(), ["bundle", "child.ts", "model"]);
+    openBundle(work.bundle).close();
+  }
 });
 
 Deno.test("a full disk is an error that says so", () => {

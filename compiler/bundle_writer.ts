@@ -1,46 +1,57 @@
 /**
- * Writes a bundle so that a reader sees all of it or nothing. Everything goes to `<output>.partial-<process id>`,
- * reaches the disk (fsync), and becomes `<output>` by one rename. A bundle that is already there is moved aside only
- * then; a killed writer leaves a partial folder, which is no bundle and which the next one removes.
+ * Writes a bundle so that a reader sees all of it or nothing: it is written beside its place (bundle_staging.ts),
+ * reaches the disk (fsync), and appears at once. It can be read by those who could read the checkpoint.
  */
 import {
   closeSync,
-  existsSync,
   fsyncSync,
   ftruncateSync,
-  mkdirSync,
   openSync,
   readdirSync,
-  readFileSync,
   readSync,
-  renameSync,
-  rmSync,
   statfsSync,
   statSync,
   writeFileSync,
   writeSync,
 } from "node:fs";
-import { basename, dirname, join, resolve } from "node:path";
-import process from "node:process";
+import { dirname, join, resolve } from "node:path";
 import { zipSync } from "fflate";
-import { BUNDLE_FORMAT, BUNDLE_VERSION, type Manifest, PLAN_FILE, sha256, WEIGHTS_FILE } from "./bundle.ts";
+import {
+  BUNDLE_FORMAT,
+  BUNDLE_VERSION,
+  type Manifest,
+  PLAN_FILE,
+  RUN_FILE,
+  sha256,
+  WEIGHTS_FILE,
+} from "./bundle.ts";
+import { Staging } from "./bundle_staging.ts";
 import { HcinferError } from "./errors.ts";
 import type { Plan } from "./plan.ts";
+import type { TokenizerFile } from "./weights/checkpoint.ts";
 import { layoutSafetensors, type SafetensorsLayout, type TensorSpec } from "./weights/safetensors.ts";
+
+export interface WriterOptions {
+  /** Whether `settle` will be called: then the file's header gets room for other tensors. Default false. */
+  readonly settles?: boolean;
+  /** Files that the bundle is made of: nobody may read it who may not read all of them. Default none. */
+  readonly sources?: readonly string[];
+}
 
 export interface BundleContents {
   readonly plan: Plan;
   readonly graphText: string;
   readonly report: unknown;
-  /** Files copied into the bundle under their own names: the tokenizer's. */
-  readonly copies: readonly string[];
+  /** The tokenizer's files. */
+  readonly tokenizer: readonly TokenizerFile[];
   /** The checksum of the weights' bytes, from the path of the finished file. */
   readonly checksum: (weightsPath: string) => string;
 }
 
 export class BundleWriter implements Disposable {
   readonly #output: string;
-  readonly #partial: string;
+  readonly #mode: number;
+  #staging: Staging | undefined;
   #layout: SafetensorsLayout;
   #missing: Set<string>;
   #weights: number | undefined;
@@ -48,23 +59,28 @@ export class BundleWriter implements Disposable {
   /**
    * Starts a bundle at `output` whose weights are `tensors`. Throws HcinferError("usage") when something else than a
    * bundle is at `output`, and HcinferError("environment") when the disk has no room.
-   *
-   * @param settles whether `settle` will be called: then the file's header gets room for other tensors
    */
-  constructor(output: string, tensors: readonly TensorSpec[], settles = false) {
+  constructor(
+    output: string,
+    tensors: readonly TensorSpec[],
+    { settles = false, sources = [] }: WriterOptions = {},
+  ) {
     this.#output = resolve(output);
-    this.#partial = `${this.#output}.partial-${process.pid}`;
     this.#layout = layoutSafetensors(tensors, METADATA, ALIGNMENT, settles ? headerRoom(tensors) : 0);
     this.#missing = new Set(tensors.map((t) => t.name));
+    this.#mode = sharedMode(sources);
     this.#guard(() => {
-      refuseOthers(this.#output);
-      removeLeftOvers(this.#output);
-      mkdirSync(this.#partial, { recursive: true });
-      requireSpace(this.#partial, this.#layout.fileBytes);
-      this.#weights = openSync(join(this.#partial, WEIGHTS_FILE), "w+");
+      this.#staging = new Staging(output, this.#mode | (this.#mode & 0o444) >> 2);
+      requireSpace(this.#folder, this.#layout.fileBytes);
+      this.#weights = openSync(join(this.#folder, WEIGHTS_FILE), "wx+", this.#mode);
       ftruncateSync(this.#weights, this.#layout.fileBytes);
       this.#put(this.#layout.header, 0);
     });
+  }
+
+  get #folder(): string {
+    if (this.#staging === undefined) throw new Error("the bundle is closed");
+    return this.#staging.folder;
   }
 
   /** Bytes of weights.safetensors. */
@@ -131,45 +147,52 @@ export class BundleWriter implements Disposable {
   }
 
   /** Writes everything else, and makes the bundle visible at `output`. */
-  finish({ plan, graphText, report, copies, checksum }: BundleContents): void {
+  finish({ plan, graphText, report, tokenizer, checksum }: BundleContents): void {
     if (this.#missing.size > 0) throw new Error(`${this.#missing.size} tensors were not written`);
     this.#guard(() => {
       this.#closeWeights();
-      const weightsPath = join(this.#partial, WEIGHTS_FILE);
+      const weightsPath = join(this.#folder, WEIGHTS_FILE);
       const encode = (text: string) => new TextEncoder().encode(text);
       const parts = {
         "plan.json": encode(JSON.stringify(plan)),
         "graph.py": encode(graphText),
         "report.json": encode(JSON.stringify(report)),
       };
-      const copied = copies.map((file) => [basename(file), readFileSync(file)] as const);
-      for (const [name, bytes] of copied) writeFileSync(join(this.#partial, name), bytes);
+      const copied = [
+        ...tokenizer.map((file) => [file.name, file.read()] as const),
+        [RUN_FILE, encode(runScript())] as const,
+      ];
+      for (const [name, bytes] of copied) this.#create(name, bytes);
       const manifest: Manifest = {
         format: BUNDLE_FORMAT,
         version: BUNDLE_VERSION,
-        files: {
-          ...Object.fromEntries(
-            [...Object.entries(parts), ...copied].map(([name, bytes]) => [name, sha256(bytes)]),
-          ),
-        },
+        files: Object.fromEntries(
+          [...Object.entries(parts), ...copied].map(([name, bytes]) => [name, sha256(bytes)]),
+        ),
         weights: { bytes: this.#layout.fileBytes, checksum: checksum(weightsPath) },
       };
       // The time is fixed, so that one model and one set of options give one file.
       const zip = zipSync({ "manifest.json": encode(JSON.stringify(manifest, null, 1)), ...parts }, {
         mtime: "1980-01-01",
       });
-      writeFileSync(join(this.#partial, PLAN_FILE), zip);
-      writeFileSync(join(this.#partial, "run.ts"), runScript());
-      for (const name of readdirSync(this.#partial)) flush(join(this.#partial, name), "r+");
-      flush(this.#partial, "r");
-      this.#publish();
+      this.#create(PLAN_FILE, zip);
+      for (const name of readdirSync(this.#folder)) flush(join(this.#folder, name), "r+");
+      flush(this.#folder, "r");
+      this.#staging?.publish();
+      flush(dirname(this.#output), "r");
+      this[Symbol.dispose]();
     });
   }
 
   /** Removes what was written, unless the bundle is finished. */
   [Symbol.dispose](): void {
     this.#closeWeights();
-    if (existsSync(this.#partial)) rmSync(this.#partial, { recursive: true });
+    this.#staging?.[Symbol.dispose]();
+    this.#staging = undefined;
+  }
+
+  #create(name: string, bytes: Uint8Array): void {
+    writeFileSync(join(this.#folder, name), bytes, { flag: "wx", mode: this.#mode });
   }
 
   #put(bytes: Uint8Array, position: number): void {
@@ -183,15 +206,6 @@ export class BundleWriter implements Disposable {
   #closeWeights(): void {
     if (this.#weights !== undefined) closeSync(this.#weights);
     this.#weights = undefined;
-  }
-
-  #publish(): void {
-    const old = `${this.#output}.old-${process.pid}`;
-    const replaces = existsSync(this.#output);
-    if (replaces) renameSync(this.#output, old);
-    renameSync(this.#partial, this.#output);
-    flush(dirname(this.#output), "r");
-    rmSync(old, { recursive: true, force: true });
   }
 
   #guard(work: () => void): void {
@@ -217,41 +231,16 @@ function headerRoom(tensors: readonly TensorSpec[]): number {
   return layoutSafetensors(tensors, METADATA).header.length + fillerBytes * tensors.length;
 }
 
-function isBundle(folder: string): boolean {
-  return existsSync(join(folder, PLAN_FILE)) && existsSync(join(folder, WEIGHTS_FILE));
-}
-
-function refuseOthers(output: string): void {
-  const stat = statSync(output, { throwIfNoEntry: false });
-  if (stat === undefined) return;
-  const refuse = (what: string): never => {
-    throw new HcinferError("usage", `${output} ${what}; nothing was touched. Choose another output folder.`);
-  };
-  if (!stat.isDirectory()) return refuse("exists and is not a folder");
-  if (!isBundle(output) && readdirSync(output).length > 0) refuse("exists and is not a bundle");
-}
-
-/** Removes partial folders of processes that are gone, and puts back a bundle whose replacement was cut off. */
-function removeLeftOvers(output: string): void {
-  const parent = dirname(output);
-  if (!existsSync(parent)) return;
-  const prefix = `${basename(output)}.`;
-  for (const name of readdirSync(parent)) {
-    const match = name.startsWith(prefix) ? /^(partial|old)-(\d+)$/.exec(name.slice(prefix.length)) : null;
-    if (match === null || (Number(match[2]) !== process.pid && isAlive(Number(match[2])))) continue;
-    const folder = join(parent, name);
-    if (match[1] === "old" && !existsSync(output) && isBundle(folder)) renameSync(folder, output);
-    else rmSync(folder, { recursive: true, force: true });
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return codeOf(error) === "EPERM";
-  }
+/**
+ * Permissions of files made from `sources`: of the group and of others what every source gives them, in a folder they
+ * can enter; of the owner reading and writing. The umask takes away from this as from any new file.
+ */
+function sharedMode(sources: readonly string[]): number {
+  return sources.reduce((mode, source) => {
+    const entered = statSync(dirname(source)).mode;
+    const [group, others] = [entered & 0o010 ? 0o070 : 0, entered & 0o001 ? 0o007 : 0];
+    return mode & (statSync(source).mode & (group | others) | 0o600);
+  }, 0o666);
 }
 
 function requireSpace(folder: string, bytes: number): void {
@@ -276,7 +265,21 @@ export function explain(error: unknown, output: string): unknown {
   const code = codeOf(error);
   if (code === "ENOSPC" || code === "EDQUOT") return noSpace(output, "it is full", error);
   if (
-    ["EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "ENAMETOOLONG", "EIO", "EFBIG"].includes(code ?? "")
+    [
+      "EACCES",
+      "EPERM",
+      "EROFS",
+      "ENOENT",
+      "ENOTDIR",
+      "ENAMETOOLONG",
+      "EIO",
+      "EFBIG",
+      "EBUSY",
+      "EXDEV",
+      "ENOTEMPTY",
+      "EEXIST",
+      "ELOOP",
+    ].includes(code ?? "")
   ) {
     return new HcinferError("environment", `cannot write ${output}: ${(error as Error).message}`, {
       cause: error,
@@ -302,7 +305,7 @@ function flush(path: string, flags: "r" | "r+"): void {
   }
 }
 
-/** run.ts: finds the hcinfer that compiled the bundle, or the one on npm, and hands over to `hcinfer run`. */
+/** run.ts: hands over to `hcinfer run` of the hcinfer that compiled the bundle, and to no other program. */
 function runScript(): string {
   const installed = (name: string) => JSON.stringify(new URL(`../${name}`, import.meta.url).href);
   return `// Runs this bundle: deno run -A run.ts "prompt" [options of hcinfer run]
@@ -311,13 +314,17 @@ import { existsSync } from "node:fs";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 
-// The hcinfer that compiled it, or the one on npm.
+// The hcinfer that compiled it.
 const main = ${installed("main.ts")};
 const config = ${installed("deno.json")};
-const local = main.startsWith("file:") && existsSync(fileURLToPath(main));
-const program = local ? ["--config", fileURLToPath(config), fileURLToPath(main)] : ["npm:hcinfer/cli"];
 const bundle = fileURLToPath(new URL(".", import.meta.url));
-const options = ["run", "-A", ...program, "run", bundle, ...process.argv.slice(2)];
+if (!main.startsWith("file:") || !existsSync(fileURLToPath(main))) {
+  console.error(\`error: the hcinfer that compiled this bundle is not at \${main} any more.
+With a hcinfer that is somewhere else: deno run -A <its folder>/main.ts run \${bundle} "prompt"\`);
+  process.exit(${new HcinferError("environment", "").exitCode});
+}
+const program = ["run", "-A", "--config", fileURLToPath(config), fileURLToPath(main)];
+const options = [...program, "run", bundle, ...process.argv.slice(2)];
 const { status, error } = spawnSync(process.execPath, options, { stdio: "inherit" });
 if (error) console.error(error.message);
 process.exit(status ?? 1);

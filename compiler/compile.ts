@@ -3,10 +3,12 @@
  * its own.
  *
  *   open the checkpoint, trace its model description                      weights/checkpoint.ts, frontend/
- *   fuse, quantize, place                                                 passes/
- *   compare tensors with the graph, pack weights, measure errors          weights/
+ *   compare tensors with the graph, fuse                                  weights/check_model.ts, passes/
+ *   measure what formats lose, where they are to follow it                weights/measure.ts
+ *   quantize, place                                                       passes/
+ *   pack weights, measure errors                                          weights/
  *   budget; rows beside factors are packed now that ranks are known       passes/, weights/
- *   compensate, schedule, layout                                          passes/
+ *   compensate, lower, schedule, layout                                   passes/
  *   write the bundle                                                      bundle_writer.ts
  *
  * Every pass verifies its graph. Numbers depend on the checkpoint and the options alone, not on the number of
@@ -17,41 +19,50 @@
  * and 1.5 s). Factorising also grows with the width of the matrices, through the Gram matrix of their smaller side:
  * twice as long a parameter at width 2304 as at 576.
  */
-import { readFileSync } from "node:fs";
 import { basename } from "node:path";
 import manifest from "../deno.json" with { type: "json" };
 import { sha256 } from "./bundle.ts";
 import { BundleWriter } from "./bundle_writer.ts";
+import { MOST_TEXT_BYTES, readRegularText } from "./files.ts";
 import { architectureFile, traceModel } from "./frontend/trace.ts";
 import type { Graph, Stage } from "./ir/graph.ts";
 import { printGraph } from "./ir/text.ts";
 import { type Budget, budget, checkBudget, type Correct, type WindowStatistics } from "./passes/budget.ts";
 import { compensate } from "./passes/compensate.ts";
+import type { FormatPolicy } from "./passes/formats.ts";
 import { fuse } from "./passes/fuse.ts";
 import { layout } from "./passes/layout.ts";
+import { lower } from "./passes/lower.ts";
 import { place } from "./passes/place.ts";
-import { quantize } from "./passes/quantize.ts";
+import { quantize, type QuantizeOptions } from "./passes/quantize.ts";
 import { schedule } from "./passes/schedule.ts";
 import { type ModelInfo, type Plan, PLAN_VERSION } from "./plan.ts";
 import type { MachineProfile } from "./profile.ts";
-import { checkModel, type Checkpoint, openCheckpoint } from "./weights/checkpoint.ts";
-import type { FactorDType, ResidualWidth } from "./weights/correction.ts";
-import type { FormatKind, GroupSize } from "./weights/format.ts";
+import { checkModel } from "./weights/check_model.ts";
+import { type Checkpoint, openCheckpoint } from "./weights/checkpoint.ts";
 import { fileChecksum } from "./weights/checksum.ts";
+import type { FactorDType, ResidualWidth } from "./weights/correction.ts";
+import { FORMAT_KINDS, formatFor, type FormatKind, type GroupSize } from "./weights/format.ts";
 import { inventory } from "./weights/inventory.ts";
+import { measureFormats } from "./weights/measure.ts";
 import { packAll, packBoth, tensorSpecs } from "./weights/pack.ts";
+import { type Quantizer, roundToNearest } from "./weights/quantizer.ts";
+import { checkpointSource, type WeightSource, type WeightTransform } from "./weights/source.ts";
 import type { StoredForms } from "./weights/window.ts";
 
 export type { Budget, Correct } from "./passes/budget.ts";
+export type { FormatPolicy } from "./passes/formats.ts";
 
 export interface CompileOptions {
-  /** A Hugging Face folder. */
+  /** A checkpoint, such as a Hugging Face folder. */
   readonly model: string;
   /** The folder to write; a bundle that is there is replaced. */
   readonly output: string;
   /** Format of the layers' weights, and inputs that share a scale. */
   readonly weights: FormatKind;
   readonly group: GroupSize;
+  /** Formats of the layers' weights that follow measured errors, in place of `weights`; default: none. */
+  readonly formats?: FormatPolicy;
   /** Format of the embedding and the output head; default: `defaultHead`. */
   readonly head?: FormatKind;
   readonly correct: Correct;
@@ -59,6 +70,10 @@ export interface CompileOptions {
   readonly residualWidth: ResidualWidth;
   readonly factorDType: FactorDType;
   readonly maxRank: number;
+  /** Changes of the weights before they are packed, in their order; default: none. */
+  readonly transforms?: readonly WeightTransform[];
+  /** Default: `roundToNearest`. */
+  readonly quantizer?: Quantizer;
   /** Threads that compile. The bundle is the same for any number. */
   readonly threads: number;
   /** The machine that times are predicted for, with all its cores. */
@@ -86,7 +101,7 @@ export function defaultHead(weights: FormatKind): FormatKind {
 }
 
 /** What the plan depends on. */
-type PlanOptions = Omit<CompileOptions, "threads"> & { readonly head: FormatKind };
+type PlanOptions = Omit<CompileOptions, "threads"> & Required<Pick<CompileOptions, "head" | "quantizer">>;
 
 export interface CompileReport {
   readonly plan: Plan;
@@ -103,37 +118,46 @@ export interface CompileReport {
  */
 export async function compileModel({ threads, ...given }: CompileOptions): Promise<CompileReport> {
   const start = performance.now();
-  const options: PlanOptions = { ...given, head: given.head ?? defaultHead(given.weights) };
+  const { head = defaultHead(given.weights), quantizer = roundToNearest(threads) } = given;
+  const options: PlanOptions = { ...given, head, quantizer };
   checkBudget(options);
   using checkpoint = openCheckpoint(options.model);
   const file = architectureFile(checkpoint.config.model_type);
-  const source = readFileSync(file, "utf8");
+  const description = readRegularText(file, MOST_TEXT_BYTES, "model-description");
   const print = (graph: Graph): Graph => {
     if (options.printAfter?.stages.includes(graph.stage)) options.printAfter.sink(printGraph(graph));
     return graph;
   };
 
-  let graph = print(await traceModel({ source, file, config: checkpoint.config }));
+  let graph = print(await traceModel({ source: description, file, config: checkpoint.config }));
   checkModel(graph, checkpoint);
   graph = print(fuse(graph));
-  graph = print(quantize(graph, options));
+  const source = (options.transforms ?? []).reduce(
+    (inner, transform) => transform.apply(inner, graph),
+    checkpointSource(checkpoint),
+  );
+  graph = print(quantize(graph, { ...options, ...measuredFormats(graph, source, options) }));
   graph = print(place(graph, options));
 
   const needs = inventory(graph);
   const forms = storedForms(options);
   const both = options.correct === "both";
-  using writer = new BundleWriter(options.output, tensorSpecs(needs, forms), both);
-  const packing = { ...options, forms, threads };
-  const packed = packAll(needs, checkpoint, writer, packing);
+  using writer = new BundleWriter(options.output, tensorSpecs(needs, forms), {
+    settles: both,
+    sources: checkpoint.files,
+  });
+  const packing = { ...options, source, forms, threads };
+  const packed = packAll(needs, writer, packing);
 
   graph = print(budget(graph, { ...options, statistics: packed.statistics }));
   let { windows } = packed;
   if (both) {
     const ranks = new Map(graph.budgets.map(({ window, rank }) => [window, rank]));
     writer.settle(tensorSpecs(needs, forms, ranks));
-    windows = packBoth(needs, checkpoint, writer, packing, packed, ranks);
+    windows = packBoth(needs, writer, packing, packed, ranks);
   }
   graph = print(compensate(graph, options));
+  graph = print(lower(graph, options));
   const scheduled = schedule(graph, options);
   graph = print(scheduled.graph);
 
@@ -142,22 +166,37 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
     model: modelInfo(checkpoint, graph, packed.parameters),
     graph,
     weights: packed.weights,
-    vectors: Object.fromEntries([...needs.vectors].map(([path, length]) => [`${path}.weight`, length])),
+    vectors: Object.fromEntries(
+      [...needs.vectors.values()].map(({ path, length }) => [`${path}.weight`, length]),
+    ),
     windows,
     lanes: scheduled.lanes,
-    memory: layout(graph),
+    memory: layout(scheduled.graph),
     corrections: scheduled.corrections,
-    provenance: provenance(options, checkpoint, source, threads),
+    provenance: provenance(options, checkpoint, description, threads),
   };
   const graphText = printGraph(graph);
   writer.finish({
     plan,
     graphText,
     report: measurements(plan, packed.statistics),
-    copies: checkpoint.tokenizerFiles,
+    tokenizer: checkpoint.tokenizer,
     checksum: (path) => fileChecksum(path, threads),
   });
   return { plan, graphText, seconds: (performance.now() - start) / 1000, bytes: writer.bytes };
+}
+
+/** What every format loses of every weight; nothing unless formats are to follow it. */
+function measuredFormats(
+  graph: Graph,
+  source: WeightSource,
+  { formats: policy, group, quantizer, onProgress }: PlanOptions,
+): Pick<QuantizeOptions, "measured"> {
+  if (policy === undefined) return {};
+  const candidates = FORMAT_KINDS.map((kind) => formatFor(kind, group));
+  const progress = onProgress === undefined ? {} : { onProgress };
+  const weights = measureFormats(inventory(graph), { source, quantizer, candidates, ...progress });
+  return { measured: { policy, weights } };
 }
 
 /** Only what is asked for is stored. */
@@ -194,6 +233,7 @@ function provenance(
   threads: number,
 ): Plan["provenance"] {
   const { weights, group, head, correct, budget, residualWidth, factorDType, maxRank, profile } = options;
+  const { formats, quantizer, transforms = [] } = options;
   return {
     compiler: `hcinfer ${manifest.version}`,
     model: checkpoint.name,
@@ -201,7 +241,19 @@ function provenance(
     files: Object.fromEntries(
       checkpoint.weightFiles.map((file) => [basename(file), fileChecksum(file, threads)]),
     ),
-    options: { weights, group, head, correct, budget, residualWidth, factorDType, maxRank },
+    options: {
+      weights,
+      ...(formats === undefined ? {} : { formats }),
+      group,
+      head,
+      correct,
+      budget,
+      residualWidth,
+      factorDType,
+      maxRank,
+    },
+    quantizer: quantizer.name,
+    transforms: transforms.map((t) => t.name),
     profile,
   };
 }

@@ -7,6 +7,7 @@ import { openBundle } from "./bundle.ts";
 import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "./compile.ts";
 import { HcinferError } from "./errors.ts";
 import { STAGES } from "./ir/graph.ts";
+import { moduleTensor } from "./ir/naming.ts";
 import { genericProfile } from "./profile.ts";
 import { openCheckpoint } from "./weights/checkpoint.ts";
 import { RESIDUAL_WIDTHS } from "./weights/correction.ts";
@@ -14,7 +15,8 @@ import { decodeFactors, decodeResidual } from "./weights/correction_reference.ts
 import { FORMAT_KINDS, parseFormat } from "./weights/format.ts";
 import { widen } from "./weights/half.ts";
 import { dequantize } from "./weights/reference.ts";
-import { type TinyModel, writeTinyModel } from "./weights/tiny_model.ts";
+import { checkpointSource, valuesOf } from "./weights/source.ts";
+import { type TinyModel, writeTinyModel } from "../tests/fixtures/tiny_model.ts";
 
 async function inFolder(work: (folder: string) => Promise<void>): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "hcinfer-compile-"));
@@ -49,9 +51,9 @@ function errors(folder: string): Map<string, Float64Array> {
     const error = new Float64Array(rows * inputs);
     let padding = rows * inputs;
     for (const { path, firstRow, rows, relativeError } of sections) {
-      const source = checkpoint.tensor(`${path}.weight`);
+      const source = checkpointSource(checkpoint);
       let [lost, energy] = [0, 0];
-      widen(source.bytes, source.dtype).forEach((w, i) => {
+      valuesOf(source.matrix({ ...moduleTensor(path), outputs: rows })).forEach((w, i) => {
         const e = w - (weights[firstRow * inputs + i] ?? 0);
         error[firstRow * inputs + i] = e;
         lost += e * e;

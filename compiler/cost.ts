@@ -9,7 +9,13 @@ import type { Op } from "./ir/ops.ts";
 import { elementsPerToken, type TensorType } from "./ir/types.ts";
 import { fixed } from "./ir/infer.ts";
 import { type MachineProfile, readBandwidth } from "./profile.ts";
-import { factorBytesRead, factorStride, residualBytesRead, residualShape } from "./weights/correction.ts";
+import {
+  type FactorDType,
+  factorStride,
+  residualBytesRead,
+  residualShape,
+  type ResidualWidth,
+} from "./weights/correction.ts";
 import { packedShape, type WeightFormat } from "./weights/format.ts";
 
 export interface Cost {
@@ -20,11 +26,8 @@ export interface Cost {
   /** Multiply-adds, and the arithmetic they use. */
   readonly operations: number;
   readonly arithmetic: "int8" | "fp32";
-  /**
-   * Instructions of the step that the node becomes: two for a correction, none for what other nodes do in passing (views,
-   * merges, norms of heads), half for each rope, as queries and keys are rotated together.
-   */
-  readonly instructions: number;
+  /** Whether it is an instruction of the step: views and merges are not. */
+  readonly instructions: 0 | 1;
 }
 
 /** Cached positions that attention reads in a predicted step. */
@@ -47,6 +50,54 @@ function elementwise(inputs: readonly TensorType[], perElement: number, weightBy
     bytesStored: weightBytes,
     operations: perElement * width(inputs),
     arithmetic: "fp32",
+  };
+}
+
+/** Attention over `PREDICTED_CONTEXT` cached positions, keys and values in f16. */
+function attention(queryWidth: number, keyWidth: number): Cost {
+  return {
+    bytesRead: PREDICTED_CONTEXT * keyWidth * 4,
+    bytesStored: 0,
+    operations: PREDICTED_CONTEXT * queryWidth * 2,
+    arithmetic: "fp32",
+    instructions: 1,
+  };
+}
+
+/** One of two low-rank factors. */
+function factor(dtype: FactorDType, rank: number, length: number): Cost {
+  const bytes = rank * (factorStride(length) * (dtype === "i8" ? 1 : 2) + 4);
+  return {
+    bytesRead: bytes,
+    bytesStored: bytes,
+    operations: rank * factorStride(length),
+    arithmetic: "fp32",
+    instructions: 1,
+  };
+}
+
+/** The choice of channels among `inputs`. */
+function choice(inputs: number): Cost {
+  return { ...elementwise([], 0, 8 * inputs), operations: 4 * inputs };
+}
+
+/** The sum of `channels` chosen rows. */
+function rows(bits: ResidualWidth, channels: number, outputs: number): Cost {
+  return {
+    bytesRead: residualBytesRead(bits, outputs, channels),
+    bytesStored: 4 * outputs,
+    operations: channels * outputs,
+    arithmetic: "fp32",
+    instructions: 1,
+  };
+}
+
+function sum(a: Cost, b: Cost): Cost {
+  return {
+    ...a,
+    bytesRead: a.bytesRead + b.bytesRead,
+    bytesStored: a.bytesStored + b.bytesStored,
+    operations: a.operations + b.operations,
   };
 }
 
@@ -79,56 +130,37 @@ const COSTS: { readonly [P in Op]: CostRule<P> } = {
       instructions: 1,
     };
   },
-  rms_norm: (_, inputs) => ({
-    ...elementwise(inputs, 4, 4 * lastDim(inputs)),
-    instructions: inputs[0]?.shape.length === 3 ? 0 : 1,
-  }),
+  rms_norm: ({ params }, inputs) => elementwise(inputs, 4, 4 * (params.headDim ?? lastDim(inputs))),
   add_rms_norm: (_, inputs) => elementwise(inputs, 5, 4 * lastDim(inputs)),
-  rope: (_, inputs) => ({ ...elementwise(inputs, 2), instructions: 0.5 }),
+  rope: (_, inputs) => elementwise(inputs, 2),
   split_heads: () => FREE,
   merge_heads: () => FREE,
-  attention(_, inputs) {
-    const [query, key] = inputs;
-    const queryWidth = query === undefined ? 0 : elementsPerToken(query);
-    const keyWidth = key === undefined ? 0 : elementsPerToken(key);
-    return {
-      // Keys and values in f16.
-      bytesRead: PREDICTED_CONTEXT * keyWidth * 4,
-      bytesStored: 0,
-      operations: PREDICTED_CONTEXT * queryWidth * 2,
-      arithmetic: "fp32",
-      instructions: 1,
-    };
-  },
+  attention: (_, [query, key]) => attention(width([query!]), width([key!])),
   silu: (_, inputs) => elementwise(inputs, 8),
   add: (_, inputs) => elementwise(inputs, 1),
   mul: (_, inputs) => elementwise(inputs, 1),
   silu_mul: (_, inputs) => elementwise(inputs, 9),
   low_rank({ params: { dtype, rank, outputs } }, inputs) {
-    const bytes = factorBytesRead(dtype, width(inputs), outputs, rank);
-    return {
-      bytesRead: bytes,
-      bytesStored: bytes,
-      operations: rank * (factorStride(width(inputs)) + factorStride(outputs)),
-      arithmetic: "fp32",
-      instructions: 2,
-    };
+    return sum(factor(dtype, rank, width(inputs)), factor(dtype, rank, outputs));
   },
   sparse_residual({ params: { width: bits, channels, outputs } }, inputs) {
-    const n = width(inputs);
-    return {
-      bytesRead: residualBytesRead(bits, outputs, channels),
-      bytesStored: n * residualShape(bits, outputs).rowBytes + 4 * (2 * n + outputs),
-      operations: channels * outputs + 4 * n,
-      arithmetic: "fp32",
-      instructions: 2,
-    };
+    const { bytesStored, ...cost } = sum(choice(width(inputs)), rows(bits, channels, outputs));
+    return { ...cost, bytesStored: bytesStored + width(inputs) * residualShape(bits, outputs).rowBytes };
   },
   // Added where the outputs are consumed.
   merge: (node) => ({
     ...FREE,
     operations: node.params.deltas * node.outputs.reduce((n, v) => n + elementsPerToken(v.type), 0),
   }),
+  copy: (_, inputs) => elementwise(inputs, 1),
+  quantize: (_, inputs) => elementwise(inputs, 3),
+  // Norm and rotation of queries and keys; keys and values are written.
+  append: (_, [q, k]) => ({ ...FREE, operations: 6 * (width([q!]) + width([k!])), instructions: 1 }),
+  attend: ({ params: { kvHeads, headDim } }, inputs) => attention(width(inputs), kvHeads * headDim),
+  sparse_select: (_, inputs) => choice(width(inputs)),
+  sparse_sum: ({ params: { width: bits, outputs } }, inputs) => rows(bits, width(inputs), outputs),
+  low_rank_down: ({ params: { dtype, rank } }, inputs) => factor(dtype, rank, width(inputs)),
+  low_rank_up: ({ params: { dtype, rank, outputs } }) => factor(dtype, rank, outputs),
 };
 
 export function costOf(node: Node, inputs: readonly TensorType[]): Cost {

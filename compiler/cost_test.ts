@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { costs, predict } from "./cost.ts";
 import { HcinferError } from "./errors.ts";
 import { transformer } from "./ir/fixture.ts";
-import { passes } from "./passes/fixture.ts";
+import { passes } from "../tests/fixtures/passes.ts";
 import { MachineProfile, parseProfile, PROFILES, readBandwidth } from "./profile.ts";
 import { residualBytesRead } from "./weights/correction.ts";
 import { packedShape } from "./weights/format.ts";

@@ -7,7 +7,8 @@ import type { Lane } from "./ir/graph.ts";
 import { layerOf } from "./ir/naming.ts";
 import type { Plan } from "./plan.ts";
 import { genericProfile, MachineProfile } from "./profile.ts";
-import { asyncTimeline, type LaneTotal, type PeakMemory, peakMemory, serialTimeline } from "./timeline.ts";
+import { type Memory, memoryOf } from "./memory.ts";
+import { type LaneTotal, timelineOf } from "./timeline.ts";
 
 export interface PredictedMode {
   readonly mode: "inline" | "async" | "off";
@@ -36,7 +37,7 @@ export interface Prediction {
   readonly defaultMode: Plan["corrections"];
   readonly modes: readonly PredictedMode[];
   readonly layers: readonly PredictedLayer[];
-  readonly memory: PeakMemory;
+  readonly memory: Memory["bytes"];
 }
 
 export interface PredictionOptions {
@@ -52,11 +53,11 @@ export function predictPlan(plan: Plan, options: PredictionOptions = {}): Predic
   const { profile = profileOf(plan), contextLength = plan.model.contextLength, capacity = 512 } = options;
   const threads = options.threads ?? profile.cpu.cores;
   const corrected = plan.lanes.length > 1;
-  const timelines = [
-    ...(corrected ? [serialTimeline(plan.graph, "inline", { profile, threads })] : []),
-    ...(corrected && threads > 1 ? [asyncTimeline(plan.graph, plan.lanes, { profile, threads })] : []),
-    serialTimeline(plan.graph, "off", { profile, threads }),
-  ];
+  const modes = ["inline", "async", "off"] as const;
+  const possible = { inline: corrected, async: corrected && threads > 1, off: true };
+  const timelines = modes.filter((mode) => possible[mode]).map((mode) =>
+    timelineOf(plan, mode, { profile, threads })
+  );
   return {
     profile: profile.name,
     profileMeasured: profile.measured,
@@ -70,7 +71,7 @@ export function predictPlan(plan: Plan, options: PredictionOptions = {}): Predic
       lanes,
     })),
     layers: layersOf(plan),
-    memory: peakMemory(plan, { capacity, contextLength }),
+    memory: memoryOf(plan, { capacity, contextLength }).bytes,
   };
 }
 
@@ -111,6 +112,7 @@ function layersOf(plan: Plan): PredictedLayer[] {
 /** Text of at most 80 columns. */
 export function predictionText(prediction: Prediction): string {
   const { profile, profileMeasured, threads, context, modes, memory, defaultMode } = prediction;
+  const total = Object.values(memory).reduce((sum, part) => sum + part, 0);
   const lines = [
     `predicted for ${profile} (${profileMeasured ? "measured" : "not measured"}), ${threads} thread${
       threads === 1 ? "" : "s"
@@ -122,16 +124,16 @@ export function predictionText(prediction: Prediction): string {
       `  ${mode.padEnd(8)}${time(microseconds)} a token, ${rate(tokensPerSecond)} tokens/s${chosen}`,
     );
     if (mode !== "async") continue;
-    for (const { lane, device, threads, busy, stalled } of lanes) {
-      const where = device === "gpu" ? "gpu" : `${threads} thread${threads === 1 ? "" : "s"}`;
+    for (const { lane, devices, threads, busy, stalled } of lanes) {
+      const where = devices.includes("gpu") ? "gpu" : `${threads} thread${threads === 1 ? "" : "s"}`;
       lines.push(`          ${lane} (${where}): busy ${time(busy)}, waiting ${time(stalled)}`);
     }
   }
   lines.push(
-    `  memory  ${bytes(memory.total)}: weights ${bytes(memory.weights)}, corrections ${
-      bytes(memory.corrections)
-    },`,
-    `          cache ${bytes(memory.cache)}, activations ${bytes(memory.arena)}`,
+    `  memory  ${bytes(total)}: weights ${bytes(memory.weights)}, corrections ${bytes(memory.corrections)},`,
+    `          cache ${bytes(memory.cache)}, activations ${bytes(memory.arena)}, logits ${
+      bytes(memory.logits)
+    }`,
     "",
     ...table(prediction.layers),
   );

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { predictionText, predictPlan } from "./inspect.ts";
-import { tinyPlan } from "./passes/fixture.ts";
+import { tinyPlan } from "../tests/fixtures/passes.ts";
 
 Deno.test("the prediction of a plan fits 80 columns and JSON", () => {
   const prediction = predictPlan(tinyPlan());

@@ -4,8 +4,9 @@
  */
 import { z } from "zod";
 import type { Graph } from "./ir/graph.ts";
+import { listOf, tableOf } from "./json.ts";
 
-export const PLAN_VERSION = 1;
+export const PLAN_VERSION = 2;
 
 /** Geometry of the model, read from its checkpoint's config.json. */
 export const ModelInfo = z.strictObject({
@@ -19,7 +20,7 @@ export const ModelInfo = z.strictObject({
   vocabularySize: z.int().positive(),
   contextLength: z.int().positive(),
   /** Ids that end generation, from generation_config.json or config.json. */
-  stopTokens: z.array(z.int().nonnegative()),
+  stopTokens: listOf(z.int().nonnegative()),
   bosToken: z.int().nonnegative().nullable(),
   parameters: z.int().positive(),
 });
@@ -35,7 +36,7 @@ export const PackedWeight = z.strictObject({
   rows: z.int().positive(),
   inputs: z.int().positive(),
   bytes: z.int().positive(),
-  sections: z.array(z.strictObject({
+  sections: listOf(z.strictObject({
     path: z.string(),
     firstRow: z.int().nonnegative(),
     rows: z.int().positive(),
@@ -71,30 +72,51 @@ export type LaneStep = z.infer<typeof LaneStep>;
 
 export const LanePlan = z.strictObject({
   lane: z.enum(["backbone", "compensation"]),
-  device: z.enum(["gpu", "cpu"]),
-  steps: z.array(LaneStep),
+  steps: listOf(LaneStep),
 });
 export type LanePlan = z.infer<typeof LanePlan>;
 
-/** Offsets from liveness: every value is [T, n] f32 and lies at `offset * T` bytes of the arena. */
+/**
+ * The arena of a step, from liveness (passes/layout.ts): for steps of at most C tokens an allocation lies at
+ * `offset * C` bytes. Allocations are named after the value that lies first in them.
+ */
 export const MemoryLayout = z.strictObject({
   bytesPerToken: z.int().nonnegative(),
-  offsets: z.record(z.string(), z.int().nonnegative()),
+  offsets: tableOf(z.int().nonnegative()),
 });
 export type MemoryLayout = z.infer<typeof MemoryLayout>;
+
+/** How corrections run when nothing else is asked, and why. */
+export const CorrectionPlan = z.strictObject({
+  mode: z.enum(["async", "inline", "off"]),
+  /** Of so many threads, those that the compensation lane has when it runs beside the backbone. */
+  threads: z.int().positive().max(4096),
+  compensationThreads: z.int().nonnegative().max(4096),
+  cause: z.string(),
+});
+export type CorrectionPlan = z.infer<typeof CorrectionPlan>;
+
+/** The threads of each lane: the plan's split, in proportion. Asynchronous lanes need two threads. */
+export function splitThreads(
+  { threads: planned, compensationThreads }: CorrectionPlan,
+  threads: number,
+): { readonly backbone: number; readonly compensation: number } {
+  const wanted = Math.round(threads * compensationThreads / planned);
+  const compensation = Math.max(1, Math.min(threads - 1, wanted));
+  return { backbone: Math.max(1, threads - compensation), compensation };
+}
 
 export const Plan = z.strictObject({
   version: z.literal(PLAN_VERSION),
   model: ModelInfo,
   graph: z.custom<Graph>((g) => typeof g === "object" && g !== null && "nodes" in g),
-  weights: z.array(PackedWeight),
+  weights: listOf(PackedWeight),
   /** Norm weights and other small f32 vectors: tensor name -> length. */
-  vectors: z.record(z.string(), z.int().positive()),
-  windows: z.array(WindowStore),
-  lanes: z.array(LanePlan),
+  vectors: tableOf(z.int().positive()),
+  windows: listOf(WindowStore),
+  lanes: listOf(LanePlan),
   memory: MemoryLayout,
-  /** How corrections run when nothing else is asked, and why. */
-  corrections: z.strictObject({ mode: z.enum(["async", "inline", "off"]), cause: z.string() }),
+  corrections: CorrectionPlan,
   /** Options, source checkpoint with checksums, compiler version, machine profile. */
   provenance: z.record(z.string(), z.unknown()),
 });

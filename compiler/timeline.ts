@@ -4,7 +4,7 @@
  */
 import { costs, predict, round, type Share } from "./cost.ts";
 import type { Device, Graph, Lane } from "./ir/graph.ts";
-import type { LanePlan, Plan } from "./plan.ts";
+import { type CorrectionPlan, type LanePlan, splitThreads } from "./plan.ts";
 import { type MachineProfile, readBandwidth } from "./profile.ts";
 
 export interface TraceStep {
@@ -20,7 +20,8 @@ export interface TraceStep {
 
 export interface LaneTotal {
   readonly lane: Lane;
-  readonly device: Device;
+  /** The devices its nodes run on. */
+  readonly devices: readonly Device[];
   readonly threads: number;
   readonly busy: number;
   readonly stalled: number;
@@ -50,11 +51,12 @@ export interface TimelineOptions {
 /** Both lanes at once. @throws DeadlockError */
 export function asyncTimeline(graph: Graph, lanes: readonly LanePlan[], options: TimelineOptions): Timeline {
   const { profile, threads = profile.cpu.cores } = options;
+  const devices = lanes.map((lane) => devicesOf(graph, lane));
   const shares = lanes.map((lane) =>
-    laneShare(lane, lanes, profile, threads, options.compensationThreads ?? 1)
+    laneShare(lane, devices, profile, threads, options.compensationThreads ?? 1)
   );
   const nodeCosts = costs(graph);
-  const latency = (profile.gpu?.linkLatency ?? 0) * (new Set(lanes.map((l) => l.device)).size > 1 ? 1 : 0);
+  const latency = (profile.gpu?.linkLatency ?? 0) * (new Set(devices.flat()).size > 1 ? 1 : 0);
   const signalled = new Map<number, number>();
   const state = lanes.map(() => ({ next: 0, clock: 0, busy: 0, stalled: 0, stall: 0 }));
   const steps: TraceStep[] = [];
@@ -79,7 +81,7 @@ export function asyncTimeline(graph: Graph, lanes: readonly LanePlan[], options:
           if (cost === undefined) {
             throw new Error(`lane ${lane.lane} runs node ${step.run}, which does not exist`);
           }
-          const time = predict(cost, profile, lane.device, share);
+          const time = predict(cost, profile, graph.nodes[step.run]?.placement.device ?? "cpu", share);
           steps.push({
             lane: lane.lane,
             node: step.run,
@@ -107,7 +109,7 @@ export function asyncTimeline(graph: Graph, lanes: readonly LanePlan[], options:
     steps: steps.sort((a, b) => a.start - b.start),
     lanes: lanes.map((lane, i) => ({
       lane: lane.lane,
-      device: lane.device,
+      devices: devices[i] ?? [],
       threads: shares[i]?.threads ?? 0,
       busy: round(state[i]?.busy ?? 0),
       stalled: round(state[i]?.stalled ?? 0),
@@ -116,16 +118,21 @@ export function asyncTimeline(graph: Graph, lanes: readonly LanePlan[], options:
   };
 }
 
+/** The devices of a lane's nodes. */
+function devicesOf(graph: Graph, { steps }: LanePlan): Device[] {
+  const found = steps.map((step) => "run" in step ? graph.nodes[step.run]?.placement.device : undefined);
+  return [...new Set(found.filter((device) => device !== undefined))];
+}
+
 /** Lanes on the CPU share its threads and, by threads, its bandwidth. */
 function laneShare(
   lane: LanePlan,
-  lanes: readonly LanePlan[],
+  devices: readonly (readonly Device[])[],
   profile: MachineProfile,
   threads: number,
   compensationThreads: number,
 ): Share {
-  const shared = lanes.filter((l) => l.device === "cpu").length > 1;
-  if (!shared || lane.device === "gpu") return { threads };
+  if (devices.filter((own) => own.includes("cpu")).length < 2) return { threads };
   const own = Math.max(1, lane.lane === "compensation" ? compensationThreads : threads - compensationThreads);
   const bandwidth = Math.min(
     readBandwidth(profile.cpu, own),
@@ -150,31 +157,18 @@ export function serialTimeline(graph: Graph, mode: "inline" | "off", options: Ti
   return {
     mode,
     steps,
-    lanes: [{ lane: "backbone", device: "cpu", threads, busy: microseconds, stalled: 0 }],
+    lanes: [{ lane: "backbone", devices: ["cpu"], threads, busy: microseconds, stalled: 0 }],
     microseconds,
   };
 }
 
-/** Bytes a running plan is predicted to hold. */
-export interface PeakMemory {
-  readonly weights: number;
-  readonly corrections: number;
-  /** Keys and values in f16 for the whole context. */
-  readonly cache: number;
-  /** Activations of a step of `capacity` tokens, and its last logits. */
-  readonly arena: number;
-  readonly total: number;
-}
-
-export function peakMemory(
-  plan: Plan,
-  { capacity, contextLength }: { readonly capacity: number; readonly contextLength: number },
-): PeakMemory {
-  const sum = (values: readonly number[]) => values.reduce((a, b) => a + b, 0);
-  const { model } = plan;
-  const weights = sum(plan.weights.map((w) => w.bytes)) + 4 * sum(Object.values(plan.vectors));
-  const corrections = sum(plan.windows.map((w) => (w.residual?.bytes ?? 0) + (w.factors?.bytes ?? 0)));
-  const cache = 4 * model.layers * model.kvHeads * model.headDim * contextLength;
-  const arena = plan.memory.bytesPerToken * capacity + 4 * model.vocabularySize;
-  return { weights, corrections, cache, arena, total: weights + corrections + cache + arena };
+/** The timeline of a plan in a mode, with the plan's split of threads. */
+export function timelineOf(
+  plan: { readonly graph: Graph; readonly lanes: readonly LanePlan[]; readonly corrections: CorrectionPlan },
+  mode: Timeline["mode"],
+  options: { readonly profile: MachineProfile; readonly threads: number },
+): Timeline {
+  if (mode !== "async") return serialTimeline(plan.graph, mode, options);
+  const compensationThreads = splitThreads(plan.corrections, options.threads).compensation;
+  return asyncTimeline(plan.graph, plan.lanes, { ...options, compensationThreads });
 }

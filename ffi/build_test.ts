@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
 import { HcinferError } from "../compiler/errors.ts";
 import { installInstructions, libraryPath } from "./build.ts";
-import { open } from "./open.ts";
+import { openOwn } from "./open.ts";
 
 Deno.test("how to install a compiler, by system", () => {
   const command = (release: string) => installInstructions("linux", release);
@@ -23,7 +23,7 @@ Deno.test("each sanitizer has a library of its own", () => {
 
 Deno.test("a library that is not there, and one that is no library", () => {
   for (const path of ["/nowhere/libhcinfer.so", new URL(import.meta.url).pathname]) {
-    assert.throws(() => open(path), (error) => {
+    assert.throws(() => openOwn(path), (error) => {
       assert.ok(error instanceof HcinferError && error.kind === "environment");
       assert.match(error.message, /run: deno task build/);
       return true;

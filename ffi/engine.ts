@@ -1,25 +1,49 @@
 /**
- * The native engine: a program of instructions bound to memory, run by two groups of threads. One call a step.
+ * The native engine: a program of instructions bound to memory, run by one group of threads a lane. One call a step.
  */
 import { HcinferError } from "../compiler/errors.ts";
 import { encode, type Instruction, type Segment, SEGMENTS } from "./instructions.ts";
 import { NativeMemory } from "./mapping.ts";
 import { library } from "./open.ts";
+import { ENGINE_FAILURE, STEP_STATUS } from "./symbols.ts";
 
 const MODES = ["prefill", "decode"] as const;
-const LOGIT_ROWS = ["none", "last", "all"] as const;
 
 export interface EngineOptions {
-  readonly backbone: readonly Instruction[];
-  /** Empty when corrections run in the backbone's lane or not at all. */
-  readonly compensation: readonly Instruction[];
-  /** What the segments of operands are. Held by the engine until it is closed. */
+  /** 1 to 8 programs that run side by side and meet at events. Thread 0 of the first is the caller of a step. */
+  readonly lanes: readonly { readonly program: readonly Instruction[]; readonly threads: number }[];
+  /**
+   * What the segments of operands are; one that no operand names may be empty. Held until the engine is disposed of, which
+   * closes all but the weights.
+   */
   readonly memory: Readonly<Record<Segment, NativeMemory>>;
-  /** Number of events that signal and wait name. */
-  readonly events: number;
-  readonly backboneThreads: number;
-  readonly compensationThreads: number;
+  /** The most tokens, rows and tiles of a step. Operands must cover as many. */
+  readonly capacity: number;
 }
+
+/** What of a step is not in its memory (segment `step`): how many tokens, gathered rows and tiles there are. */
+export interface StepCounts {
+  readonly tokens: number;
+  readonly rows: number;
+  readonly tiles: number;
+  /** prefill: linears add the whole residual. decode: what runs only then does, and merged values have their sparse delta. */
+  readonly mode: typeof MODES[number];
+}
+
+/**
+ * aborted: the abort flag of the mailbox was set while the step ran; what it computed is incomplete.
+ * overflow: a key or value that f16 does not hold (infinite, NaN, or rounded to infinity) went into the cache: the first, in
+ * the order of layers and tokens of the step.
+ */
+export type StepStatus =
+  | { readonly status: "done" }
+  | { readonly status: "aborted" }
+  | {
+    readonly status: "overflow";
+    readonly layer: number;
+    readonly token: number;
+    readonly what: "key" | "value";
+  };
 
 /** The instruction set the kernels use: `avx512vnni`, `avx512`, `avx2`, `neon` or `scalar`. */
 export function instructionSet(): string {
@@ -29,70 +53,80 @@ export function instructionSet(): string {
 }
 
 export class Engine implements Disposable {
+  /** Bytes of scratch of all threads. */
+  readonly scratchBytes: number;
   #engine: Deno.PointerObject | null;
   /** Native code reads the memory for as long as the engine lives. */
   readonly #memory: EngineOptions["memory"];
-  readonly #backboneLength: number;
+  readonly #capacity: number;
+  readonly #length: number;
+  #running = false;
 
-  /** @throws {HcinferError} "bundle" when the program does not fit the memory, "environment" for an unknown HCINFER_ISA */
+  /**
+   * @throws {HcinferError} "bundle" when a program is refused (what it would touch lies outside its memory, or its lanes
+   *   would wait for ever), "environment" for an unknown HCINFER_ISA or a lack of memory or threads
+   */
   constructor(options: EngineOptions) {
     instructionSet();
+    const { lanes, capacity } = options;
     this.#memory = options.memory;
-    this.#backboneLength = options.backbone.length;
+    this.#capacity = capacity;
+    this.#length = lanes[0]?.program.length ?? 0;
     const memory = SEGMENTS.map((segment) => options.memory[segment]);
-    const addresses = new BigUint64Array(
-      memory.map((m) => BigInt(Deno.UnsafePointer.value(NativeMemory.addressOf(m)))),
-    );
-    const sizes = new BigInt64Array(memory.map((m) => BigInt(m.byteLength)));
     this.#engine = library().hc_engine_create(
-      encode(options.backbone),
-      BigInt(options.backbone.length),
-      encode(options.compensation),
-      BigInt(options.compensation.length),
-      new Uint8Array(addresses.buffer),
-      new Uint8Array(sizes.buffer),
-      options.events,
-      options.backboneThreads,
-      options.compensationThreads,
+      encode(lanes.flatMap(({ program }) => program)),
+      bytesOf(BigInt64Array.from(lanes, ({ program }) => BigInt(program.length))),
+      bytesOf(Int32Array.from(lanes, ({ threads }) => threads)),
+      lanes.length,
+      bytesOf(
+        BigUint64Array.from(memory, (m) => BigInt(Deno.UnsafePointer.value(NativeMemory.addressOf(m)))),
+      ),
+      bytesOf(BigInt64Array.from(memory, (m) => BigInt(m.byteLength))),
+      capacity,
     );
     if (this.#engine === null) {
-      throw new HcinferError(
-        "bundle",
-        `the plan does not fit its weights: ${text(library().hc_engine_error())}`,
-      );
+      const message = text(library().hc_engine_error());
+      if (library().hc_engine_failure() === ENGINE_FAILURE.environment) {
+        throw new HcinferError("environment", message);
+      }
+      throw new HcinferError("bundle", `the program is refused: ${message}`);
     }
-  }
-
-  /** Runs every instruction for `tokens` at `position`. Returns when all lanes are done. */
-  step(
-    tokens: Int32Array<ArrayBuffer>,
-    position: number,
-    mode: typeof MODES[number],
-    logits: typeof LOGIT_ROWS[number],
-  ): void {
-    if (this.#engine === null) throw new Error("the engine is closed");
-    library().hc_engine_step(
-      this.#engine,
-      bytesOf(tokens),
-      tokens.length,
-      position,
-      MODES.indexOf(mode),
-      LOGIT_ROWS.indexOf(logits),
-    );
+    this.scratchBytes = Number(library().hc_engine_scratch_bytes(this.#engine));
   }
 
   /**
-   * Nanoseconds that the last step spent in each backbone instruction, as thread 0 saw it. The first call switches
+   * Runs one step. Returns when all lanes are done.
+   * @throws {RangeError} for counts beyond the capacity
+   */
+  step(counts: StepCounts): StepStatus {
+    const engine = this.#rest();
+    return this.#status(library().hc_engine_step(engine, ...numbers(counts)), counts);
+  }
+
+  /** `step` on another thread: JavaScript goes on meanwhile, but must not start a second step or close the engine. */
+  async stepAsync(counts: StepCounts): Promise<StepStatus> {
+    const engine = this.#rest();
+    this.#running = true;
+    try {
+      return this.#status(await library().hc_engine_step_async(engine, ...numbers(counts)), counts);
+    } finally {
+      this.#running = false;
+    }
+  }
+
+  /**
+   * Nanoseconds that the last step spent in each instruction of lane 0, as its thread 0 saw it. The first call switches
    * tracing on and returns zeros.
    */
   trace(): Float64Array {
-    const times = new BigInt64Array(this.#backboneLength + 1);
-    library().hc_engine_trace(this.#engine, new Uint8Array(times.buffer), BigInt(times.length));
-    return Float64Array.from({ length: this.#backboneLength }, (_, n) => Number(times[n + 1]! - times[n]!));
+    const times = new BigInt64Array(this.#length + 1);
+    library().hc_engine_trace(this.#rest(), bytesOf(times), BigInt(times.length));
+    return Float64Array.from({ length: this.#length }, (_, n) => Number(times[n + 1]! - times[n]!));
   }
 
+  /** Ends the threads; the memory stays. Throws while a step runs: set the abort flag and await it first. */
   close(): void {
-    if (this.#engine !== null) library().hc_engine_destroy(this.#engine);
+    if (this.#engine !== null) library().hc_engine_destroy(this.#rest());
     this.#engine = null;
   }
 
@@ -100,6 +134,36 @@ export class Engine implements Disposable {
     this.close();
     for (const segment of SEGMENTS) if (segment !== "weights") this.#memory[segment].close();
   }
+
+  /** The engine, which runs no step. */
+  #rest(): Deno.PointerObject {
+    if (this.#engine === null) throw new Error("the engine is closed");
+    if (this.#running) throw new Error("a step is running");
+    return this.#engine;
+  }
+
+  #status(status: number, counts: StepCounts): StepStatus {
+    switch (status) {
+      case STEP_STATUS.done:
+        return { status: "done" };
+      case STEP_STATUS.aborted:
+        return { status: "aborted" };
+      case STEP_STATUS.overflow: {
+        const found = new Int32Array(3);
+        library().hc_engine_overflow(this.#engine, bytesOf(found));
+        const [layer, token, what] = found;
+        return { status: "overflow", layer: layer!, token: token!, what: what === 0 ? "key" : "value" };
+      }
+    }
+    const { tokens, rows, tiles } = counts;
+    throw new RangeError(
+      `a step of ${tokens} tokens, ${rows} rows and ${tiles} tiles: expected 0 to ${this.#capacity} of each`,
+    );
+  }
+}
+
+function numbers({ tokens, rows, tiles, mode }: StepCounts): [number, number, number, number] {
+  return [tokens, rows, tiles, MODES.indexOf(mode)];
 }
 
 /** Index of the largest logit, the first among equals. */
@@ -125,7 +189,9 @@ export function tokenLoss(
   return { nll: nll[0]!, kl: kl[0]! };
 }
 
-function bytesOf(array: Float32Array | Float64Array | Int32Array): Uint8Array<ArrayBuffer> {
+function bytesOf(
+  array: Float32Array | Float64Array | Int32Array | BigInt64Array | BigUint64Array,
+): Uint8Array<ArrayBuffer> {
   return new Uint8Array(array.buffer as ArrayBuffer, array.byteOffset, array.byteLength);
 }
 

@@ -1,105 +1,328 @@
 /**
- * The instruction table of the native engine: a plan for the cpu executor is a flat list of these, one record each.
- * This is the one description: `encode` writes records from it, and the build writes the C++ enumerations
- * (`cppHeader`, ffi/build/instructions.h) from it, so both sides always agree on the order of fields.
+ * The instruction table of the native engine: a program is a flat list of these, one record each. This is the one
+ * description: `encode` writes records from it, and the build writes the C++ side (`cppHeader`): the order of fields,
+ * and for every instruction the ranges of its integers and how many bytes each operand must cover, which are
+ * checked where a program is bound (simd/program.cpp). What an instruction computes stands at the Args structure of the
+ * same name in simd/kernels.h.
  *
- * A record is RECORD_BYTES: opcode, barrier (1: the lane's threads meet after it), when and after, then operands, integers
- * and reals in fixed-size arrays. An operand is (segment << 56 | byte offset) or NONE; segments are the memory
- * the engine was given (SEGMENTS), so no address appears in TypeScript. What each instruction computes stands at
- * the Args structure of the same name in simd/kernels.h.
+ * An operand is (segment << 56 | byte offset) or NONE. Segments are the memory the engine was given, so no address
+ * appears in TypeScript.
  */
+import { EVENT_BYTES, MAILBOX_EVENTS, PAGE_POSITIONS } from "../compiler/memory.ts";
 
-export const SEGMENTS = ["weights", "arena", "cache", "tables"] as const;
+/**
+ * weights: the bundle's file, read-only. arena: activations. cache: pages of keys and values. tables: cosines and sines.
+ * step: tokens, positions, rows and page tables of the step at hand. mailbox: what lanes and devices tell each other.
+ * logits: the output. observations: sums over inputs, for calibration.
+ */
+export const SEGMENTS = [
+  "weights",
+  "arena",
+  "cache",
+  "tables",
+  "step",
+  "mailbox",
+  "logits",
+  "observations",
+] as const;
 export type Segment = typeof SEGMENTS[number];
 
-const MERGED = (name: string) => [name, `${name}Delta0`, `${name}Delta1`] as const;
-const QUANTIZED = ["codes", "scales", "sums"] as const;
-const QUANTIZED_SIZES = ["group", "groups", "codeStride"] as const;
-const RESIDUAL = ["residualCodes", "outputScale", "channelScale", "norm"] as const;
-const RESIDUAL_SIZES = ["residualWidth", "residualInputs", "residualOutputs", "rowBytes"] as const;
-const FACTORS = ["a", "b", "aScale", "bScale"] as const;
-const FACTOR_SIZES = ["aStride", "bStride", "inputs", "outputs", "rank", "bf16"] as const;
-const SELECTION = ["index", "coefficient", "selectionScale", "selectionSum"] as const;
+export { EVENT_BYTES, MAILBOX_EVENTS };
+/** Most tokens of one sequence that share a pass of attention over its keys and values. */
+export const ATTENTION_TILE = 8;
+/** Offsets of operands are multiples of this. No vector load of a kernel needs more; a scalar of 8 bytes does (`words`). */
+export const OPERAND_ALIGNMENT = 4;
+
+/**
+ * What an operand must cover, in bytes: an expression over the instruction's integers and `n`, the most tokens (or rows
+ * of logits) of a step. 0: may be absent. It is C++ over saturating integers; `packed_bytes` and the like are in
+ * simd/extents.h.
+ */
+interface Rule {
+  readonly bytes: string;
+  readonly access: "read" | "write";
+  /** May be absent whatever its extent. */
+  readonly optional?: true;
+  /** What its offset is a multiple of; OPERAND_ALIGNMENT where nothing is said. */
+  readonly alignment?: 8;
+}
+
+const read = (bytes: string): Rule => ({ bytes, access: "read" });
+const write = (bytes: string): Rule => ({ bytes, access: "write" });
+const optional = (rule: Rule): Rule => ({ ...rule, optional: true });
+/** Of u64 or f64. */
+const words = (rule: Rule): Rule => ({ ...rule, alignment: 8 });
+
+/** f32 [n, width], `stride` floats between rows. */
+const strided = (stride: string, width: string) => read(`4 * ((n - 1) * ${stride} + ${width})`);
+
+type MergedName<N extends string> = N | `${N}LowRank` | `${N}Sparse`;
+/** A value and the deltas added as it is read: that of factors, and that of rows, which only tokens run as decode have. */
+function merged<N extends string>(name: N, stride: string, width: string, base = strided(stride, width)) {
+  const delta = optional(strided(stride, width));
+  return { [name]: base, [`${name}LowRank`]: delta, [`${name}Sparse`]: delta } as Record<MergedName<N>, Rule>;
+}
+
+/** int8 activations: codes i8 [n, codeStride], scales f32 and sums i32 [n, groups]. Absent where group is 0. */
+const quantized = (access: Rule["access"]) => {
+  const rule = (bytes: string): Rule => ({ bytes: `group > 0 ? ${bytes} : Size(0)`, access });
+  return { codes: rule("n * codeStride"), scales: rule("4 * n * groups"), sums: rule("4 * n * groups") };
+};
+const residual = (rule: (bytes: string) => Rule = read) => ({
+  residualCodes: rule("residualInputs * rowBytes"),
+  outputScale: rule("4 * residualOutputs"),
+  channelScale: rule("4 * residualInputs"),
+  norm: rule("4 * residualInputs"),
+});
+const FACTORS = {
+  a: read("(1 + bf16) * rank * aStride"),
+  b: read("(1 + bf16) * rank * bStride"),
+  aScale: read("4 * rank"),
+  bScale: read("4 * rank"),
+};
+/** A token's chosen channels: ascending indices, coefficients i16, their scale and their sum. */
+const selection = (access: Rule["access"]) => ({
+  index: { bytes: "4 * n * channels", access } as Rule,
+  coefficient: { bytes: "2 * n * channels", access } as Rule,
+  selectionScale: { bytes: "4 * n", access } as Rule,
+  selectionSum: { bytes: "4 * n", access } as Rule,
+});
+/** Where each token stands: its position, its sequence's row in the page table, and that table. */
+const PAGES = {
+  positions: read("4 * n"),
+  sequences: read("4 * n"),
+  pages: read("4 * mostSequences * mostPages"),
+};
+const CACHE_BYTES = `2 * pageCount * kvHeads * headDim * ${PAGE_POSITIONS}`;
+const rotation = {
+  cosines: optional(read("2 * context * headDim")),
+  sines: optional(read("2 * context * headDim")),
+};
+
+type Range = readonly [least: number, most: number];
+const SIZE: Range = [1, 2 ** 26];
+const STRIDE: Range = [0, 2 ** 26];
+const COUNT: Range = [1, 2 ** 20];
+const FLAG: Range = [0, 1];
+const FORMAT: Range = [0, 4];
+const QUANTIZED_SIZES = { group: [0, 128], groups: [0, 2 ** 21], codeStride: STRIDE } as const;
+const RESIDUAL_SIZES = {
+  residualWidth: [0, 8],
+  residualInputs: STRIDE,
+  residualOutputs: STRIDE,
+  rowBytes: STRIDE,
+} as const;
+const FACTOR_SIZES = {
+  aStride: SIZE,
+  bStride: SIZE,
+  inputs: SIZE,
+  outputs: SIZE,
+  rank: COUNT,
+  bf16: FLAG,
+} as const;
+const PAGE_SIZES = { pageCount: SIZE, mostSequences: COUNT, mostPages: SIZE, context: SIZE } as const;
+
+const IS_QUANTIZED =
+  "is_group(group) && (group == 0 || (groups == ceil_div(width, group) && codeStride >= groups * group))";
+const IS_PACKED = "is_packed(format, group)";
+const IS_RESIDUAL = "is_residual(residualWidth, residualOutputs, rowBytes)";
+const IS_FACTORS = "aStride % 16 == 0 && bStride % 16 == 0 && aStride >= inputs && bStride >= outputs";
+const HAS_CONTEXT = `context <= mostPages * ${PAGE_POSITIONS}`;
 
 interface Fields {
-  readonly operands: readonly string[];
-  readonly integers: readonly string[];
+  readonly operands: Readonly<Record<string, Rule>>;
+  readonly integers: Readonly<Record<string, Range>>;
   readonly reals: readonly string[];
+  /** What must hold between integers, in C++. */
+  readonly where?: readonly string[];
 }
 
 export const INSTRUCTIONS = {
-  // Between lanes: publish this step's sequence number at an event, or wait for it.
-  signal: { operands: [], integers: ["event"], reals: [] },
-  wait: { operands: [], integers: ["event"], reals: [] },
-  embed: { operands: ["packed", "out"], integers: ["format", "group", "rows", "width"], reals: [] },
+  // Between lanes: publish this step's number at an event of the mailbox, or wait for it.
+  signal: { operands: { event: words(write("8")) }, integers: {}, reals: [] },
+  wait: { operands: { event: words(read("8")) }, integers: {}, reals: [] },
+  embed: {
+    operands: {
+      tokens: read("4 * n"),
+      packed: read("packed_bytes(format, group, rows, width)"),
+      out: write("4 * n * width"),
+    },
+    integers: { format: FORMAT, group: QUANTIZED_SIZES.group, rows: SIZE, width: SIZE },
+    reals: [],
+    where: [IS_PACKED],
+  },
+  // out = rms_norm(a [+ b]) of each `width` columns, `heads` of them in a row. rows: which rows of a and b.
   norm: {
-    operands: ["residual", ...MERGED("merged"), "weight", "sum", "out", ...QUANTIZED],
-    integers: ["width", "stride", ...QUANTIZED_SIZES],
+    operands: {
+      rows: optional(read("4 * n")),
+      ...merged("a", "aStride", "heads * width"),
+      ...merged("b", "bStride", "heads * width", optional(strided("bStride", "heads * width"))),
+      weight: read("4 * width"),
+      sum: optional(write("4 * n * heads * width")),
+      out: write("4 * n * heads * width"),
+      ...quantized("write"),
+    },
+    integers: { width: SIZE, heads: COUNT, aStride: STRIDE, bStride: STRIDE, ...QUANTIZED_SIZES },
     reals: ["epsilon"],
+    where: [IS_QUANTIZED, "group == 0 || heads == 1"],
   },
-  quantize: { operands: ["x", ...QUANTIZED], integers: ["width", ...QUANTIZED_SIZES], reals: [] },
+  quantize: {
+    operands: { x: strided("xStride", "width"), ...quantized("write") },
+    integers: { width: SIZE, xStride: STRIDE, ...QUANTIZED_SIZES },
+    reals: [],
+    where: [IS_QUANTIZED],
+  },
   siluMul: {
-    operands: [...MERGED("gate"), ...MERGED("up"), "out", ...QUANTIZED],
-    integers: ["width", "gateStride", "upStride", ...QUANTIZED_SIZES],
+    operands: {
+      ...merged("gate", "gateStride", "width"),
+      ...merged("up", "upStride", "width"),
+      out: write("4 * n * width"),
+      ...quantized("write"),
+    },
+    integers: { width: SIZE, gateStride: STRIDE, upStride: STRIDE, ...QUANTIZED_SIZES },
     reals: [],
+    where: [IS_QUANTIZED],
   },
+  // kind: ELEMENTWISE. rows: which rows of a and b.
   elementwise: {
-    operands: [...MERGED("a"), ...MERGED("b"), "out"],
-    integers: ["kind", "width", "aStride", "bStride"],
+    operands: {
+      rows: optional(read("4 * n")),
+      ...merged("a", "aStride", "width"),
+      ...merged("b", "bStride", "width", read("kind <= 1 ? 4 * ((n - 1) * bStride + width) : Size(0)")),
+      out: write("4 * n * width"),
+    },
+    integers: { kind: [0, 3], width: SIZE, aStride: STRIDE, bStride: STRIDE },
     reals: [],
   },
+  rope: {
+    operands: {
+      ...merged("x", "xStride", "heads * headDim"),
+      positions: read("4 * n"),
+      cosines: read("2 * context * headDim"),
+      sines: read("2 * context * headDim"),
+      out: write("4 * n * heads * headDim"),
+    },
+    integers: { heads: COUNT, headDim: COUNT, xStride: STRIDE, context: SIZE },
+    reals: [],
+    where: ["headDim % 2 == 0"],
+  },
+  // Queries, keys and values: norm and rotation of each head of q and k, then k and v are appended to the cache.
   heads: {
-    operands: [
-      ...MERGED("q"),
-      ...MERGED("k"),
-      ...MERGED("v"),
-      "qNorm",
-      "kNorm",
-      "cosines",
-      "sines",
-      "qOut",
-      "cacheK",
-      "cacheV",
-    ],
-    integers: ["heads", "kvHeads", "headDim", "qStride", "kStride", "vStride", "capacity"],
-    reals: ["epsilon"],
+    operands: {
+      ...merged("q", "qStride", "heads * headDim"),
+      ...merged("k", "kStride", "kvHeads * headDim"),
+      ...merged("v", "vStride", "kvHeads * headDim"),
+      qNorm: optional(read("4 * headDim")),
+      kNorm: optional(read("4 * headDim")),
+      ...rotation,
+      ...PAGES,
+      out: write("4 * n * heads * headDim"),
+      cacheK: write(CACHE_BYTES),
+      cacheV: write(CACHE_BYTES),
+    },
+    integers: {
+      heads: COUNT,
+      kvHeads: COUNT,
+      headDim: COUNT,
+      qStride: STRIDE,
+      kStride: STRIDE,
+      vStride: STRIDE,
+      ...PAGE_SIZES,
+      layer: [0, 2 ** 20],
+    },
+    reals: ["qEpsilon", "kEpsilon"],
+    where: ["headDim % 2 == 0", HAS_CONTEXT],
   },
+  // tiles: i32 [first token, count] of tokens that follow each other in one sequence.
   attention: {
-    operands: ["q", "cacheK", "cacheV", "out"],
-    integers: ["heads", "kvHeads", "headDim", "capacity"],
+    operands: {
+      q: read("4 * n * heads * headDim"),
+      cacheK: read(CACHE_BYTES),
+      cacheV: read(CACHE_BYTES),
+      tiles: read("8 * n"),
+      ...PAGES,
+      out: write("4 * n * heads * headDim"),
+    },
+    integers: { heads: COUNT, kvHeads: COUNT, headDim: COUNT, ...PAGE_SIZES },
     reals: ["scale"],
+    where: ["heads % kvHeads == 0", HAS_CONTEXT],
   },
+  // Reads x where weights are bf16, its int8 codes elsewhere. A residual is added in prompt steps.
   linear: {
-    operands: ["packed", "x", ...QUANTIZED, "y", ...RESIDUAL],
-    integers: ["format", "rows", "inputs", "yStride", "isOutput", ...QUANTIZED_SIZES, ...RESIDUAL_SIZES],
+    operands: {
+      packed: read("packed_bytes(format, group, rows, inputs)"),
+      x: read("group == 0 ? 4 * ((n - 1) * xStride + inputs) : Size(0)"),
+      ...quantized("read"),
+      y: write("4 * ((n - 1) * yStride + rows)"),
+      ...residual((bytes) => read(`residualWidth > 0 ? ${bytes} : Size(0)`)),
+    },
+    integers: {
+      format: FORMAT,
+      rows: SIZE,
+      inputs: SIZE,
+      xStride: STRIDE,
+      yStride: STRIDE,
+      ...QUANTIZED_SIZES,
+      ...RESIDUAL_SIZES,
+    },
     reals: [],
+    where: [
+      IS_PACKED,
+      IS_QUANTIZED.replaceAll("width", "inputs"),
+      "yStride >= rows",
+      `residualWidth == 0 || (group > 0 && residualInputs == inputs && residualOutputs == rows && ${IS_RESIDUAL})`,
+    ],
   },
   sparseSelect: {
-    operands: ["x", ...RESIDUAL, ...SELECTION],
-    integers: ["channels", ...RESIDUAL_SIZES],
+    operands: { x: strided("xStride", "residualInputs"), ...residual(), ...selection("write") },
+    integers: { xStride: STRIDE, channels: COUNT, ...RESIDUAL_SIZES },
     reals: [],
+    where: [IS_RESIDUAL, "residualInputs > 0 && channels <= residualInputs"],
   },
   sparseSum: {
-    operands: [...RESIDUAL, ...SELECTION, "delta"],
-    integers: ["channels", "deltaStride", ...RESIDUAL_SIZES],
+    operands: {
+      ...residual(),
+      ...selection("read"),
+      delta: write("4 * ((n - 1) * deltaStride + residualOutputs)"),
+    },
+    integers: { channels: COUNT, deltaStride: STRIDE, ...RESIDUAL_SIZES },
     reals: [],
+    where: [IS_RESIDUAL, "residualInputs > 0 && deltaStride >= residualOutputs"],
   },
   lowRankDown: {
-    operands: ["x", ...FACTORS, "hidden"],
-    integers: ["hiddenStride", ...FACTOR_SIZES],
+    operands: { x: strided("xStride", "inputs"), ...FACTORS, hidden: write("4 * n * hiddenStride") },
+    integers: { xStride: STRIDE, hiddenStride: SIZE, ...FACTOR_SIZES },
     reals: [],
+    where: [IS_FACTORS, "hiddenStride >= rank"],
   },
   lowRankUp: {
-    operands: ["hidden", ...FACTORS, "delta"],
-    integers: ["hiddenStride", "deltaStride", ...FACTOR_SIZES],
+    operands: {
+      hidden: read("4 * n * hiddenStride"),
+      ...FACTORS,
+      delta: write("4 * ((n - 1) * deltaStride + outputs)"),
+    },
+    integers: { hiddenStride: SIZE, deltaStride: SIZE, ...FACTOR_SIZES },
+    reals: [],
+    where: [IS_FACTORS, "hiddenStride >= rank && deltaStride >= outputs"],
+  },
+  // sums += x_i^2 (products 0), or += x_i x_j (products 1), over the tokens of the step, in their order; f64.
+  observe: {
+    operands: {
+      x: strided("xStride", "width"),
+      sums: words(write("products == 1 ? 8 * width * width : 8 * width")),
+    },
+    integers: { width: SIZE, xStride: STRIDE, products: FLAG },
     reals: [],
   },
 } as const satisfies Record<string, Fields>;
 
+/** `kind` of elementwise: a + b, a * b, silu(a), a. */
+export const ELEMENTWISE = ["add", "mul", "silu", "copy"] as const;
+
 export type Opcode = keyof typeof INSTRUCTIONS;
 type Spec<P extends Opcode> = typeof INSTRUCTIONS[P];
-export type OperandName<P extends Opcode> = Spec<P>["operands"][number];
-export type IntegerName<P extends Opcode> = Spec<P>["integers"][number];
+export type OperandName<P extends Opcode> = keyof Spec<P>["operands"] & string;
+export type IntegerName<P extends Opcode> = keyof Spec<P>["integers"] & string;
 export type RealName<P extends Opcode> = Spec<P>["reals"][number];
 
 /** Where an operand lies: bytes from the start of a segment. */
@@ -108,60 +331,65 @@ export interface Operand {
   readonly offset: number;
 }
 
-/**
- * One instruction by names. Operands left out are null pointers; integers and reals must all be given. `Place` is what
- * an operand is: a place in memory, or whatever a lowering uses before it has assigned memory.
- */
-export interface InstructionOf<P extends Opcode, Place = Operand> {
+/** One instruction by names. Operands left out are null pointers; integers and reals must all be given. */
+export interface InstructionOf<P extends Opcode> {
   readonly op: P;
-  /** The threads of the lane wait for each other after it. */
-  readonly barrier: boolean;
-  readonly operands: { readonly [K in OperandName<P>]?: Place | undefined };
+  readonly operands: { readonly [K in OperandName<P>]?: Operand | undefined };
   readonly integers: { readonly [K in IntegerName<P>]: number };
   readonly reals: { readonly [K in RealName<P>]: number };
+  /** What it runs over: every token of the step, or the rows whose logits are wanted. */
+  readonly over: "tokens" | "rows";
+  /** When it runs: in every step, or only where tokens run as decode. */
+  readonly when: "always" | "decode";
+  /** The threads of the lane wait for each other after it. */
+  readonly barrier: boolean;
   /**
    * How many instructions back the one lies whose whole work must be done before this one starts, where no barrier
    * lies between them (0: none). An instruction that has one continues work begun without a barrier: its own barrier ends
    * that work, so it is met even in steps that skip the instruction.
    */
   readonly after: number;
-  /** When it runs: in every step, or only in prompt (`prefill`) or only in token (`decode`) steps. */
-  readonly when: "always" | "prefill" | "decode";
 }
-export type InstructionWith<Place> = { [P in Opcode]: InstructionOf<P, Place> }[Opcode];
-export type Instruction = InstructionWith<Operand>;
+export type Instruction = { [P in Opcode]: InstructionOf<P> }[Opcode];
 
-export const MOST_OPERANDS = 16;
+export const MOST_OPERANDS = 20;
 export const MOST_INTEGERS = 12;
 export const MOST_REALS = 2;
-/** opcode, barrier, when, after; operands u64; integers i32; reals f32. */
-export const RECORD_BYTES = 16 + 8 * MOST_OPERANDS + 4 * MOST_INTEGERS + 4 * MOST_REALS;
+const HEADER_BYTES = 24;
+/** opcode, over, when, barrier, after, 0; operands u64; integers i32; reals f32. */
+export const RECORD_BYTES = HEADER_BYTES + 8 * MOST_OPERANDS + 4 * MOST_INTEGERS + 4 * MOST_REALS;
 const NONE = 0xffff_ffff_ffff_ffffn;
-const WHEN = ["always", "prefill", "decode"] as const;
+const OVER = ["tokens", "rows"] as const;
+const WHEN = ["always", "decode"] as const;
 const OPCODES = Object.keys(INSTRUCTIONS) as Opcode[];
 
-/** Packs a program into records, little-endian. Throws RangeError for an offset that is not a safe integer. */
+/** Packs a program into records, little-endian. Throws RangeError for a number that its field cannot hold. */
 export function encode(program: readonly Instruction[]): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(program.length * RECORD_BYTES);
   const view = new DataView(bytes.buffer);
+  const put = (at: number, value: number, what: string) => {
+    if ((value | 0) !== value) throw new RangeError(`${what} is ${value}: no 32-bit integer`);
+    view.setInt32(at, value, true);
+  };
   program.forEach((instruction, n) => {
     const fields: Fields = INSTRUCTIONS[instruction.op];
     const operands: Readonly<Record<string, Operand | undefined>> = instruction.operands;
     const integers: Readonly<Record<string, number>> = instruction.integers;
     const reals: Readonly<Record<string, number>> = instruction.reals;
     let at = n * RECORD_BYTES;
-    view.setInt32(at, OPCODES.indexOf(instruction.op), true);
-    view.setInt32(at + 4, instruction.barrier ? 1 : 0, true);
-    view.setInt32(at + 8, WHEN.indexOf(instruction.when), true);
-    view.setInt32(at + 12, instruction.after, true);
-    at += 16;
+    const { op, over, when, barrier, after } = instruction;
+    [OPCODES.indexOf(op), OVER.indexOf(over), WHEN.indexOf(when), barrier ? 1 : 0, after].forEach((
+      value,
+      i,
+    ) => put(at + 4 * i, value, "a header field"));
+    at += HEADER_BYTES;
     for (let i = 0; i < MOST_OPERANDS; i++) view.setBigUint64(at + 8 * i, NONE, true);
-    fields.operands.forEach((name, i) => {
+    Object.keys(fields.operands).forEach((name, i) => {
       const operand = operands[name];
       if (operand) view.setBigUint64(at + 8 * i, address(operand), true);
     });
     at += 8 * MOST_OPERANDS;
-    fields.integers.forEach((name, i) => view.setInt32(at + 4 * i, integers[name] ?? 0, true));
+    Object.keys(fields.integers).forEach((name, i) => put(at + 4 * i, integers[name] ?? 0, `${op}.${name}`));
     at += 4 * MOST_INTEGERS;
     fields.reals.forEach((name, i) => view.setFloat32(at + 4 * i, reals[name] ?? 0, true));
   });
@@ -175,7 +403,10 @@ function address({ segment, offset }: Operand): bigint {
   return BigInt(SEGMENTS.indexOf(segment)) << 56n | BigInt(offset);
 }
 
-/** The C++ side of this table: `hc::instruction::norm::epsilon` is an index, `hc::Opcode::norm` an opcode. */
+/**
+ * The C++ side of this table. `hc::instruction::norm::epsilon_` is an index, `hc::Opcode::norm` an opcode, and
+ * `hc::extents(record, n, out)` says what the record's operands must cover, and what is wrong with its integers.
+ */
 export function cppHeader(): string {
   const list = (names: readonly string[], suffix: string) =>
     names.length === 0 ? "" : `enum ${suffix} : int { ${names.map((n) => `${n}_`).join(", ")} };`;
@@ -183,21 +414,52 @@ export function cppHeader(): string {
     "// Written by the build from ffi/instructions.ts. Do not edit.",
     "#pragma once",
     "#include <cstdint>",
+    "#include <string>",
+    '#include "../simd/extents.h"',
     "namespace hc {",
     `constexpr int MOST_OPERANDS = ${MOST_OPERANDS}, MOST_INTEGERS = ${MOST_INTEGERS}, MOST_REALS = ${MOST_REALS};`,
+    `constexpr int PAGE_POSITIONS = ${PAGE_POSITIONS}, OPERAND_ALIGNMENT = ${OPERAND_ALIGNMENT};`,
+    `constexpr int MAILBOX_EVENTS = ${MAILBOX_EVENTS}, EVENT_BYTES = ${EVENT_BYTES};`,
+    `enum class Segment : int { ${SEGMENTS.join(", ")} };`,
     `constexpr int SEGMENTS = ${SEGMENTS.length};`,
-    "struct Record { int32_t opcode, barrier, when, after; uint64_t operand[MOST_OPERANDS];",
+    "struct Record { int32_t opcode, over, when, barrier, after, reserved; uint64_t operand[MOST_OPERANDS];",
     "  int32_t integer[MOST_INTEGERS]; float real[MOST_REALS]; };",
     `static_assert(sizeof(Record) == ${RECORD_BYTES});`,
     `enum class Opcode : int32_t { ${OPCODES.join(", ")} };`,
+    `constexpr const char* OPCODE_NAMES[] = { ${OPCODES.map((op) => `"${op}"`).join(", ")} };`,
+    `constexpr int OPCODES = ${OPCODES.length};`,
     ...OPCODES.map((op) => {
       const fields: Fields = INSTRUCTIONS[op];
-      return `namespace instruction::${op} { ${list(fields.operands, "Operands")} ${
-        list(fields.integers, "Integers")
+      return `namespace instruction::${op} { ${list(Object.keys(fields.operands), "Operands")} ${
+        list(Object.keys(fields.integers), "Integers")
       } ${list(fields.reals, "Reals")} }`;
     }),
+    "// How many bytes each operand of a record must cover. Gives what its integers break, nothing where they are in order.",
+    "inline std::string extents(const Record& record, Size n, Extent (&out)[MOST_OPERANDS]) {",
+    "  switch (static_cast<Opcode>(record.opcode)) {",
+    ...OPCODES.flatMap(extentCase),
+    "  }",
+    '  return "no such opcode";',
+    "}",
     "}  // namespace hc",
     "",
   ];
   return lines.join("\n");
+}
+
+function extentCase(op: Opcode): string[] {
+  const { operands, integers, where = [] }: Fields = INSTRUCTIONS[op];
+  return [
+    `    case Opcode::${op}: {`,
+    ...Object.entries(integers).flatMap(([name, [least, most]], i) => [
+      `      const Size ${name}(record.integer[${i}]);`,
+      `      if (${name} < ${least} || ${name} > ${most}) return out_of_range("${name}", ${name}, ${least}, ${most});`,
+    ]),
+    ...where.map((rule) => `      if (!(${rule})) return "its integers break ${rule}";`),
+    ...Object.entries(operands).map(([name, { bytes, access, optional, alignment = OPERAND_ALIGNMENT }], i) =>
+      `      out[${i}] = {"${name}", ${bytes}, ${access === "write"}, ${optional === true}, ${alignment}};`
+    ),
+    '      return "";',
+    "    }",
+  ];
 }

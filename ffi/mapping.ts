@@ -3,7 +3,7 @@
  * ordinary one that can be passed to native calls, but it must not be used after close(): the owner keeps the
  * memory alive, not the view.
  */
-import { HcinferError } from "../compiler/errors.ts";
+import { type ErrorKind, HcinferError } from "../compiler/errors.ts";
 import { library } from "./open.ts";
 
 const MESSAGE_BYTES = 256;
@@ -60,14 +60,18 @@ export class NativeBuffer extends NativeMemory {
   }
 }
 
-/** Maps the file at `path`. Throws HcinferError("input") with the system's reason when it cannot be read. */
-export function mapFile(path: string): Mapping {
+/**
+ * Maps the ordinary file at `path`. Throws HcinferError(kind) with the reason when it is none or cannot be read. When
+ * the file is cut off while it is mapped, the process ends with a message and exit code 6 at the first byte that is
+ * gone: there is nothing to go on with.
+ */
+export function mapFile(path: string, kind: ErrorKind = "input"): Mapping {
   const size = new BigUint64Array(1);
   const message = new Uint8Array(MESSAGE_BYTES);
   const address = library().hc_map_file(new TextEncoder().encode(`${path}\0`), size, message);
   if (message[0] !== 0) {
     const text = new TextDecoder().decode(message.subarray(0, message.indexOf(0)));
-    throw new HcinferError("input", `cannot read ${path}: ${text}`);
+    throw new HcinferError(kind, `cannot read ${path}: ${text}`);
   }
   return new Mapping(address, Number(size[0]));
 }

@@ -1,14 +1,16 @@
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { HcinferError } from "../compiler/errors.ts";
 import { allocate, mapFile } from "./mapping.ts";
 
-function inFolder(test: (folder: string) => void): void {
+async function inFolder(test: (folder: string) => void | Promise<void>): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "hcinfer-mapping-"));
   try {
-    test(folder);
+    await test(folder);
   } finally {
     rmSync(folder, { recursive: true });
   }
@@ -46,6 +48,53 @@ Deno.test("what cannot be mapped is named, with the reason", () =>
         return true;
       });
     }
+  }));
+
+Deno.test("pipes and devices are refused, and nothing waits", () =>
+  inFolder((folder) => {
+    const pipe = join(folder, "pipe");
+    execFileSync("mkfifo", [pipe]);
+    for (const path of [pipe, "/dev/zero"]) {
+      assert.throws(() => mapFile(path, "bundle"), /a pipe or a device/);
+    }
+  }));
+
+/** Runs `script`, which has mapFile, in a process of its own. */
+async function child(folder: string, script: string): Promise<{ code: number; text: string }> {
+  const file = join(folder, "child.ts");
+  const mapping = JSON.stringify(new URL("./mapping.ts", import.meta.url).href);
+  writeFileSync(
+    file,
+    `import { mapFile } from ${mapping};
+     import { truncateSync } from "node:fs";
+     import process from "node:process";
+     ${script}
+     console.log("still there");`,
+  );
+  const config = fileURLToPath(new URL("../deno.json", import.meta.url));
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", "--no-check", "--config", config, file],
+  }).output();
+  return { code, text: new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr) };
+}
+
+Deno.test("a file that is cut off while it is mapped ends the process with its name", () =>
+  inFolder(async (folder) => {
+    const path = join(folder, "weights.safe\u001btensors");
+    writeFileSync(path, new Uint8Array(100_000));
+    const file = JSON.stringify(path);
+    const cut = `const m = mapFile(${file}); truncateSync(${file}, 10); let sum = 0;`;
+    const touched = await child(folder, `${cut} for (const byte of m.bytes) sum += byte;`);
+    assert.equal(touched.code, 6);
+    assert.match(
+      touched.text,
+      /^error: .*\/weights\.safe\?tensors was truncated or its disk failed while it was in use\n$/,
+    );
+    // What is left of the file's last page can be read, and a signal that somebody sent is not taken for a fault.
+    const sound = `${cut} sum += m.bytes[4];`;
+    assert.deepEqual(await child(folder, sound), { code: 0, text: "still there\n" });
+    const sent = await child(folder, `${sound} process.kill(process.pid, "SIGBUS");`);
+    assert.doesNotMatch(sent.text, /truncated/);
   }));
 
 Deno.test("allocated memory is zero, aligned and writable; closing twice is harmless", () => {

@@ -1,6 +1,6 @@
 /**
- * The only place that opens the native library. It is opened at the first call that needs it, so that what needs no
- * native code (parsing, passes, help) works before `deno task build`.
+ * The only place that opens native libraries: our own, at the first call that needs it, so that what needs no native code
+ * (parsing, passes, help) works before `deno task build`; and those of drivers.
  */
 import { existsSync } from "node:fs";
 import process from "node:process";
@@ -17,38 +17,42 @@ let opened: Library | undefined;
  * HcinferError("environment") when it is not built or is of another version.
  */
 export function library(): Library {
-  return opened ??= open(process.env["HCINFER_LIBRARY"] || libraryPath());
+  return opened ??= openOwn(process.env["HCINFER_LIBRARY"] || libraryPath());
 }
 
-/** Opens the library at `path`: `library` without its memory of what is open. */
-export function open(path: string): Library {
+/** Our own library at `path`: `library` without its memory of what is open. */
+export function openOwn(path: string): Library {
+  const build = "\nrun: deno task build";
   if (!existsSync(path)) {
+    throw new HcinferError("environment", `the native library is not built: ${path} does not exist${build}`);
+  }
+  // First only its version: another version's library may lack functions, and then fails to load as a whole.
+  const probe = open(path, abi, build);
+  const version = probe.symbols.hc_abi_version();
+  probe.close();
+  if (version !== ABI_VERSION) {
     throw new HcinferError(
       "environment",
-      `the native library is not built: ${path} does not exist\nrun: deno task build`,
+      `${path} is of version ${version}, this program needs ${ABI_VERSION}${build}`,
     );
   }
+  return open(path, symbols, build).symbols;
+}
+
+/**
+ * Opens the library at `path` (or of that name, where the system finds it) with the functions of `table`. Whether they
+ * are of the version that the table describes is the caller's to check. Throws HcinferError("environment") with the
+ * system's reason, and `advice` behind it.
+ */
+export function open<S extends Deno.ForeignLibraryInterface>(
+  path: string,
+  table: S,
+  advice = "",
+): Deno.DynamicLibrary<S> {
   try {
-    // First only its version: another version's library may lack functions, and then fails to load as a whole.
-    const probe = Deno.dlopen(path, abi);
-    const version = probe.symbols.hc_abi_version();
-    probe.close();
-    if (version !== ABI_VERSION) {
-      throw new HcinferError(
-        "environment",
-        `${path} is of version ${version}, this program needs ${ABI_VERSION}\nrun: deno task build`,
-      );
-    }
-    return Deno.dlopen(path, symbols).symbols;
+    return Deno.dlopen(path, table);
   } catch (error) {
-    if (error instanceof HcinferError) throw error;
     const cause = error instanceof Error ? error.message : String(error);
-    throw new HcinferError(
-      "environment",
-      `the native library does not load: ${cause}\nrun: deno task build`,
-      {
-        cause: error,
-      },
-    );
+    throw new HcinferError("environment", `${path} does not load: ${cause}${advice}`, { cause: error });
   }
 }

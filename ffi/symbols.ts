@@ -4,7 +4,7 @@
  */
 
 /** Must equal HC_ABI_VERSION in simd/mapping.cpp: raised whenever a signature changes. */
-export const ABI_VERSION = 1;
+export const ABI_VERSION = 2;
 
 export const abi = {
   hc_abi_version: { parameters: [], result: "u32" },
@@ -17,6 +17,21 @@ export const mapping = {
   hc_allocate: { parameters: ["u64"], result: "pointer" },
   /** (address, bytes) of either of the two above. */
   hc_unmap: { parameters: ["pointer", "u64"], result: "void" },
+} as const;
+
+export const files = {
+  /** (path, create or 0) -> descriptor of the file, locked; negative when it is not. */
+  hc_lock_file: { parameters: ["buffer", "i32"], result: "i32" },
+  hc_unlock_file: { parameters: ["i32"], result: "void" },
+  /** (path, path) -> 0 when they are exchanged. */
+  hc_exchange: { parameters: ["buffer", "buffer"], result: "i32" },
+} as const;
+
+export const interrupts = {
+  hc_watch_interrupts: { parameters: [], result: "void" },
+  /** () -> number of the signal, 0 for none. */
+  hc_interrupt: { parameters: [], result: "i32" },
+  hc_unwatch_interrupts: { parameters: [], result: "void" },
 } as const;
 
 /** Arguments stand at the functions in simd/packing.cpp; results are PACKING_STATUS, hc_quantize's also an index. */
@@ -60,18 +75,31 @@ export const engine = {
   /** () -> the instruction set in use, null with hc_engine_error() set. */
   hc_isa: { parameters: [], result: "pointer" },
   hc_engine_error: { parameters: [], result: "pointer" },
+  /** () -> what the last error of hc_engine_create was: ENGINE_FAILURE. */
+  hc_engine_failure: { parameters: [], result: "i32" },
   /**
-   * (backbone records, count, compensation records, count, segment addresses u64[], sizes i64[], events, backbone
-   * threads, compensation threads) -> engine, null with hc_engine_error() set.
+   * (records of all lanes, counts i64[lanes], threads i32[lanes], lanes, segment addresses u64[], sizes i64[], capacity)
+   * -> engine, null with hc_engine_error() and hc_engine_failure() set.
    */
   hc_engine_create: {
-    parameters: ["buffer", "i64", "buffer", "i64", "buffer", "buffer", "i32", "i32", "i32"],
+    parameters: ["buffer", "buffer", "buffer", "i32", "buffer", "buffer", "i32"],
     result: "pointer",
   },
-  /** (engine, tokens i32[], count, position, mode, logit rows). */
-  hc_engine_step: { parameters: ["pointer", "buffer", "i32", "i32", "i32", "i32"], result: "void" },
+  /** (engine, tokens, rows, tiles, mode) -> STEP_STATUS. One call at a time. */
+  hc_engine_step: { parameters: ["pointer", "i32", "i32", "i32", "i32"], result: "i32" },
+  /** The same function, on a thread that is not JavaScript's. */
+  hc_engine_step_async: {
+    name: "hc_engine_step",
+    parameters: ["pointer", "i32", "i32", "i32", "i32"],
+    result: "i32",
+    nonblocking: true,
+  },
+  /** (engine, i32[3] out: layer, token, 0 for a key or 1 for a value), of the last step, which overflowed. */
+  hc_engine_overflow: { parameters: ["pointer", "buffer"], result: "void" },
   /** (engine, times i64[] out, count). */
   hc_engine_trace: { parameters: ["pointer", "buffer", "i64"], result: "void" },
+  /** (engine) -> bytes of scratch of all its threads. */
+  hc_engine_scratch_bytes: { parameters: ["pointer"], result: "i64" },
   hc_engine_destroy: { parameters: ["pointer"], result: "void" },
   /** (logits f32[], count) -> index of the largest, the first among equals. */
   hc_argmax: { parameters: ["buffer", "i64"], result: "i64" },
@@ -79,9 +107,20 @@ export const engine = {
   hc_token_loss: { parameters: ["buffer", "buffer", "i64", "i64", "buffer", "buffer"], result: "void" },
 } as const;
 
+export const STEP_STATUS = { done: 0, aborted: 1, overflow: 2, badCounts: 3 } as const;
+export const ENGINE_FAILURE = { program: 0, environment: 1 } as const;
+
 export const measure = {
   /** (copy or read, bytes, threads, rounds) -> bytes per second, 0 when there is no memory for it. */
   hc_measure_bandwidth: { parameters: ["i32", "u64", "i32", "i32"], result: "f64" },
 } as const;
 
-export const symbols = { ...abi, ...mapping, ...packing, ...engine, ...measure } as const;
+export const symbols = {
+  ...abi,
+  ...mapping,
+  ...files,
+  ...interrupts,
+  ...packing,
+  ...engine,
+  ...measure,
+} as const;

@@ -4,7 +4,7 @@
  * natural logarithms throughout.
  */
 import { HcinferError } from "../compiler/errors.ts";
-import type { Executor, StepKind } from "./executor.ts";
+import type { Executor, Run, Sequence, StepKind } from "./executor.ts";
 
 /**
  * Loss of one prediction from logits [vocabulary] each: `nll` is -log softmax(logits)[target], `kl` is
@@ -24,6 +24,8 @@ export interface EvaluateOptions {
   readonly as?: StepKind;
   /** What to measure the divergence from, usually the bf16 model. It always runs as `as` says. */
   readonly reference?: Executor;
+  /** Ends the evaluation: its promise is rejected with the signal's reason. */
+  readonly signal?: AbortSignal;
   /** After each window, in tokens. */
   readonly onProgress?: (done: number, total: number) => void;
   readonly tokenLoss?: TokenLoss;
@@ -46,10 +48,11 @@ export interface Evaluation {
  * @throws {HcinferError} "input": fewer than two tokens; a window longer than a context; other vocabularies;
  *   "bundle": logits that are not numbers
  */
-export function evaluate(executor: Executor, options: EvaluateOptions): Evaluation {
-  const { tokens, window = 256, as = "decode", reference, tokenLoss = lossOfToken } = options;
+export async function evaluate(executor: Executor, options: EvaluateOptions): Promise<Evaluation> {
+  const { tokens, window = 256, as = "decode", reference, signal, tokenLoss = lossOfToken } = options;
   check(executor, options, window);
   const executors = reference ? [executor, reference] : [executor];
+  using sequences = new Sequences(executors);
   const chunk = Math.min(...executors.map((e) => e.capacity));
   const vocabulary = executor.model.vocabularySize;
   let windows = 0, predictions = 0, nll = 0, kl = 0;
@@ -59,7 +62,7 @@ export function evaluate(executor: Executor, options: EvaluateOptions): Evaluati
     const seen = text.length - 1;
     for (let position = 0; position < seen; position += chunk) {
       const step = text.subarray(position, Math.min(position + chunk, seen));
-      const [logits, others] = executors.map((e) => e.step({ tokens: step, position, as, logits: "all" }));
+      const [logits, others] = await sequences.step({ tokens: step, position, as, logits: "all" }, signal);
       for (let t = 0; t < step.length; t++) {
         const row = (all: Float32Array) => all.subarray(t * vocabulary, (t + 1) * vocabulary);
         const loss = tokenLoss(row(logits!), others && row(others), text[position + t + 1]!);
@@ -84,6 +87,27 @@ export function evaluate(executor: Executor, options: EvaluateOptions): Evaluati
     perplexity: Math.exp(nll / predictions),
     divergence: reference && kl / predictions,
   };
+}
+
+/** A sequence on each executor, which all step alike. */
+class Sequences implements Disposable {
+  readonly #all: readonly { readonly executor: Executor; readonly sequence: Sequence }[];
+
+  constructor(executors: readonly Executor[]) {
+    this.#all = executors.map((executor) => ({ executor, sequence: executor.sequence() }));
+  }
+
+  async step(run: Omit<Run, "sequence">, signal: AbortSignal | undefined): Promise<Float32Array[]> {
+    const logits = [];
+    for (const { executor, sequence } of this.#all) {
+      logits.push((await executor.stepAsync({ runs: [{ ...run, sequence }] }, signal))[0]!);
+    }
+    return logits;
+  }
+
+  [Symbol.dispose](): void {
+    for (const { sequence } of this.#all) sequence[Symbol.dispose]();
+  }
 }
 
 function check(executor: Executor, { tokens, reference }: EvaluateOptions, window: number): void {

@@ -1,20 +1,23 @@
 /**
- * What runs a plan. An executor holds one sequence: its key-value cache and the buffers of a step.
+ * What runs a plan. An executor holds the key-value cache, from which sequences take their pages, and the buffers of one
+ * step; a step holds runs of one or several sequences.
  *
- * Order. `step` is synchronous: when it returns, the logits are written and the keys and values of its tokens are
- * in the cache. Within a step, a node runs after every node whose outputs it reads; lanes meet only in the plan's
- * signal and wait. The returned logits are a view of the executor's buffer: the next `step` overwrites it.
+ * Order. When a step is over, its logits are written and the keys and values of its tokens are in the cache. Within a
+ * step, a node runs after every node whose outputs it reads; lanes meet only in the plan's signal and wait. Returned
+ * logits are views of the executor's buffer: the next step overwrites them. One step at a time.
  *
- * Positions. A step at position p reads what earlier steps cached for 0..p-1 and its own tokens, and forgets
- * whatever was cached at p and later. So position 0 begins a new sequence, and a smaller position than the last
- * goes back in the present one. A step that would leave a hole is refused.
+ * Positions. A run at position p reads what its sequence has cached for 0..p-1 and its own tokens, and forgets
+ * whatever was cached at p and later. So position 0 begins the sequence anew, and a smaller position than its length
+ * goes back in it. A run that would leave a hole is refused.
  *
  * Bit-identity. On one executor, for the same bundle and the same `as` of every token, logits are identical bit for
- * bit from run to run, for every number of threads, with corrections "async" or "inline", and for every way the
- * same tokens are cut into steps. Between executors they only agree numerically: tests/parity states how closely.
+ * bit from run to run, for every number of threads, with corrections "async" or "inline", for every way the same
+ * tokens are cut into steps, and whatever other sequences are in them. Between executors they only agree
+ * numerically: tests/parity states how closely.
  */
 import type { ModelInfo, Plan } from "../compiler/plan.ts";
 import { HcinferError } from "../compiler/errors.ts";
+import { MOST_RUNS } from "../compiler/memory.ts";
 
 /**
  * How a token's sparse residual is computed: "decode" adds the rows of the channels this token chose, "prefill" adds
@@ -22,13 +25,29 @@ import { HcinferError } from "../compiler/errors.ts";
  */
 export type StepKind = "prefill" | "decode";
 
-export interface StepRequest {
-  /** 1 to `capacity` token ids, the tokens at `position`, `position + 1`, ... */
-  readonly tokens: Int32Array;
+/** The tokens that one text has in the cache of one executor. Closing it gives its memory back. */
+export interface Sequence extends Disposable {
+  /** Tokens cached: positions 0 to length - 1. */
+  readonly length: number;
+  /** A second sequence that begins with the same tokens; what both hold is shared until one of them writes to it. */
+  fork(): Sequence;
+}
+
+/** Consecutive tokens of one sequence. */
+export interface Run {
+  readonly sequence: Sequence;
+  /** Of the first token: at most the sequence's length. */
   readonly position: number;
+  /** Token ids, at least one. */
+  readonly tokens: Int32Array;
   readonly as: StepKind;
   /** Which tokens need logits. */
   readonly logits: "none" | "last" | "all";
+}
+
+/** Runs of distinct sequences: at most MOST_RUNS, and together at most `capacity` tokens. */
+export interface StepRequest {
+  readonly runs: readonly Run[];
 }
 
 export interface Executor extends Disposable {
@@ -36,14 +55,22 @@ export interface Executor extends Disposable {
   readonly model: ModelInfo;
   /** Most tokens in one step. */
   readonly capacity: number;
-  /** Most tokens in the sequence. */
+  /** Most tokens in a sequence. */
   readonly contextLength: number;
+  /** A new, empty sequence. */
+  sequence(): Sequence;
   /**
-   * Runs the tokens through the model. Returns the logits, f32 [rows, vocabularySize] with 0, 1 or
+   * Runs the tokens through the model. Returns for each run its logits, f32 [rows, vocabularySize] with 0, 1 or
    * `tokens.length` rows, valid until the next step.
-   * @throws {HcinferError} "input": a request that `checkStep` refuses
+   * @throws {HcinferError} "input": a request that `checkStep` refuses, a full cache; "bundle": keys or values that
+   *   the cache's f16 cannot hold
    */
-  step(request: StepRequest): Float32Array;
+  step(request: StepRequest): readonly Float32Array[];
+  /**
+   * The same without holding the event loop. When `signal` aborts, the step ends within milliseconds and the promise is
+   * rejected with the signal's reason; sequences are then as long as where their runs began.
+   */
+  stepAsync(request: StepRequest, signal?: AbortSignal): Promise<readonly Float32Array[]>;
 }
 
 export type CorrectionMode = "auto" | "async" | "inline" | "off";
@@ -52,9 +79,27 @@ export interface ExecutorOptions {
   readonly threads: number;
   /** "auto": what the plan says. "off" leaves every correction out: the backbone alone. */
   readonly corrections: CorrectionMode;
-  /** Default: the model's, which decides how much memory the cache takes. */
+  /** Most tokens in a sequence. Default: the model's, up to 32,768. */
   readonly contextLength?: number;
   readonly capacity?: number;
+  /** Most positions that all sequences hold together, in whole pages. Default: `contextLength`. */
+  readonly cachePositions?: number;
+}
+
+/** The cache of a longer context would be mapped, not touched; its rotation tables would have to be computed. */
+const DEFAULT_CONTEXT = 32_768;
+
+/**
+ * The context an executor gives: what was asked for, at most the model's own.
+ * @throws {HcinferError} "usage": a length the model was not made for
+ */
+export function contextOf(model: ModelInfo, asked: number | undefined): number {
+  if (asked === undefined) return Math.min(model.contextLength, DEFAULT_CONTEXT);
+  if (Number.isInteger(asked) && asked >= 1 && asked <= model.contextLength) return asked;
+  throw new HcinferError(
+    "usage",
+    `a context of ${asked} tokens: expected 1 to ${model.contextLength}, the longest ${model.name} was made for`,
+  );
 }
 
 /** What executors read of a bundle (compiler/bundle.ts opens one from disk). */
@@ -66,39 +111,46 @@ export interface ExecutableBundle {
   ): { readonly dtype: string; readonly shape: readonly number[]; readonly bytes: Uint8Array };
 }
 
-/** Number of rows that a step returns. */
-export function logitRows(request: StepRequest): number {
-  return request.logits === "none" ? 0 : request.logits === "last" ? 1 : request.tokens.length;
+/** Number of rows of logits that a run returns. */
+export function logitRows(run: Run): number {
+  return run.logits === "none" ? 0 : run.logits === "last" ? 1 : run.tokens.length;
 }
 
 /**
- * Refuses a step that no executor can run: no tokens or more than the capacity, a token id outside the vocabulary, a
- * position past the `cached` tokens, or an end past the context.
+ * Refuses a step that no executor can run: no runs or too many, a sequence twice, a run without tokens, more tokens
+ * than the capacity, a token id outside the vocabulary, a position past the sequence's end, or an end past the context.
  * @throws {HcinferError} "input"
  */
 export function checkStep(
   executor: Pick<Executor, "model" | "capacity" | "contextLength">,
-  request: StepRequest,
-  cached: number,
+  { runs }: StepRequest,
 ): void {
-  const { tokens, position } = request;
   const refuse = (message: string): never => {
     throw new HcinferError("input", message);
   };
-  if (tokens.length === 0) refuse("a step needs at least one token");
-  if (tokens.length > executor.capacity) {
-    refuse(`a step of ${tokens.length} tokens exceeds the executor's capacity of ${executor.capacity}`);
+  if (runs.length === 0 || runs.length > MOST_RUNS) {
+    refuse(`a step has 1 to ${MOST_RUNS} runs, found ${runs.length}`);
   }
-  if (!Number.isInteger(position) || position < 0 || position > cached) {
-    refuse(`a step at position ${position} leaves a hole: ${cached} tokens are cached`);
+  if (new Set(runs.map((run) => run.sequence)).size < runs.length) {
+    refuse("a step has one run of a sequence, found two");
   }
-  if (position + tokens.length > executor.contextLength) {
-    refuse(
-      `${position + tokens.length} tokens do not fit the context of ${executor.contextLength}: ` +
-        "shorten the prompt, or ask for a longer context",
-    );
+  const count = runs.reduce((sum, run) => sum + run.tokens.length, 0);
+  if (count > executor.capacity) {
+    refuse(`a step of ${count} tokens exceeds the executor's capacity of ${executor.capacity}`);
   }
   const vocabulary = executor.model.vocabularySize;
-  const bad = tokens.findIndex((id) => id < 0 || id >= vocabulary);
-  if (bad >= 0) refuse(`token ${tokens[bad]} at index ${bad} is outside the vocabulary of ${vocabulary}`);
+  for (const { sequence, position, tokens } of runs) {
+    if (tokens.length === 0) refuse("a run needs at least one token");
+    if (!Number.isInteger(position) || position < 0 || position > sequence.length) {
+      refuse(`a run at position ${position} leaves a hole: ${sequence.length} tokens are cached`);
+    }
+    if (position + tokens.length > executor.contextLength) {
+      refuse(
+        `${position + tokens.length} tokens do not fit the context of ${executor.contextLength}: ` +
+          "shorten the prompt, or ask for a longer context",
+      );
+    }
+    const bad = tokens.findIndex((id) => id < 0 || id >= vocabulary);
+    if (bad >= 0) refuse(`token ${tokens[bad]} at index ${bad} is outside the vocabulary of ${vocabulary}`);
+  }
 }

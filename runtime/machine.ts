@@ -1,10 +1,10 @@
 /** Measures what the cost model (compiler/cost.ts) asks of a machine, with the kernels that steps use. */
-import { cpus, hostname, totalmem } from "node:os";
+import { cpus, totalmem } from "node:os";
 import { performance } from "node:perf_hooks";
 import type { MachineProfile } from "../compiler/profile.ts";
 import { packedShape, type WeightFormat } from "../compiler/weights/format.ts";
 import { Engine } from "../ffi/engine.ts";
-import type { Instruction, Operand, Segment } from "../ffi/instructions.ts";
+import type { Instruction, Operand } from "../ffi/instructions.ts";
 import { allocate } from "../ffi/mapping.ts";
 import { memoryBandwidth } from "../ffi/measure.ts";
 
@@ -36,11 +36,13 @@ export function measureMachine(
   onProgress?.(threads + 2, total, "starting an instruction");
   const instructionOverhead = rounded(barrierMicroseconds(threads));
   onProgress?.(total, total, "");
+  // Profiles go into bundles, which are given away: no name of this machine.
+  const cpuName = cpus()[0]?.model.trim() || "unknown";
   return {
-    name: hostname(),
+    name: cpuName,
     measured: true,
     cpu: {
-      name: cpus()[0]?.model.trim() ?? "unknown",
+      name: cpuName,
       cores: threads,
       readBandwidth,
       int8Rate,
@@ -51,6 +53,7 @@ export function measureMachine(
   };
 }
 
+const EVERY_TOKEN = { over: "tokens", when: "always", barrier: true, after: 0 } as const;
 const NO_RESIDUAL = { residualWidth: 0, residualInputs: 0, residualOutputs: 0, rowBytes: 0 } as const;
 const FORMAT_CODES = { bf16: 0, q8: 1 } as const;
 
@@ -69,9 +72,7 @@ function linearRate(format: WeightFormat): number {
   const { x, y, ...quantized } = place;
   const linear: Instruction = {
     op: "linear",
-    barrier: true,
-    after: 0,
-    when: "always",
+    ...EVERY_TOKEN,
     operands: {
       packed: { segment: "weights", offset: 0 },
       x,
@@ -82,8 +83,8 @@ function linearRate(format: WeightFormat): number {
       format: FORMAT_CODES[format.kind === "bf16" ? "bf16" : "q8"],
       rows: ROWS,
       inputs: INPUTS,
+      xStride: INPUTS,
       yStride: ROWS,
-      isOutput: 0,
       group,
       groups,
       codeStride: group === 0 ? 0 : INPUTS,
@@ -99,11 +100,9 @@ function barrierMicroseconds(threads: number): number {
   const count = 256;
   const nothing: Instruction = {
     op: "quantize",
-    barrier: true,
-    after: 0,
-    when: "always",
+    ...EVERY_TOKEN,
     operands: { x: { segment: "arena", offset: 0 } },
-    integers: { width: 16, group: 0, groups: 0, codeStride: 0 },
+    integers: { width: 16, xStride: 16, group: 0, groups: 0, codeStride: 0 },
     reals: {},
   };
   const program = Array.from({ length: count }, () => nothing);
@@ -113,24 +112,30 @@ function barrierMicroseconds(threads: number): number {
 /** Seconds of a step of `program`, the best of as many as fit the time. */
 function secondsOf(
   program: readonly Instruction[],
-  bytes: Partial<Record<Segment, number>>,
+  bytes: { readonly weights: number; readonly arena: number },
   threads: number,
   tokens: number,
 ): number {
-  using weights = allocate(bytes.weights ?? 64);
+  using weights = allocate(bytes.weights);
+  const nothing = allocate(0);
   using engine = new Engine({
-    backbone: program,
-    compensation: [],
-    memory: { weights, arena: allocate(bytes.arena ?? 64), cache: allocate(64), tables: allocate(64) },
-    events: 0,
-    backboneThreads: threads,
-    compensationThreads: 0,
+    lanes: [{ program, threads }],
+    memory: {
+      weights,
+      arena: allocate(bytes.arena),
+      cache: nothing,
+      tables: nothing,
+      step: nothing,
+      mailbox: nothing,
+      logits: nothing,
+      observations: nothing,
+    },
+    capacity: tokens,
   });
-  const ids = new Int32Array(tokens);
   let best = Infinity;
   for (const end = performance.now() + MILLISECONDS; performance.now() < end;) {
     const started = performance.now();
-    engine.step(ids, 0, "prefill", "none");
+    engine.step({ tokens, rows: 0, tiles: 0, mode: "prefill" });
     best = Math.min(best, performance.now() - started);
   }
   return best / 1000;

@@ -1,11 +1,11 @@
 /**
- * A sequence on an executor: a prompt goes in in chunks, then tokens come out one by one. One session at a time owns
- * an executor, whose cache holds this one sequence.
+ * One text on an executor: a prompt goes in in chunks, then tokens come out one by one. Sessions on one executor do not
+ * see each other; each holds a sequence until it is disposed of.
  */
 import { performance } from "node:perf_hooks";
 import { setImmediate } from "node:timers/promises";
 import { HcinferError } from "../compiler/errors.ts";
-import type { Executor, StepKind } from "./executor.ts";
+import type { Executor, Sequence, StepKind } from "./executor.ts";
 import { Sampler } from "./sampler.ts";
 import { type TextDecoding, TextStream } from "./stream.ts";
 
@@ -27,6 +27,8 @@ export interface GenerateOptions {
   /** Without one, pieces have no text. */
   readonly tokenizer?: TextDecoding;
   readonly signal?: AbortSignal;
+  /** Of the prompt, after each of its chunks, in tokens. */
+  readonly onProgress?: (done: number, total: number) => void;
 }
 
 /** One generated token and the text it completes. The last piece may be text alone, without a token. */
@@ -53,49 +55,102 @@ export interface GenerationStatistics {
   readonly decodeTokensPerSecond: number;
 }
 
-export class Session {
+/** A step that took longer than this is followed by one that leaves the event loop free. */
+const LONG_STEP_MILLISECONDS = 20;
+
+export interface PrefillOptions {
+  /** Ends the prompt within milliseconds; the tokens of whole chunks before stay. */
+  readonly signal?: AbortSignal;
+  /** After each chunk, in tokens of this prompt. */
+  readonly onProgress?: (done: number, total: number) => void;
+}
+
+export class Session implements Disposable {
   readonly executor: Executor;
   readonly chunk: number;
-  #position = 0;
+  readonly #sequence: Sequence;
+  /** What is cached: tokens, and how each was run. A prefix is reused only where both agree. */
+  readonly #tokens: number[];
+  readonly #kinds: StepKind[];
+  #lastStep = 0;
 
-  constructor(executor: Executor, options: SessionOptions = {}) {
+  constructor(executor: Executor, options: SessionOptions = {}, from?: Session) {
     this.executor = executor;
     this.chunk = Math.min(options.chunk ?? executor.capacity, executor.capacity);
     if (!Number.isInteger(this.chunk) || this.chunk < 1) {
       throw new HcinferError("usage", `a prompt's chunk must be at least 1 token, found ${options.chunk}`);
     }
+    this.#sequence = from ? from.#sequence.fork() : executor.sequence();
+    this.#tokens = from ? from.#tokens.slice() : [];
+    this.#kinds = from ? from.#kinds.slice() : [];
   }
 
   /** Tokens in the cache. */
   get position(): number {
-    return this.#position;
+    return this.#tokens.length;
+  }
+
+  /** A second session that begins with the same tokens; what both hold is stored once. */
+  fork(): Session {
+    return new Session(this.executor, { chunk: this.chunk }, this);
   }
 
   /** Forgets the tokens from `position` on; by default all. */
   rewind(position = 0): void {
-    if (!Number.isInteger(position) || position < 0 || position > this.#position) {
-      throw new HcinferError("usage", `cannot go back to position ${position} of ${this.#position}`);
+    if (!Number.isInteger(position) || position < 0 || position > this.position) {
+      throw new HcinferError("usage", `cannot go back to position ${position} of ${this.position}`);
     }
-    this.#position = position;
+    this.#tokens.length = position;
+    this.#kinds.length = position;
   }
 
   /**
-   * Appends a prompt and returns the logits after its last token, valid until the next step.
+   * Goes back to where the cached text begins to differ from `prompt`, run as a prompt, and returns how many of its tokens
+   * are cached already. At least the last is left to run, which gives its logits.
+   */
+  reuse(prompt: Int32Array): number {
+    let same = 0;
+    const most = Math.min(this.position, prompt.length - 1);
+    while (same < most && this.#tokens[same] === prompt[same] && this.#kinds[same] === "prefill") same++;
+    this.rewind(same);
+    return same;
+  }
+
+  /**
+   * Appends a prompt, chunk by chunk, and returns the logits after its last token, valid until the executor's next step.
+   * The event loop goes on meanwhile.
    * @throws {HcinferError} "input": no tokens, or more than the context has room for (nothing is computed then)
    */
-  prefill(tokens: Int32Array): Float32Array {
+  async prefill(tokens: Int32Array, { signal, onProgress }: PrefillOptions = {}): Promise<Float32Array> {
     this.#checkRoom(tokens.length);
     let logits = new Float32Array(0);
     for (let start = 0; start < tokens.length; start += this.chunk) {
       const end = Math.min(start + this.chunk, tokens.length);
-      logits = this.#step(tokens.subarray(start, end), "prefill", end === tokens.length);
+      const runs = [this.#run(tokens.subarray(start, end), "prefill", end === tokens.length)];
+      [logits] = await this.executor.stepAsync({ runs }, signal) as [Float32Array<ArrayBuffer>];
+      this.#append(tokens.subarray(start, end), "prefill");
+      onProgress?.(end, tokens.length);
     }
     return logits;
   }
 
-  /** Appends one token and returns the logits after it, valid until the next step. */
+  /** Appends one token and returns the logits after it, valid until the executor's next step. */
   decode(token: number): Float32Array {
-    return this.#step(Int32Array.of(token), "decode", true);
+    const runs = [this.#run(Int32Array.of(token), "decode", true)];
+    const began = performance.now();
+    const [logits] = this.executor.step({ runs });
+    this.#lastStep = performance.now() - began;
+    this.#append(runs[0]!.tokens, "decode");
+    return logits!;
+  }
+
+  /** `decode` that leaves the event loop free where steps are long. */
+  async decodeAsync(token: number, signal?: AbortSignal): Promise<Float32Array> {
+    if (this.#lastStep < LONG_STEP_MILLISECONDS) return this.decode(token);
+    const runs = [this.#run(Int32Array.of(token), "decode", true)];
+    const [logits] = await this.executor.stepAsync({ runs }, signal);
+    this.#append(runs[0]!.tokens, "decode");
+    return logits!;
   }
 
   /**
@@ -107,21 +162,33 @@ export class Session {
     return new Generation(this, prompt, options);
   }
 
-  #step(tokens: Int32Array, as: StepKind, wanted: boolean): Float32Array<ArrayBuffer> {
-    const request = { tokens, position: this.#position, as, logits: wanted ? "last" : "none" } as const;
-    const logits = this.executor.step(request);
-    this.#position += tokens.length;
-    return logits as Float32Array<ArrayBuffer>;
+  /** Gives the sequence's memory back. */
+  [Symbol.dispose](): void {
+    this.#sequence[Symbol.dispose]();
+    this.rewind();
+  }
+
+  #run(tokens: Int32Array, as: StepKind, wanted: boolean) {
+    const logits = wanted ? "last" : "none";
+    return { sequence: this.#sequence, position: this.position, tokens, as, logits } as const;
+  }
+
+  #append(tokens: Int32Array, as: StepKind): void {
+    for (const token of tokens) {
+      this.#tokens.push(token);
+      this.#kinds.push(as);
+    }
   }
 
   #checkRoom(count: number): void {
     const { contextLength } = this.executor;
     if (count === 0) throw new HcinferError("input", "the prompt has no tokens");
-    if (this.#position + count <= contextLength) return;
-    const before = this.#position === 0 ? "" : ` after ${this.#position} earlier ones`;
+    if (this.position + count <= contextLength) return;
+    const before = this.position === 0 ? "" : ` after ${this.position} earlier ones`;
     throw new HcinferError(
       "input",
-      `the prompt has ${count} tokens${before}, the context holds ${contextLength}: shorten the prompt`,
+      `the prompt has ${count} tokens${before}, the context holds ${contextLength}: shorten the prompt, ` +
+        "or ask for a longer context",
     );
   }
 }
@@ -170,7 +237,9 @@ export class Generation implements AsyncIterable<Piece> {
     try {
       if (signal?.aborted) return;
       if (maxTokens < 1) return void (this.#end = "length");
-      let logits = session.prefill(this.#prompt);
+      const { onProgress } = this.#options;
+      const options = { ...signal ? { signal } : {}, ...onProgress ? { onProgress } : {} };
+      let logits = await session.prefill(this.#prompt, options);
       this.#promptSeconds = secondsSince(began);
       while (true) {
         const token = sampler.next(logits);
@@ -191,10 +260,12 @@ export class Generation implements AsyncIterable<Piece> {
         else if (session.position >= session.executor.contextLength) this.#end = "context";
         if (this.#end) break;
         began = performance.now();
-        logits = session.decode(token);
+        logits = await session.decodeAsync(token, signal);
       }
       const rest = stream?.end() ?? "";
       if (rest !== "") yield { token: undefined, text: rest };
+    } catch (error) {
+      if (!signal?.aborted || error !== signal.reason) throw error;
     } finally {
       // Also when whoever iterates stops, or a step throws.
       this.#end ??= "aborted";

@@ -1,11 +1,21 @@
 /** How arguments meet parameters, for functions of the file and built-in ones alike. */
 import { didYouMean, type Span } from "./diagnostics.ts";
-import type { Op, Params } from "../ir/ops.ts";
+import { readMethod } from "./attributes.ts";
+import type { Tracing } from "./tracing.ts";
 import {
+  type Builtin,
+  type ClassDefinition,
   describe,
+  type FunctionDefinition,
+  isModule,
+  isObject,
+  isSequence,
   isTensor,
   isUnknown,
   type ModuleInstance,
+  newModule,
+  type Parameter,
+  type Scope,
   type Tensor,
   UNKNOWN,
   type Unknown,
@@ -26,29 +36,7 @@ export interface CallSite {
 
 export interface Signature {
   readonly name: string;
-  readonly parameters: readonly {
-    readonly name: string;
-    readonly optional: boolean;
-    readonly keywordOnly?: boolean;
-  }[];
-}
-
-/** What built-in functions need of the interpreter. */
-export interface Context {
-  /** Reports, and stands for the value that could not be made. */
-  fail(span: Span, message: string, ...notes: string[]): Unknown;
-  /** Spends steps of the bounded trace. */
-  spend(steps: number): void;
-  /** Appends a node of one output to the graph; a shape that does not fit is reported at `span`. */
-  node<P extends Op>(op: P, inputs: readonly Tensor[], params: Params[P], span: Span): Value;
-  /** What a loop runs over, expanded; undefined when it is not iterable, which is reported. */
-  items(value: Value, span: Span): readonly Value[] | undefined;
-  /** A field of a record or attribute of a module, if it is there. */
-  field(object: Value, name: string): Value | undefined;
-  /** The tensor name without `.weight`; reports a module that no attribute holds. */
-  path(module: ModuleInstance, span: Span): string | undefined;
-  /** The number of the next attention: each has a key-value cache of its own. */
-  nextAttention(): number;
+  readonly parameters: readonly Parameter[];
 }
 
 /** Built from the signature as it is written: `rope(x, positions, theta)`, optional ones with `=`. */
@@ -57,20 +45,18 @@ export function signatureText(signature: Signature): string {
   return `${signature.name}(${names.join(", ")})`;
 }
 
-/** A signature from `x positions scale=`: a trailing `=` marks an optional parameter. */
-export function signature(name: string, parameters: string): Signature {
-  return {
-    name,
-    parameters: parameters.split(" ").filter((p) => p !== "")
-      .map((p) => ({ name: p.replace("=", ""), optional: p.endsWith("=") })),
-  };
+/** A built-in function; its parameters are written `x positions scale=`, where `=` marks what is optional. */
+export function builtin(name: string, parameters: string, call: Builtin["call"]): Builtin {
+  const names = parameters.split(" ").filter((p) => p !== "");
+  const list = names.map((p) => ({ name: p.replace("=", ""), optional: p.endsWith("=") }));
+  return { kind: "builtin", name, parameters: list, call };
 }
 
 /** Arguments by parameter name; undefined when they do not fit, which is reported. */
 export function bind(
   signature: Signature,
   site: CallSite,
-  context: Context,
+  tracing: Tracing,
 ): Map<string, Argument> | undefined {
   const bound = new Map<string, Argument>();
   const accepted = `accepted: ${signatureText(signature)}`;
@@ -79,7 +65,7 @@ export function bind(
     const parameter = byPosition[i];
     if (!parameter) {
       const count = `${byPosition.length} positional argument${byPosition.length === 1 ? "" : "s"}`;
-      context.fail(
+      tracing.fail(
         argument.span,
         `${signature.name} takes ${count}, found ${site.positional.length}`,
         accepted,
@@ -90,19 +76,19 @@ export function bind(
   }
   for (const [name, argument] of site.keywords) {
     if (bound.has(name)) {
-      context.fail(argument.span, `${signature.name} got its argument ${name} twice`, accepted);
+      tracing.fail(argument.span, `${signature.name} got its argument ${name} twice`, accepted);
       return undefined;
     }
     if (!signature.parameters.some((p) => p.name === name)) {
       const near = didYouMean(name, signature.parameters.map((p) => p.name));
-      context.fail(argument.span, `${signature.name} has no parameter ${name}${near}`, accepted);
+      tracing.fail(argument.span, `${signature.name} has no parameter ${name}${near}`, accepted);
       return undefined;
     }
     bound.set(name, argument);
   }
   const missing = signature.parameters.filter((p) => !p.optional && !bound.has(p.name)).map((p) => p.name);
   if (missing.length > 0) {
-    context.fail(site.span, `${signature.name} misses its argument ${missing.join(", ")}`, accepted);
+    tracing.fail(site.span, `${signature.name} misses its argument ${missing.join(", ")}`, accepted);
     return undefined;
   }
   return bound;
@@ -119,7 +105,7 @@ export class Arguments {
     readonly signature: Signature,
     readonly bound: ReadonlyMap<string, Argument>,
     readonly span: Span,
-    readonly context: Context,
+    readonly tracing: Tracing,
   ) {}
 
   /** Whether a getter reported, or met something unknown: the built-in then gives up. */
@@ -143,7 +129,7 @@ export class Arguments {
 
   fail(name: string, message: string, ...notes: string[]): Unknown {
     this.#failed = true;
-    return this.context.fail(this.spanOf(name), `${this.signature.name}: ${message}`, ...notes);
+    return this.tracing.fail(this.spanOf(name), `${this.signature.name}: ${message}`, ...notes);
   }
 
   /** A whole number from 1. */
@@ -178,6 +164,18 @@ export class Arguments {
     return 0;
   }
 
+  /** A list of finite numbers, not empty. */
+  numbers(name: string): readonly number[] {
+    const value = this.value(name);
+    const items = isSequence(value) ? value.items : [];
+    const numbers = items.filter((n): n is number => typeof n === "number" && Number.isFinite(n));
+    if (numbers.length > 0 && numbers.length === items.length) return numbers;
+    // What is unknown in it was reported.
+    if (items.some(isUnknown)) this.#failed = true;
+    else this.#expect(name, value, "a list of finite numbers");
+    return [];
+  }
+
   string(name: string): string {
     const value = this.value(name);
     if (typeof value === "string") return value;
@@ -203,4 +201,61 @@ export class Arguments {
   unlessFailed(make: () => Value): Value {
     return this.#failed ? UNKNOWN : make();
   }
+}
+
+/** Calls what can be called; `at` is where it is named. */
+export function call(callee: Value, site: CallSite, at: Span, tracing: Tracing): Value {
+  if (isUnknown(callee)) return UNKNOWN;
+  if (isModule(callee)) return call(readMethod(callee, "forward", at, tracing), site, at, tracing);
+  if (isObject(callee)) {
+    switch (callee.kind) {
+      case "class":
+        return construct(newModule(callee), callee, site, tracing);
+      case "function":
+        return callFunction(callee.definition, callee.self, site, tracing);
+      case "builtin": {
+        const bound = bind(callee, site, tracing);
+        return bound ? callee.call(new Arguments(callee, bound, site.span, tracing), tracing) : UNKNOWN;
+      }
+    }
+  }
+  return tracing.fail(at, `${describe(callee)} cannot be called`);
+}
+
+/** Runs the `__init__` of a new module. */
+export function construct(
+  module: ModuleInstance,
+  type: ClassDefinition,
+  site: CallSite,
+  tracing: Tracing,
+): ModuleInstance {
+  const init = type.methods.get("__init__");
+  module.constructing = true;
+  if (init) module.incomplete = isUnknown(callFunction(init, module, site, tracing));
+  else bind({ name: type.name, parameters: [] }, site, tracing);
+  module.constructing = false;
+  return module;
+}
+
+export function callFunction(
+  definition: FunctionDefinition,
+  self: ModuleInstance | undefined,
+  site: CallSite,
+  tracing: Tracing,
+): Value {
+  const parameters = definition.parameters.slice(self ? 1 : 0);
+  const name = self ? `${self.type.name}.${definition.name}` : definition.name;
+  const bound = bind({ name, parameters }, site, tracing);
+  if (!bound) return UNKNOWN;
+  const scope: Scope = new Map();
+  const own = definition.parameters[0];
+  if (self && own) scope.set(own.name, self);
+  for (const parameter of parameters) {
+    const given = bound.get(parameter.name);
+    scope.set(parameter.name, given ? given.value : parameter.default?.(new Map()) ?? null);
+  }
+  if (self) tracing.running.push(self);
+  const outcome = definition.run(scope);
+  if (self) tracing.running.pop();
+  return outcome ? outcome.value : null;
 }

@@ -4,8 +4,19 @@
  */
 import { HcinferError } from "../errors.ts";
 
+/** A file that diagnostics point into. */
+export class Source {
+  readonly lines: readonly string[];
+
+  constructor(readonly file: string, readonly text: string) {
+    this.lines = text.split("\n");
+  }
+}
+
 /** A stretch of source. Rows and columns count from 0; columns are UTF-16 units; the end is exclusive. */
 export interface Span {
+  /** Where it is not the file that the diagnostics were made for. */
+  readonly source?: Source;
   readonly row: number;
   readonly column: number;
   readonly endRow: number;
@@ -29,11 +40,11 @@ const LINE_WIDTH = 100;
 export class TooManyDiagnostics extends Error {}
 
 export class Diagnostics {
-  readonly #lines: readonly string[];
+  readonly #main: Source;
   readonly #found = new Map<string, Diagnostic>();
 
-  constructor(readonly file: string, source: string) {
-    this.#lines = source.split("\n");
+  constructor(file: string, text: string) {
+    this.#main = new Source(file, text);
   }
 
   get size(): number {
@@ -46,20 +57,28 @@ export class Diagnostics {
    * @throws TooManyDiagnostics when enough were reported.
    */
   report(span: Span, message: string, ...notes: string[]): void {
-    const place = `${span.row}:${span.column}`;
+    const place = `${this.#file(span)}:${span.row}:${span.column}`;
     if (!this.#found.has(place)) this.#found.set(place, { span, message, notes });
     if (this.#found.size >= MOST_REPORTED) throw new TooManyDiagnostics();
   }
 
-  /** Whether a diagnostic starts on this row. */
-  hasOnRow(row: number): boolean {
-    return [...this.#found.values()].some((d) => d.span.row === row);
+  /** Whether a diagnostic starts in this row. */
+  hasInRow(span: Span): boolean {
+    return [...this.#found.values()].some((d) =>
+      d.span.row === span.row && this.#file(d.span) === this.#file(span)
+    );
   }
 
-  /** All diagnostics in source order, each as `file:line:column: message`, the source line, a caret and notes. */
+  #file({ source = this.#main }: Span): string {
+    return source.file;
+  }
+
+  /** All diagnostics by file and in source order, each as `file:line:column: message`, the source line, a caret and notes. */
   format(): string {
+    const files = [...new Set([...this.#found.values()].map((d) => this.#file(d.span)))];
     const sorted = [...this.#found.values()].sort((a, b) =>
-      a.span.row - b.span.row || a.span.column - b.span.column
+      files.indexOf(this.#file(a.span)) - files.indexOf(this.#file(b.span)) || a.span.row - b.span.row ||
+      a.span.column - b.span.column
     );
     const parts = sorted.map((d) => this.#formatOne(d));
     if (sorted.length >= MOST_REPORTED) parts.push(`stopped after ${MOST_REPORTED} errors`);
@@ -72,7 +91,8 @@ export class Diagnostics {
   }
 
   #formatOne({ span, message, notes }: Diagnostic): string {
-    const line = (this.#lines[span.row] ?? "").replace(/\r$/, "");
+    const { file, lines } = span.source ?? this.#main;
+    const line = (lines[span.row] ?? "").replace(/\r$/, "");
     const from = Math.max(0, Math.min(span.column - LINE_WIDTH / 2, line.length - LINE_WIDTH));
     const shown = line.slice(from, from + LINE_WIDTH);
     const caret = span.column - from;
@@ -82,7 +102,7 @@ export class Diagnostics {
     // Tabs are kept under tabs, so that the caret stands below its column however wide they are.
     const indent = shown.slice(0, caret).replace(/[^\t]/g, " ").padEnd(caret);
     return [
-      `${this.file}:${span.row + 1}:${span.column + 1}: error: ${message}`,
+      `${file}:${span.row + 1}:${span.column + 1}: error: ${message}`,
       `${number} | ${shown}`,
       `${gutter} | ${indent}^${"~".repeat(Math.max(0, end - caret - 1))}`,
       ...notes.map((note) => `${gutter} = ${note}`),

@@ -1,6 +1,6 @@
 /** What the subset can say, and what it says about everything else. */
 import assert from "node:assert/strict";
-import { errorsOf, messageOf, model, trace } from "./fixture.ts";
+import { errorsOf, messageOf, model, trace } from "../../tests/models/descriptions.ts";
 
 /** Expressions and their values; evaluated as the width of a linear. */
 const NUMBERS: readonly [string, number][] = [
@@ -26,6 +26,8 @@ const NUMBERS: readonly [string, number][] = [
   ["len([i for i in range(10) if i % 2 == 0] + [1])", 6],
   ["double(4) + double(x=1, by=3)", 11],
   ["LIMIT", 12],
+  ["floor(2.7) + ceil(2.2) + floor(log(8.0) / log(2)) + floor(sqrt(16)) + floor(pi)", 15],
+  ["2 if log(4) == 2 * log(2) else 9", 2],
 ];
 Deno.test("static values", async () => {
   const definitions =
@@ -98,13 +100,14 @@ const TRACING: readonly [string, string, RegExp][] = [
   ["", "return tokens", /must return logits \[T,vocabulary\] f32, found a tensor \[T\] i32/],
   ["", "return silu(self.embed(tokens), 3)", /silu takes 1 positional argument/],
   ["", "return self.embed(tokens).view(3)", /a tensor \[T,8\] f32 has no attribute view/],
-  ["", "return rope(self.embed(tokens), positions, theta=1)", /rope expects \[T,heads,headDim\] f32/],
+  ["", "return rope(self.embed(tokens), positions, [1.0])", /rope expects \[T,heads,headDim\] f32/],
   ["", "return self.embed(3)", /x must be a tensor, found the number 3/],
   ["", "return self.embed(tokens)(3)", /cannot be called/],
   ["a, b = 1, 2, 3", "", /2 names for 3 values/],
   ["for i in 3:\n    pass", "", /cannot go through the number 3/],
   ["x = [1][3]", "", /no item 3 in a list of 1/],
   ["x = 1 // 0", "", /division of 1 by zero/],
+  ["x = log(0)", "", /log\(0\) is no finite number/],
   ["x = 10 ** 400", "", /no finite number/],
   ["x = 'a' + 1", "", /no operator \+ of the string "a" and the number 1/],
   ["x = 'a' < 1", "", /cannot compare the string "a" < the number 1/],
@@ -166,6 +169,30 @@ for (const [init, forward, expected] of NAMES) {
     assert.match(first ?? "", expected);
   });
 }
+
+Deno.test("a name that a function assigns is its own, whatever it is called outside", async () => {
+  const width = (init: string, definitions = "") =>
+    trace(model(`${init}\nself.a = Linear(8, width)`, "return self.a(self.embed(tokens))", definitions))
+      .then((graph) => graph.nodes.at(-1)?.outputs[0]?.type.shape[1]);
+  // None is a value: it does not show the op of the same name.
+  assert.equal(
+    await width("rope = getattr(config, 'rope_scaling', None)\nwidth = 5 if rope is None else 6"),
+    5,
+  );
+  assert.equal(
+    await width("width = helper(None)", "def helper(silu):\n    return 5 if silu is None else 6"),
+    5,
+  );
+  assert.equal(await width("width = [5 if len is None else 6 for len in [None]][0]"), 5);
+  assert.equal(await width("width = LIMIT", "LIMIT = 5\ndef other():\n    LIMIT = 6"), 5);
+  const unset = await messageOf(model("x = silu\nsilu = None"));
+  assert.match(unset, /5:13: error: silu is read before it has a value/);
+  assert.match(unset, /= it is assigned in this function, so it is not the silu outside/);
+  assert.match(
+    await messageOf(model("pass", undefined, "A = B\nB = 1")),
+    /1:5: error: B is read before it has a value/,
+  );
+});
 
 const UNSUPPORTED: readonly [string, RegExp][] = [
   ["while True:\n    pass", /a while statement is outside the subset/],

@@ -2,108 +2,92 @@
  * The layers that hold weights: Linear, Embedding and RMSNorm, with PyTorch's parameters. The attribute path of a
  * layer is the name of its tensor in the checkpoint, without `.weight`.
  */
-import type { Arguments, Context, Signature } from "./calls.ts";
-import { signature } from "./calls.ts";
+import { type Arguments, builtin } from "./calls.ts";
+import { moduleTensor } from "../ir/naming.ts";
 import { typeText } from "../ir/types.ts";
-import type { Layer, ModuleInstance, Tensor, Value } from "./values.ts";
-import { UNKNOWN } from "./values.ts";
+import type { Tracing } from "./tracing.ts";
+import { type Builtin, type ModuleInstance, newModule, type Tensor, UNKNOWN, type Value } from "./values.ts";
 
-interface Method {
-  readonly signature: Signature;
-  readonly call: (self: ModuleInstance, found: Arguments, context: Context) => Value;
+type Method = (self: ModuleInstance) => Builtin;
+
+/** A layer: `construct` checks its arguments and gives its attributes. */
+function layer(
+  name: string,
+  parameters: string,
+  construct: (found: Arguments) => Iterable<readonly [string, Value]>,
+  methods: Readonly<Record<string, Method>>,
+): Builtin {
+  const type = { kind: "layer", name, methods: new Map(Object.entries(methods)) } as const;
+  return builtin(name, parameters, (found) => {
+    const attributes = construct(found);
+    return found.unlessFailed(() => newModule(type, attributes));
+  });
 }
 
-interface LayerRule {
-  readonly constructor: Signature;
-  /** Checks the constructor's arguments and gives the attributes of the new layer. */
-  readonly construct: (found: Arguments) => ReadonlyMap<string, Value>;
-  /** `forward` and whatever else it can do. */
-  readonly methods: ReadonlyMap<string, Method>;
-}
-
-/** A method of one tensor, whose last dimension must be `width`, if given. */
+/** A method of one tensor, whose last dimension must be the attribute `width`, if one is named. */
 function method(
   name: string,
-  apply: (self: ModuleInstance, path: string, x: Tensor, found: Arguments, context: Context) => Value,
+  width: string | undefined,
+  apply: (
+    path: string,
+    x: Tensor,
+    size: (attribute: string) => number,
+    found: Arguments,
+    tracing: Tracing,
+  ) => Value,
 ): Method {
-  return {
-    signature: signature(name, "x"),
-    call(self, found, context) {
+  return (self) =>
+    builtin(name, "x", (found, tracing) => {
       const x = found.tensor("x");
-      const path = context.path(self, found.span);
-      return x === undefined || path === undefined ? UNKNOWN : apply(self, path, x, found, context);
-    },
-  };
-}
-
-function size(self: ModuleInstance, attribute: string): number {
-  const value = self.attributes.get(attribute);
-  return typeof value === "number" ? value : NaN;
-}
-
-/** Reports a tensor whose last dimension is not what the layer was made for. */
-function fits(x: Tensor, width: number, path: string, found: Arguments): boolean {
-  if (x.value.type.shape.at(-1) === width) return true;
-  found.fail("x", `${path} expects ${width} inputs, found a tensor ${typeText(x.value.type)}`);
-  return false;
+      const path = tracing.path(self, found.span);
+      if (x === undefined || path === undefined) return UNKNOWN;
+      const size = (attribute: string) => Number(self.attributes.get(attribute));
+      const { type } = x.value;
+      if (width !== undefined && type.shape.at(-1) !== size(width)) {
+        return found.fail("x", `${path} expects ${size(width)} inputs, found a tensor ${typeText(type)}`);
+      }
+      return apply(path, x, size, found, tracing);
+    });
 }
 
 /** A product with the layer's weight; `inputs` and `outputs` are the attributes that hold its sizes. */
 function linear(name: string, inputs: string, outputs: string): Method {
-  return method(name, (self, path, x, found, context) => {
-    if (!fits(x, size(self, inputs), path, found)) return UNKNOWN;
-    return context.node("linear", [x], { weights: [{ path, outputs: size(self, outputs) }] }, found.span);
+  return method(name, inputs, (path, x, size, found, tracing) => {
+    return tracing.node(
+      "linear",
+      [x],
+      { weights: [{ ...moduleTensor(path), outputs: size(outputs) }] },
+      found.span,
+    );
   });
 }
 
-const LAYERS: { readonly [L in Layer]: LayerRule } = {
-  Linear: {
-    constructor: signature("Linear", "in_features out_features bias="),
-    construct(found) {
-      if (found.has("bias") && found.value("bias") !== false && !found.failed) {
-        found.fail("bias", "a bias is not supported yet", "accepted: bias=False, which is the default here");
-      }
-      return new Map([
-        ["in_features", found.size("in_features")],
-        ["out_features", found.size("out_features")],
-      ]);
-    },
-    methods: new Map([["forward", linear("Linear", "in_features", "out_features")]]),
-  },
-  Embedding: {
-    constructor: signature("Embedding", "num_embeddings embedding_dim"),
-    construct: (found) =>
-      new Map([
-        ["num_embeddings", found.size("num_embeddings")],
-        ["embedding_dim", found.size("embedding_dim")],
-      ]),
-    methods: new Map([
-      [
-        "forward",
-        method("Embedding", (self, path, x, found, context) => {
-          const params = { path, rows: size(self, "num_embeddings"), width: size(self, "embedding_dim") };
-          return context.node("embedding", [x], params, found.span);
-        }),
-      ],
-      // The output head of a model whose embeddings are tied, as MLX names it.
-      ["as_linear", linear("as_linear", "embedding_dim", "num_embeddings")],
-    ]),
-  },
-  RMSNorm: {
-    constructor: signature("RMSNorm", "dim eps"),
-    construct: (found) => new Map([["dim", found.size("dim")], ["eps", found.positive("eps")]]),
-    methods: new Map([
-      [
-        "forward",
-        method("RMSNorm", (self, path, x, found, context) => {
-          if (!fits(x, size(self, "dim"), path, found)) return UNKNOWN;
-          return context.node("rms_norm", [x], { path, epsilon: size(self, "eps") }, found.span);
-        }),
-      ],
-    ]),
-  },
-};
+export const LAYERS: readonly Builtin[] = [
+  layer("Linear", "in_features out_features bias=", (found) => {
+    if (found.has("bias") && found.value("bias") !== false && !found.failed) {
+      found.fail("bias", "a bias is not supported yet", "accepted: bias=False, which is the default here");
+    }
+    return [
+      ["in_features", found.size("in_features")],
+      ["out_features", found.size("out_features")],
+    ];
+  }, { forward: linear("Linear", "in_features", "out_features") }),
 
-export function layerRule(layer: Layer): LayerRule {
-  return LAYERS[layer];
-}
+  layer("Embedding", "num_embeddings embedding_dim", (found) => [
+    ["num_embeddings", found.size("num_embeddings")],
+    ["embedding_dim", found.size("embedding_dim")],
+  ], {
+    forward: method("Embedding", undefined, (path, x, size, found, tracing) => {
+      const params = { ...moduleTensor(path), rows: size("num_embeddings"), width: size("embedding_dim") };
+      return tracing.node("embedding", [x], params, found.span);
+    }),
+    // The output head of a model whose embeddings are tied, as MLX names it.
+    as_linear: linear("as_linear", "embedding_dim", "num_embeddings"),
+  }),
+
+  layer("RMSNorm", "dim eps", (found) => [["dim", found.size("dim")], ["eps", found.positive("eps")]], {
+    forward: method("RMSNorm", "dim", (path, x, size, found, tracing) => {
+      return tracing.node("rms_norm", [x], { ...moduleTensor(path), epsilon: size("eps") }, found.span);
+    }),
+  }),
+];

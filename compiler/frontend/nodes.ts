@@ -1,10 +1,10 @@
 /** Small questions to tree-sitter's nodes. */
 import type { Node } from "web-tree-sitter";
-import type { Span } from "./diagnostics.ts";
+import type { Source, Span } from "./diagnostics.ts";
 
-export function spanOf(node: Node): Span {
+export function spanOf(node: Node, source: Source): Span {
   const { startPosition: start, endPosition: end } = node;
-  return { row: start.row, column: start.column, endRow: end.row, endColumn: end.column };
+  return { source, row: start.row, column: start.column, endRow: end.row, endColumn: end.column };
 }
 
 /** Named children without comments and the backslashes of continued lines. */
@@ -16,4 +16,28 @@ export function parts(node: Node): Node[] {
 export function described(node: Node): string {
   const words = node.type.replaceAll("_", " ");
   return `${/^[aeiou]/.test(words) ? "an" : "a"} ${words}`;
+}
+
+/** A string that stands alone as a statement. */
+export function isDocumentation(node: Node): boolean {
+  const [inner, ...rest] = parts(node);
+  return node.type === "expression_statement" && rest.length === 0 &&
+    (inner?.type === "string" || inner?.type === "concatenated_string");
+}
+
+/** Several targets of one assignment: `a, b` or `(a, b)`. */
+export function isPattern(node: Node): boolean {
+  return ["pattern_list", "tuple_pattern", "list_pattern"].includes(node.type);
+}
+
+/** What is assigned to in `node` and the blocks inside it: the left sides of assignments and loops. */
+export function targetsIn(node: Node): Node[] {
+  return node.descendantsOfType(["assignment", "for_statement"])
+    .flatMap((n) => n.childForFieldName("left") ?? []).flatMap((left) => leaves(left));
+}
+
+/** The targets in a pattern; `depth` bounds what hostile source nests. */
+export function leaves(target: Node, depth = 0): Node[] {
+  if (!isPattern(target)) return [target];
+  return depth > 64 ? [] : parts(target).flatMap((part) => leaves(part, depth + 1));
 }

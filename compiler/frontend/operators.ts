@@ -1,10 +1,13 @@
 /** Python's operators on static values, and on tensors where the graph has an op for them. */
-import type { Context } from "./calls.ts";
 import type { Span } from "./diagnostics.ts";
-import type { BinaryOperator, ComparisonOperator } from "./syntax.ts";
+import type { Tracing } from "./tracing.ts";
 import { describe, equal, isObject, isSequence, isTensor, isUnknown, UNKNOWN, type Value } from "./values.ts";
 
-const ARITHMETIC: { readonly [O in BinaryOperator]: (a: number, b: number) => number } = {
+export type BinaryOperator = "+" | "-" | "*" | "/" | "//" | "%" | "**";
+export const COMPARISONS = ["==", "!=", "<", "<=", ">", ">=", "in", "not in", "is", "is not"] as const;
+export type ComparisonOperator = typeof COMPARISONS[number];
+
+export const ARITHMETIC: { readonly [O in BinaryOperator]: (a: number, b: number) => number } = {
   "+": (a, b) => a + b,
   "-": (a, b) => a - b,
   "*": (a, b) => a * b,
@@ -16,30 +19,30 @@ const ARITHMETIC: { readonly [O in BinaryOperator]: (a: number, b: number) => nu
 };
 const DIVIDES: ReadonlySet<BinaryOperator> = new Set<BinaryOperator>(["/", "//", "%"]);
 
-export function binary(operator: BinaryOperator, a: Value, b: Value, span: Span, context: Context): Value {
+export function binary(operator: BinaryOperator, a: Value, b: Value, span: Span, tracing: Tracing): Value {
   if (isUnknown(a) || isUnknown(b)) return UNKNOWN;
   if (isTensor(a) && isTensor(b)) {
-    if (operator === "+") return context.node("add", [a, b], {}, span);
-    if (operator === "*") return context.node("mul", [a, b], {}, span);
+    if (operator === "+") return tracing.node("add", [a, b], {}, span);
+    if (operator === "*") return tracing.node("mul", [a, b], {}, span);
   }
   if (isTensor(a) || isTensor(b)) {
-    return context.fail(
+    return tracing.fail(
       span,
       `no operator ${operator} of ${describe(a)} and ${describe(b)}`,
       "accepted: + and * of two tensors of one shape",
     );
   }
   if (typeof a === "number" && typeof b === "number") {
-    if (DIVIDES.has(operator) && b === 0) return context.fail(span, `division of ${a} by zero`);
+    if (DIVIDES.has(operator) && b === 0) return tracing.fail(span, `division of ${a} by zero`);
     const result = ARITHMETIC[operator](a, b);
     if (Number.isFinite(result)) return result;
-    return context.fail(span, `${a} ${operator} ${b} is no finite number`);
+    return tracing.fail(span, `${a} ${operator} ${b} is no finite number`);
   }
   if (operator === "+" && isSequence(a) && isSequence(b) && a.kind === b.kind) {
-    context.spend(a.items.length + b.items.length);
+    tracing.spend(a.items.length + b.items.length);
     return { kind: a.kind, items: [...a.items, ...b.items] };
   }
-  return context.fail(span, `no operator ${operator} of ${describe(a)} and ${describe(b)}`);
+  return tracing.fail(span, `no operator ${operator} of ${describe(a)} and ${describe(b)}`);
 }
 
 export function compare(
@@ -47,7 +50,7 @@ export function compare(
   a: Value,
   b: Value,
   span: Span,
-  context: Context,
+  tracing: Tracing,
 ): Value {
   if (isUnknown(a) || isUnknown(b)) return UNKNOWN;
   switch (operator) {
@@ -55,7 +58,7 @@ export function compare(
     case "is not": {
       const constant = b === null || typeof b === "boolean";
       if (!constant) {
-        return context.fail(
+        return tracing.fail(
           span,
           `${operator} compares with None, True or False, found ${describe(b)}`,
           "use ==",
@@ -65,13 +68,13 @@ export function compare(
     }
     case "==":
     case "!=": {
-      const same = equal(a, b, () => context.spend(1));
+      const same = equal(a, b, () => tracing.spend(1));
       if (same !== undefined) return same === (operator === "==");
       break;
     }
     case "in":
     case "not in": {
-      const found = contains(b, a, context);
+      const found = contains(b, a, tracing);
       if (found !== undefined) return found === (operator === "in");
       break;
     }
@@ -82,21 +85,21 @@ export function compare(
         return operator === ">" ? a > b : a >= b;
       }
   }
-  return context.fail(span, `cannot compare ${describe(a)} ${operator} ${describe(b)}`);
+  return tracing.fail(span, `cannot compare ${describe(a)} ${operator} ${describe(b)}`);
 }
 
-function contains(container: Value, item: Value, context: Context): boolean | undefined {
+function contains(container: Value, item: Value, tracing: Tracing): boolean | undefined {
   if (typeof container === "string" && typeof item === "string") return container.includes(item);
   if (!isObject(container)) return undefined;
   if (isSequence(container)) {
-    return container.items.some((other) => equal(other, item, () => context.spend(1)) === true);
+    return container.items.some((other) => equal(other, item, () => tracing.spend(1)) === true);
   }
   if (container.kind === "range") {
     const index = typeof item === "number" ? (item - container.start) / container.step : NaN;
     return Number.isInteger(index) && index >= 0 && index < container.length;
   }
   if (container.kind === "record" && typeof item === "string") {
-    return context.field(container, item) !== undefined;
+    return tracing.field(container, item) !== undefined;
   }
   return undefined;
 }

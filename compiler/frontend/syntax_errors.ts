@@ -4,7 +4,7 @@
  * alone.
  */
 import type { Node, Tree } from "web-tree-sitter";
-import type { Diagnostics } from "./diagnostics.ts";
+import type { Diagnostics, Source } from "./diagnostics.ts";
 import { type LogicalLine, scanLines } from "./lines.ts";
 import { spanOf } from "./nodes.ts";
 import { parsePython } from "./python.ts";
@@ -15,25 +15,27 @@ const IF = "if x:\n    pass\n";
 
 /** Reports every syntax error; false when there is none. */
 export async function reportSyntaxErrors(
-  source: string,
+  source: Source,
   tree: Tree,
   diagnostics: Diagnostics,
 ): Promise<boolean> {
-  const { lines, mistakes } = scanLines(source);
-  for (const { span, message, note } of mistakes) diagnostics.report(span, message, ...(note ? [note] : []));
+  const { lines, mistakes } = scanLines(source.text);
+  for (const { span, message, note } of mistakes) {
+    diagnostics.report({ source, ...span }, message, ...(note ? [note] : []));
+  }
   // The parser takes blocks that are empty or oddly indented; the scan above does not.
   if (!tree.rootNode.hasError) return mistakes.length > 0;
   for (const line of lines.slice(0, MOST_LINES)) {
-    if (!line.broken) await reportLine(line, diagnostics);
+    if (!line.broken) await reportLine(line, source, diagnostics);
   }
   if (diagnostics.size === 0) {
     const error = firstError(tree.rootNode) ?? tree.rootNode;
-    diagnostics.report(spanOf(error), `syntax error at ${quoted(error.text)}`);
+    diagnostics.report(spanOf(error, source), `syntax error at ${quoted(error.text)}`);
   }
   return true;
 }
 
-async function reportLine(line: LogicalLine, diagnostics: Diagnostics): Promise<void> {
+async function reportLine(line: LogicalLine, source: Source, diagnostics: Diagnostics): Promise<void> {
   const before = /^(elif|else)\b/.test(line.text) ? IF : "";
   const tree = await parsePython(`${before}${line.text}\n${line.header ? "    pass\n" : ""}`);
   try {
@@ -50,7 +52,7 @@ async function reportLine(line: LogicalLine, diagnostics: Diagnostics): Promise<
     const found = error.isMissing
       ? `${JSON.stringify(error.type)} is missing here`
       : `syntax error at ${quoted(error.text)}`;
-    const span = { ...start, endRow: end.row, endColumn: end.column };
+    const span = { source, ...start, endRow: end.row, endColumn: end.column };
     diagnostics.report(span, found, ...hints(line.text, error.text));
   } finally {
     tree.delete();

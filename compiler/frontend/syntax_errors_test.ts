@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { HcinferError } from "../errors.ts";
-import { errorsOf, messageOf, model, trace } from "./fixture.ts";
+import { errorsOf, messageOf, model, trace } from "../../tests/models/descriptions.ts";
 import { scanLines } from "./lines.ts";
 
 Deno.test("several syntax errors are each reported, with unsupported constructs in lines that parse", async () => {

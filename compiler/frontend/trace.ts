@@ -1,7 +1,11 @@
 /**
  * From a model description (graphs/*.py) and a config.json to a graph at stage "traced". The way there: parse
- * (python.ts), check the whole file against the subset (syntax_errors.ts, lower.ts, names.ts), evaluate it
- * symbolically (interpreter.ts). A description is never executed: it can make a graph or a diagnostic, nothing else.
+ * (python.ts), check and compile the whole file (files.ts, statements.ts, expressions.ts), then evaluate it symbolically:
+ * static values are computed, tensors are symbols whose ops are appended to a graph. A description is never executed:
+ * it can make a graph or diagnostics, nothing else, in bounded time (tracing.ts).
+ *
+ * An error is reported once and its value becomes `UNKNOWN`, which spreads in silence, so that one run reports every
+ * independent error.
  */
 import { readdirSync } from "node:fs";
 import { basename } from "node:path";
@@ -12,15 +16,12 @@ import type { Graph } from "../ir/graph.ts";
 import { GraphError } from "../ir/infer.ts";
 import { tensor } from "../ir/types.ts";
 import { verify } from "../ir/verify.ts";
-import { Diagnostics, type Span, TooManyDiagnostics } from "./diagnostics.ts";
-import { Interpreter } from "./interpreter.ts";
-import { lower } from "./lower.ts";
-import { checkNames } from "./names.ts";
-import { parsePython } from "./python.ts";
-import type { Program } from "./syntax.ts";
-import { reportSyntaxErrors } from "./syntax_errors.ts";
+import { callFunction, type CallSite, construct } from "./calls.ts";
+import { Diagnostics, Source, type Span, TooManyDiagnostics } from "./diagnostics.ts";
+import { Files } from "./files.ts";
 import { LimitReached, Tracing } from "./tracing.ts";
-import { describe, isTensor, isUnknown, type Tensor } from "./values.ts";
+import type { Unit } from "./unit.ts";
+import { describe, isTensor, isUnknown, newModule, type Value } from "./values.ts";
 
 /** The fields of a config.json, by their names; what descriptions read as `config.hidden_size`. */
 export interface Config {
@@ -30,14 +31,10 @@ export interface Config {
 export interface TraceOptions {
   /** Text of the description. */
   readonly source: string;
-  /** Its path, for messages; its name without `.py` is the architecture. */
+  /** Its path, for messages and imports; its name without `.py` is the architecture. */
   readonly file: string;
   readonly config: Config;
 }
-
-/** Longer than any description; a longer file is another kind of file. */
-const LONGEST_SOURCE = 1 << 16;
-const START: Span = { row: 0, column: 0, endRow: 0, endColumn: 1 };
 
 /**
  * Traces a description: inputs `tokens` and `positions`, both i32 [T]; output logits f32 [T, vocabulary].
@@ -45,21 +42,17 @@ const START: Span = { row: 0, column: 0, endRow: 0, endColumn: 1 };
  * @throws HcinferError "model-description" with every diagnostic: file, line, column, source line, caret, and what
  * would be accepted.
  */
-export async function traceModel(options: TraceOptions): Promise<Graph> {
-  const { file, config } = options;
-  const source = options.source.replace(/^\ufeff/, "");
-  const diagnostics = new Diagnostics(file, source);
+export async function traceModel({ source, file, config }: TraceOptions): Promise<Graph> {
+  const main = new Source(file, source.replace(/^\ufeff/, ""));
+  const diagnostics = new Diagnostics(file, main.text);
+  const builder = new GraphBuilder(basename(file).replace(/\.py$/, ""));
+  const tracing = new Tracing(builder, diagnostics);
   try {
-    if (source.length > LONGEST_SOURCE) {
-      diagnostics.report(
-        START,
-        `a description has at most ${LONGEST_SOURCE} characters, found ${source.length}`,
-      );
-    }
+    const files = new Files(tracing);
+    const unit = await files.compile(main);
     diagnostics.throwIfAny();
-    const program = await check(source, diagnostics);
-    diagnostics.throwIfAny();
-    const graph = trace(program, basename(file).replace(/\.py$/, ""), config, diagnostics);
+    for (const { constants, globals } of files.compiled) for (const run of constants) run(globals);
+    const graph = trace(unit, tracing, config);
     diagnostics.throwIfAny();
     if (graph) return graph;
   } catch (error) {
@@ -69,53 +62,34 @@ export async function traceModel(options: TraceOptions): Promise<Graph> {
   throw new HcinferError("model-description", `${file}: no graph was traced`);
 }
 
-/** The static checks, over the whole file. */
-async function check(source: string, diagnostics: Diagnostics): Promise<Program> {
-  const tree = await parsePython(source);
-  try {
-    const broken = await reportSyntaxErrors(source, tree, diagnostics);
-    const program = lower(tree, diagnostics, broken);
-    // With syntax errors, definitions may be lost, and their names would be reported as unknown.
-    if (!broken) checkNames(program, diagnostics);
-    return program;
-  } finally {
-    tree.delete();
-  }
-}
-
-function trace(
-  program: Program,
-  architecture: string,
-  config: Config,
-  diagnostics: Diagnostics,
-): Graph | undefined {
-  const model = [...program.classes.values()].at(-1);
+function trace({ model, source }: Unit, tracing: Tracing, config: Config): Graph | undefined {
+  const { builder, diagnostics } = tracing;
   const forward = model?.methods.get("forward");
   if (!model || !forward) {
     const found = model ? `class ${model.name} has no forward` : "there is no class in this file";
-    diagnostics.report(
-      model?.span ?? START,
-      found,
-      "the last class is the model: __init__(self, config), forward(self, tokens, positions)",
-    );
+    const start: Span = { source, row: 0, column: 0, endRow: 0, endColumn: 1 };
+    const accepted = "the last class is the model: __init__(self, config), forward(self, tokens, positions)";
+    diagnostics.report(model?.span ?? start, found, accepted);
     return undefined;
   }
-  const builder = new GraphBuilder(architecture);
-  const symbol = (name: string): Tensor => ({
+  const site = (span: Span, ...values: Value[]): CallSite => ({
+    positional: values.map((value) => ({ value, span })),
+    keywords: new Map(),
+    span,
+  });
+  const inputs = ["tokens", "positions"].map((name): Value => ({
     kind: "tensor",
     value: builder.input(name, tensor("i32", "T")),
-  });
-  const inputs = [symbol("tokens"), symbol("positions")];
-  const interpreter = new Interpreter(program, new Tracing(builder, diagnostics));
-  const root = interpreter.construct(model, { kind: "record", path: "", fields: config });
-  const logits = interpreter.forward(root, forward, inputs);
+  }));
+  const root = newModule(model);
+  tracing.root = root;
+  construct(root, model, site(model.span, { kind: "record", path: "", fields: config }), tracing);
+  const logits = callFunction(forward, root, site(forward.span, ...inputs), tracing);
   if (isUnknown(logits)) return undefined;
   const shape = isTensor(logits) ? logits.value.type.shape : [];
   if (!isTensor(logits) || shape.length !== 2 || logits.value.type.dtype !== "f32") {
-    diagnostics.report(
-      forward.span,
-      `forward must return logits [T,vocabulary] f32, found ${describe(logits)}`,
-    );
+    const found = describe(logits);
+    diagnostics.report(forward.span, `forward must return logits [T,vocabulary] f32, found ${found}`);
     return undefined;
   }
   const graph = builder.finish([logits.value], "traced");

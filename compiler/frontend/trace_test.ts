@@ -2,17 +2,19 @@ import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
 import process from "node:process";
 import { HcinferError } from "../errors.ts";
-import { type Graph, values } from "../ir/graph.ts";
+import { type Graph, ropeTable, values } from "../ir/graph.ts";
 import type { Op } from "../ir/ops.ts";
 import { printGraph } from "../ir/text.ts";
 import { typeText } from "../ir/types.ts";
-import { LLAMA, model, QWEN3, trace } from "./fixture.ts";
-import { architectureFile, type Config, traceModel } from "./trace.ts";
-
-function traceArchitecture(config: Config): Promise<Graph> {
-  const file = architectureFile(String(config["model_type"]));
-  return traceModel({ source: readFileSync(file, "utf8"), file, config });
-}
+import {
+  LLAMA,
+  model,
+  QWEN3,
+  trace,
+  traceArchitecture,
+  traceDescription,
+} from "../../tests/models/descriptions.ts";
+import { architectureFile, type Config } from "./trace.ts";
 
 function counts(graph: Graph): Partial<Record<Op, number>> {
   const found: Partial<Record<Op, number>> = {};
@@ -82,7 +84,11 @@ Deno.test("llama: no head norms; head size, key-value heads and theta have defau
   const found = tensors(graph);
   assert.equal(found.get("model.layers.1.self_attn.k_proj"), "576x576");
   assert.ok(![...found.keys()].some((path) => path.endsWith("q_norm")));
-  assert.ok(graph.nodes.some((n) => n.op === "rope" && n.params.theta === 10000));
+  assert.ok(
+    graph.nodes.some((n) =>
+      n.op === "rope" && ropeTable(graph, n.params.table).frequencies[1] === 10000 ** (-2 / 64)
+    ),
+  );
 });
 
 Deno.test("an untied head is lm_head; newer configs keep theta in rope_parameters", async () => {
@@ -93,7 +99,11 @@ Deno.test("an untied head is lm_head; newer configs keep theta in rope_parameter
     rope_parameters: { rope_type: "default", rope_theta: 1e6 },
   });
   assert.equal(tensors(graph).get("lm_head"), "4096x256");
-  assert.ok(graph.nodes.every((n) => n.op !== "rope" || n.params.theta === 1e6));
+  assert.ok(
+    graph.nodes.every((n) =>
+      n.op !== "rope" || ropeTable(graph, n.params.table).frequencies[1] === 1e6 ** (-2 / 32)
+    ),
+  );
 });
 
 const REFUSED: readonly [Config, RegExp][] = [
@@ -102,8 +112,25 @@ const REFUSED: readonly [Config, RegExp][] = [
   [{ ...LLAMA, mlp_bias: true }, /biases[^]*mlp_bias = true/],
   [{ ...QWEN3, use_sliding_window: true }, /sliding-window/],
   [{ ...LLAMA, sliding_window: 512 }, /sliding-window[^]*sliding_window = 512/],
-  [{ ...LLAMA, rope_scaling: { rope_type: "llama3", factor: 8 } }, /scaled rotary[^]*rope_type = "llama3"/],
-  [{ ...QWEN3, rope_scaling: { type: "yarn", factor: 4 } }, /scaled rotary[^]*type = "yarn"/],
+  [{ ...LLAMA, mlp_bias: true, hidden_act: "relu" }, /activation[^]*biases/],
+  [
+    { ...LLAMA, rope_scaling: { rope_type: "dynamic", factor: 8 } },
+    /this rope_type are not supported; accepted: "default", "linear", "llama3", "yarn"[^]*rope_scaling.rope_type = "dynamic"/,
+  ],
+  [{ ...QWEN3, rope_parameters: { rope_type: "longrope" } }, /rope_parameters.rope_type = "longrope"/],
+  [{ ...QWEN3, rope_scaling: { type: "su" } }, /rope_scaling.type = "su"/],
+  [
+    { ...LLAMA, rope_scaling: { rope_type: "llama3", factor: 8 } },
+    /rope_scaling of config.json has no field "low_/,
+  ],
+  [{ ...LLAMA, rope_scaling: { type: "linear" } }, /rope_scaling of config.json has no field "factor"/],
+  [{ ...LLAMA, rope_scaling: { type: "linear", factor: 0 } }, /division of 1 by zero/],
+  [{ ...LLAMA, rope_theta: -5 }, /no finite number/],
+  [
+    { ...LLAMA, partial_rotary_factor: 0.5 },
+    /accepted as partial_rotary_factor: 1[^]*partial_rotary_factor = 0.5/,
+  ],
+  [{ ...LLAMA, rope_parameters: { full_attention: {} } }, /differ by layer/],
   [{ ...QWEN3, hidden_size: undefined }, /must be a whole number/],
   [{ ...QWEN3, hidden_size: "256" }, /found the string "256"/],
   [{ ...QWEN3, hidden_size: 1e300 }, /a whole number/],
@@ -114,7 +141,8 @@ const REFUSED: readonly [Config, RegExp][] = [
   [{ ...QWEN3, num_hidden_layers: 1e9 }, /too long to go through/],
   [{ ...QWEN3, num_hidden_layers: [] }, /range: start must be a whole number/],
   [{ ...QWEN3, rms_norm_eps: -1 }, /finite number above 0/],
-  [{ model_type: "qwen3" }, /has no field "hidden_act"/],
+  [{ model_type: "qwen3" }, /has no field "vocab_size"/],
+  [{ ...QWEN3, hidden_act: undefined }, /hidden_act: "silu"[^]*hidden_act = null/],
 ];
 for (const [config, expected] of REFUSED) {
   Deno.test(`a config is refused with ${expected}`, async () => {
@@ -126,8 +154,34 @@ for (const [config, expected] of REFUSED) {
   });
 }
 
+Deno.test("olmo2: norms over all columns before the heads are split, and norms behind blocks", async () => {
+  const graph = await traceDescription("olmo2");
+  const layer = graph.nodes.slice(1, 20).map((n) => n.op).join(" ");
+  assert.equal(
+    layer,
+    "linear rms_norm split_heads linear rms_norm split_heads linear split_heads rope rope attention merge_heads linear " +
+      "rms_norm add linear linear silu mul",
+  );
+  const found = tensors(graph);
+  assert.equal(found.get("model.layers.0.self_attn.q_norm"), "256");
+  assert.equal(found.get("model.layers.0.self_attn.k_norm"), "128");
+  assert.equal(found.get("model.layers.1.post_feedforward_layernorm"), "256");
+});
+
+Deno.test("hunyuan: norms of heads behind rope", async () => {
+  const graph = await traceDescription("hunyuan", LLAMA);
+  const makers = new Map(graph.nodes.map((n) => [n.outputs[0]?.name, n]));
+  const attention = graph.nodes.find((n) => n.op === "attention");
+  for (const name of attention?.inputs.slice(0, 2) ?? []) {
+    const norm = makers.get(name);
+    assert.equal(norm?.op, "rms_norm");
+    assert.equal(makers.get(norm?.inputs[0])?.op, "rope");
+  }
+  assert.equal(tensors(graph).get("model.layers.1.self_attn.key_layernorm"), "64");
+});
+
 Deno.test("an unknown architecture lists the known ones", () => {
-  for (const type of ["qwen3_moe", "../qwen3", "", "qwen3.py"]) {
+  for (const type of ["qwen3_moe", "../qwen3", "", "qwen3.py", "decoder", "shared/decoder", "shared"]) {
     assert.throws(() => architectureFile(type), /Known: llama, qwen3\./);
   }
 });

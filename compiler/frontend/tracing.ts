@@ -5,7 +5,6 @@
 import type { GraphBuilder } from "../ir/build.ts";
 import { GraphError } from "../ir/infer.ts";
 import type { Op, Params } from "../ir/ops.ts";
-import type { Context } from "./calls.ts";
 import type { Diagnostics, Span } from "./diagnostics.ts";
 import {
   describe,
@@ -17,8 +16,8 @@ import {
   isUnknown,
   type ModuleInstance,
   modulePath,
-  moduleType,
   type Tensor,
+  truth,
   UNKNOWN,
   type Unknown,
   type Value,
@@ -33,10 +32,13 @@ const MOST_NODES = 50_000;
 /** Longest list or loop: above any number of layers or experts, below what would fill memory. */
 const LONGEST = 20_000;
 
+/** Lists within lists in which modules are named. */
+const DEEPEST_LIST = 4;
+
 /** Thrown when a limit is passed, after it was reported; never leaves the frontend. */
 export class LimitReached extends Error {}
 
-export class Tracing implements Context {
+export class Tracing {
   /** The name being assigned: values of the graph are called after it. */
   hint: string | undefined;
   /** The statement being executed. */
@@ -56,6 +58,7 @@ export class Tracing implements Context {
 
   /** Evaluates one level deeper. */
   nested(span: Span, evaluate: () => Value): Value {
+    this.spend(1);
     if (this.#depth >= DEEPEST) {
       this.fail(span, "calls nested too deeply", "a description may not call itself without end");
       throw new LimitReached();
@@ -66,14 +69,25 @@ export class Tracing implements Context {
     return value;
   }
 
+  /** Evaluates with a name for the values of the graph that are made. */
+  named(hint: string, evaluate: () => Value): Value {
+    const outer = this.hint;
+    this.hint = hint;
+    const value = evaluate();
+    this.hint = outer;
+    return value;
+  }
+
+  /** Reports, with the module whose method is running; stands for the value that could not be made. */
   fail(span: Span, message: string, ...notes: string[]): Unknown {
     const module = this.running.at(-1);
     const path = module && this.root && modulePath(module, this.root);
-    const where = path ? [`while tracing ${path} (${moduleType(module)})`] : [];
+    const where = path ? [`while tracing ${path} (${module.type.name})`] : [];
     this.diagnostics.report(span, message, ...notes, ...where);
     return UNKNOWN;
   }
 
+  /** Spends steps of the bounded trace. */
   spend(steps: number): void {
     this.#steps += steps;
     if (this.#steps <= MOST_STEPS) return;
@@ -85,6 +99,7 @@ export class Tracing implements Context {
     throw new LimitReached();
   }
 
+  /** Appends a node of one output to the graph; a shape that does not fit is reported at `span`. */
   node<P extends Op>(op: P, inputs: readonly Tensor[], params: Params[P], span: Span): Value {
     if (++this.#nodes > MOST_NODES) {
       this.fail(
@@ -103,21 +118,47 @@ export class Tracing implements Context {
     }
   }
 
+  /** The tensor name without `.weight`; reports a module that no attribute holds. */
   path(module: ModuleInstance, span: Span): string | undefined {
     const path = this.root && modulePath(module, this.root);
     if (path) return path;
     this.fail(
       span,
-      `this ${moduleType(module)} has no name, so its weights cannot be found in the checkpoint`,
+      `this ${module.type.name} has no name, so its weights cannot be found in the checkpoint`,
       "assign it to an attribute of self in __init__: the attribute path is the tensor's name",
     );
     return undefined;
   }
 
+  /** The number of the next attention: each has a key-value cache of its own. */
   nextAttention(): number {
     return this.#attentions++;
   }
 
+  /** A value's truth, or undefined when it has none that is static, which is reported. */
+  truth(value: Value, span: Span): boolean | undefined {
+    const known = truth(value);
+    if (known === undefined && !isUnknown(value)) {
+      const found = describe(value);
+      this.fail(span, `a condition must be known when the model is compiled, found ${found}`);
+    }
+    return known;
+  }
+
+  /** The first attribute that holds a module names it; items of lists by their index. */
+  adopt(owner: ModuleInstance, name: string, value: Value, depth = 0): void {
+    if (isModule(value) && value.owner === undefined && value !== this.root) {
+      value.owner = owner;
+      value.name = name;
+    } else if (isSequence(value) && depth < DEEPEST_LIST) {
+      this.spend(value.items.length);
+      value.items.forEach((item, i) => {
+        if (isModule(item) || isSequence(item)) this.adopt(owner, `${name}.${i}`, item, depth + 1);
+      });
+    }
+  }
+
+  /** What a loop runs over, expanded; undefined when it is not iterable, which is reported. */
   items(value: Value, span: Span): readonly Value[] | undefined {
     if (isUnknown(value)) return undefined;
     if (isObject(value)) {
@@ -134,6 +175,7 @@ export class Tracing implements Context {
     return undefined;
   }
 
+  /** A field of a record or attribute of a module, if it is there. */
   field(object: Value, name: string): Value | undefined {
     if (isModule(object)) return object.attributes.get(name);
     if (!isRecord(object) || !Object.hasOwn(object.fields, name)) return undefined;

@@ -4,7 +4,9 @@
  */
 import type { Value as GraphValue } from "../ir/graph.ts";
 import { typeText } from "../ir/types.ts";
-import type { ClassDefinition, FunctionDefinition } from "./syntax.ts";
+import type { Arguments } from "./calls.ts";
+import type { Span } from "./diagnostics.ts";
+import type { Tracing } from "./tracing.ts";
 
 export interface Tensor {
   readonly kind: "tensor";
@@ -32,13 +34,53 @@ export interface Record {
   readonly fields: { readonly [field: string]: unknown };
 }
 
-export const LAYERS = ["Linear", "Embedding", "RMSNorm"] as const;
-export type Layer = typeof LAYERS[number];
+/** Names and their values, of a function that runs or of a file. */
+export type Scope = Map<string, Value>;
+/** What an expression was compiled to. */
+export type Evaluate = (scope: Scope) => Value;
+/** What a block of statements came to: a returned value, or undefined when it ran to its end. */
+export type Outcome = { readonly value: Value } | undefined;
 
-/** An instance of a class of the file, or one of the layers that hold weights. */
+export interface Parameter {
+  readonly name: string;
+  readonly optional: boolean;
+  readonly keywordOnly?: boolean;
+}
+
+export interface FunctionDefinition {
+  readonly name: string;
+  readonly parameters: readonly (Parameter & { readonly default?: Evaluate })[];
+  readonly run: (scope: Scope) => Outcome;
+  /** The name: where a diagnostic about the function points. */
+  readonly span: Span;
+}
+
+/** A function that is built in. */
+export interface Builtin {
+  readonly kind: "builtin";
+  readonly name: string;
+  readonly parameters: readonly Parameter[];
+  readonly call: (found: Arguments, tracing: Tracing) => Value;
+}
+
+/** What a module is an instance of: a class of a description, or one of the layers that hold weights (layers.ts). */
+export type ModuleType =
+  | {
+    readonly kind: "class";
+    readonly name: string;
+    readonly methods: ReadonlyMap<string, FunctionDefinition>;
+    readonly span: Span;
+  }
+  | {
+    readonly kind: "layer";
+    readonly name: string;
+    readonly methods: ReadonlyMap<string, (self: ModuleInstance) => Builtin>;
+  };
+export type ClassDefinition = Extract<ModuleType, { readonly kind: "class" }>;
+
 export interface ModuleInstance {
   readonly kind: "module";
-  readonly type: ClassDefinition | Layer;
+  readonly type: ModuleType;
   readonly attributes: Map<string, Value>;
   /** While its `__init__` runs, attributes may be set. */
   constructing: boolean;
@@ -49,12 +91,17 @@ export interface ModuleInstance {
   name?: string;
 }
 
+export function newModule(
+  type: ModuleType,
+  attributes: Iterable<readonly [string, Value]> = [],
+): ModuleInstance {
+  return { kind: "module", type, attributes: new Map(attributes), constructing: false, incomplete: false };
+}
+
 export type Callable =
-  | { readonly kind: "class"; readonly definition: ClassDefinition }
+  | ClassDefinition
   | { readonly kind: "function"; readonly definition: FunctionDefinition; readonly self?: ModuleInstance }
-  | { readonly kind: "builtin"; readonly name: string }
-  | { readonly kind: "layer"; readonly layer: Layer }
-  | { readonly kind: "layer_method"; readonly name: string; readonly self: ModuleInstance };
+  | Builtin;
 
 /** The result of something that was reported. Whatever is made of it is unknown too, and reported no more. */
 export interface Unknown {
@@ -131,10 +178,6 @@ export function modulePath(module: ModuleInstance, root: ModuleInstance): string
   return names.join(".");
 }
 
-export function moduleType(module: ModuleInstance): string {
-  return typeof module.type === "string" ? module.type : module.type.name;
-}
-
 /** How a value is called in messages: `the number 3`, `a tensor [T,256] f32`. */
 export function describe(value: Value): string {
   if (value === null) return "None";
@@ -152,16 +195,13 @@ export function describe(value: Value): string {
     case "record":
       return recordName(value);
     case "module":
-      return `a ${moduleType(value)}`;
+      return `a ${value.type.name}`;
     case "class":
-      return `class ${value.definition.name}`;
+      return `class ${value.name}`;
     case "function":
       return `function ${value.definition.name}`;
     case "builtin":
-    case "layer_method":
       return `function ${value.name}`;
-    case "layer":
-      return value.layer;
     case "unknown":
       return "something unknown";
   }
@@ -187,8 +227,6 @@ export function truth(value: Value): boolean | undefined {
     case "class":
     case "function":
     case "builtin":
-    case "layer":
-    case "layer_method":
       return true;
     case "tensor":
     case "unknown":

@@ -2,8 +2,8 @@
  * Makes graphs: gives every value a fresh name and its inferred type. The frontend traces into one, and passes that
  * add nodes use one.
  */
-import type { Graph, Node, NodeOf, Stage, Value } from "./graph.ts";
-import { inferTypes } from "./infer.ts";
+import type { Graph, Node, NodeOf, RopeTable, Stage, Value } from "./graph.ts";
+import { checkRope, checkRopeTable, inferTypes } from "./infer.ts";
 import type { Op, Params } from "./ops.ts";
 import type { TensorType } from "./types.ts";
 
@@ -47,6 +47,7 @@ export class GraphBuilder {
   readonly #architecture: string;
   readonly #names = new NameSource();
   readonly #inputs: Value[] = [];
+  readonly #ropes = new Map<string, RopeTable>();
   readonly #nodes: Node[] = [];
 
   constructor(architecture: string) {
@@ -57,6 +58,21 @@ export class GraphBuilder {
     const value = { name: this.#names.fresh(name), type };
     this.#inputs.push(value);
     return value;
+  }
+
+  /**
+   * The name of the table with these frequencies (radians per position) and this scale; equal tables are one. Throws
+   * GraphError when they make no table.
+   */
+  ropeTable(frequencies: readonly number[], scale = 1): string {
+    const content = `${scale} ${frequencies}`;
+    let table = this.#ropes.get(content);
+    if (table === undefined) {
+      checkRopeTable({ name: "table", frequencies, scale });
+      table = { name: this.#names.fresh(`rope_${this.#ropes.size}`), frequencies, scale };
+      this.#ropes.set(content, table);
+    }
+    return table.name;
   }
 
   /**
@@ -74,9 +90,15 @@ export class GraphBuilder {
       const base = typeof hint === "string" ? hint : hint[i] ?? op;
       return { name: this.#names.fresh(base), type };
     });
-    this.#nodes.push(
-      asNode({ op, inputs: inputs.map((v) => v.name), outputs, params, placement: { causes: [] } }),
-    );
+    const node = asNode({
+      op,
+      inputs: inputs.map((v) => v.name),
+      outputs,
+      params,
+      placement: { causes: [] },
+    });
+    checkRope(node, [...this.#ropes.values()]);
+    this.#nodes.push(node);
     return outputs;
   }
 
@@ -85,6 +107,7 @@ export class GraphBuilder {
       stage,
       architecture: this.#architecture,
       inputs: [...this.#inputs],
+      ropes: [...this.#ropes.values()],
       nodes: [...this.#nodes],
       outputs: outputs.map((v) => v.name),
       budgets: [],

@@ -3,6 +3,7 @@ import fc from "fast-check";
 import { GraphBuilder } from "./build.ts";
 import type { Graph, Value } from "./graph.ts";
 import { elementsPerToken, tensor } from "./types.ts";
+import { moduleTensor } from "./naming.ts";
 import type { WeightRef } from "./ops.ts";
 
 export interface Sizes {
@@ -27,6 +28,11 @@ export const TINY: Sizes = {
   tied: true,
 };
 
+/** Of a rope that is not scaled: theta^(-2i / headDim). */
+export function frequencies(theta: number, headDim: number): number[] {
+  return Array.from({ length: headDim / 2 }, (_, i) => theta ** (-2 * i / headDim));
+}
+
 /** The traced graph of a transformer with head norms, grouped-query attention and a gated feed-forward layer. */
 export function transformer(sizes: Sizes = TINY): Graph {
   const { hidden, headDim, heads, kvHeads } = sizes;
@@ -35,11 +41,14 @@ export function transformer(sizes: Sizes = TINY): Graph {
   const positions = b.input("positions", tensor("i32", "T"));
   const one = (values: readonly Value[]): Value => values[0] as Value;
   const linear = (x: Value, path: string, outputs: number, hint: string) =>
-    one(b.node("linear", [x], { weights: [{ path, outputs }] }, hint));
+    one(b.node("linear", [x], { weights: [{ ...moduleTensor(path), outputs }] }, hint));
   const norm = (x: Value, path: string, hint = "x") =>
-    one(b.node("rms_norm", [x], { path, epsilon: 1e-6 }, hint));
+    one(b.node("rms_norm", [x], { ...moduleTensor(path), epsilon: 1e-6 }, hint));
+  const table = b.ropeTable(frequencies(1e6, headDim));
   const embedding = "model.embed_tokens";
-  let h = one(b.node("embedding", [tokens], { path: embedding, rows: sizes.vocabulary, width: hidden }, "h"));
+  let h = one(
+    b.node("embedding", [tokens], { ...moduleTensor(embedding), rows: sizes.vocabulary, width: hidden }, "h"),
+  );
   for (let layer = 0; layer < sizes.layers; layer++) {
     const path = `model.layers.${layer}`;
     const x = norm(h, `${path}.input_layernorm`);
@@ -48,7 +57,7 @@ export function transformer(sizes: Sizes = TINY): Graph {
       return one(b.node("split_heads", [y], { headDim }, `${name}_heads`));
     };
     const rotate = (y: Value, name: string) =>
-      one(b.node("rope", [norm(y, `${path}.self_attn.${name}_norm`, name), positions], { theta: 1e6 }, name));
+      one(b.node("rope", [norm(y, `${path}.self_attn.${name}_norm`, name), positions], { table }, name));
     const q = rotate(head("q", heads), "q");
     const k = rotate(head("k", kvHeads), "k");
     const v = head("v", kvHeads);
@@ -85,7 +94,7 @@ export const arbitraryGraph: fc.Arbitrary<Graph> = fc.array(
   const b = new GraphBuilder("random");
   const tokens = b.input("tokens", tensor("i32", "T"));
   const positions = b.input("positions", tensor("i32", "T"));
-  const flat: Value[] = [...b.node("embedding", [tokens], { path: "embed", rows: 50, width: 24 })];
+  const flat: Value[] = [...b.node("embedding", [tokens], { ...moduleTensor("embed"), rows: 50, width: 24 })];
   const headed: Value[] = [...b.node("split_heads", flat, { headDim: 4 }, "heads")];
   const pick = (values: readonly Value[], i: number): Value => values[i % values.length] as Value;
   steps.forEach(([kind, i, j, size], step) => {
@@ -94,16 +103,17 @@ export const arbitraryGraph: fc.Arbitrary<Graph> = fc.array(
     const h = pick(headed, i);
     if (kind <= 2) {
       const weights: WeightRef[] = [{
-        path: `layers.${step % 3}.m${step >> 1}.w${step}_proj`,
+        ...moduleTensor(`layers.${step % 3}.m${step >> 1}.w${step}_proj`),
         outputs: 4 * size,
       }];
       flat.push(...b.node("linear", [x], { weights }, "y"));
     } else if (kind === 3) flat.push(...b.node("add", [x, pick(y, j)], {}, "sum"));
     else if (kind === 4) flat.push(...b.node("mul", [...b.node("silu", [x], {}), pick(y, j)], {}, "m"));
     else if (kind === 5) {
-      flat.push(...b.node("rms_norm", [x], { path: `n${step}`, epsilon: 10 ** -size }, "x"));
-    } else if (kind === 6) headed.push(...b.node("rope", [h, positions], { theta: size * 1.1 }, "r"));
-    else if (kind === 7) {
+      flat.push(...b.node("rms_norm", [x], { ...moduleTensor(`n${step}`), epsilon: 10 ** -size }, "x"));
+    } else if (kind === 6) {
+      headed.push(...b.node("rope", [h, positions], { table: b.ropeTable(frequencies(size * 1.1, 4)) }, "r"));
+    } else if (kind === 7) {
       headed.push(...b.node("attention", [h, h, h, positions], { layer: i, scale: 1 / size }));
     } else flat.push(...b.node("merge_heads", [h], {}), pick(flat, j));
   });

@@ -28,6 +28,11 @@ export interface Placement {
 export interface NodeOf<P extends Op> {
   readonly op: P;
   readonly inputs: readonly string[];
+  /**
+   * Deltas that are added to each input as it is read (after `lower`): first that of factors, then that of rows. An input
+   * with deltas is an output of their window's linear, and each delta is read at that output's columns.
+   */
+  readonly added?: readonly (readonly string[])[];
   readonly outputs: readonly Value[];
   readonly params: Params[P];
   readonly placement: Placement;
@@ -44,6 +49,7 @@ export const STAGES = [
   "placed",
   "budgeted",
   "compensated",
+  "lowered",
   "scheduled",
 ] as const;
 export type Stage = typeof STAGES[number];
@@ -57,12 +63,23 @@ export interface WindowBudget {
   readonly cause: string;
 }
 
+/** What `rope` rotates by: one table for all nodes that rotate alike. */
+export interface RopeTable {
+  /** `rope_0`, `rope_1`, ...: a name of the graph, as those of its values are. */
+  readonly name: string;
+  /** Radians per position, headDim / 2 of them: pair i turns by position * frequencies[i]. */
+  readonly frequencies: readonly number[];
+  /** Factor of cosines and sines; 1 but for ropes that are scaled (yarn's attention factor). */
+  readonly scale: number;
+}
+
 export interface Graph {
   readonly stage: Stage;
   /** Architecture name, the file in graphs/: `qwen3`. */
   readonly architecture: string;
-  /** Graph inputs: `tokens` i32 [T] and `positions` i32 [T]. */
+  /** Graph inputs: `tokens` and `positions` i32 [T]; after `lower` also `rows` i32 [R], the tokens whose logits are wanted. */
   readonly inputs: readonly Value[];
+  readonly ropes: readonly RopeTable[];
   readonly nodes: readonly Node[];
   /** Names of the output values: the logits, [T, vocabulary] f32. */
   readonly outputs: readonly string[];
@@ -80,17 +97,29 @@ export function producers(graph: Graph): ReadonlyMap<string, Node> {
   return map;
 }
 
+/** Every value a node reads: inputs, then what is added to them. */
+export function reads(node: Node): readonly string[] {
+  return node.added === undefined ? node.inputs : [...node.inputs, ...node.added.flat()];
+}
+
 /** Which nodes read each value, in graph order. */
 export function consumers(graph: Graph): ReadonlyMap<string, readonly Node[]> {
   const map = new Map<string, Node[]>();
   for (const node of graph.nodes) {
-    for (const name of new Set(node.inputs)) {
+    for (const name of new Set(reads(node))) {
       const list = map.get(name);
       if (list) list.push(node);
       else map.set(name, [node]);
     }
   }
   return map;
+}
+
+/** The rotation table that a `rope` names; of a graph that `verify` passes. */
+export function ropeTable(graph: Graph, name: string): RopeTable {
+  const table = graph.ropes.find((r) => r.name === name);
+  if (table === undefined) throw new Error(`the graph has no rotation table ${name}`);
+  return table;
 }
 
 /** Every value of the graph by name, inputs included. */

@@ -2,9 +2,11 @@
  * Shape and type rules, one per op. A rule throws a GraphError that says what the op found and what it expects;
  * the caller knows where (a line of a model description, a node of a graph).
  */
+import type { Node, RopeTable } from "./graph.ts";
 import { ARITY, type Op, type Params } from "./ops.ts";
-import { type Dim, sameType, tensor, type TensorType, typeText } from "./types.ts";
+import { codes, type Dim, sameType, tensor, type TensorType, typeText } from "./types.ts";
 import { paddedOutputs } from "./naming.ts";
+import type { GroupSize } from "../weights/format.ts";
 
 /** A graph that breaks a rule. From a pass it is a bug of the compiler; from a user's text it gets a line. */
 export class GraphError extends Error {
@@ -20,14 +22,55 @@ function at(inputs: readonly TensorType[], index: number): TensorType {
   return type;
 }
 
-/** Width n of input `index`, which must be [T, n] f32. */
+/** Width n of input `index`, which must be [T, n] f32 (or [R, n]). */
 function width(inputs: readonly TensorType[], index = 0): number {
+  return row(inputs, index)[1];
+}
+
+/** [T or R, n] of input `index`, which must be f32. */
+function row(inputs: readonly TensorType[], index = 0): [Dim, number] {
   const type = at(inputs, index);
-  const [tokens, n] = type.shape;
-  if (type.dtype !== "f32" || type.shape.length !== 2 || tokens !== "T" || typeof n !== "number") {
+  const [over, n] = type.shape;
+  if (type.dtype !== "f32" || type.shape.length !== 2 || typeof over !== "string" || typeof n !== "number") {
     throw new GraphError(`expects [T,n] f32 as input ${index + 1}, found ${typeText(type)}`);
   }
-  return n;
+  return [over, n];
+}
+
+/** What a row op makes: of all tokens, or, with `rows` as input `index`, of those. */
+function selected(inputs: readonly TensorType[], index: number): TensorType {
+  const type = at(inputs, 0);
+  if (inputs.length <= index) return type;
+  const rows = at(inputs, index);
+  if (!sameType(rows, tensor("i32", "R"))) {
+    throw new GraphError(`expects rows [R] i32 as input ${index + 1}, found ${typeText(rows)}`);
+  }
+  const [over, n] = row(inputs);
+  if (over !== "T") throw new GraphError(`takes rows of [T,n], found ${typeText(type)}`);
+  return tensor("f32", "R", n);
+}
+
+/** `type`, and its int8 codes where they are asked for. */
+function coded(type: TensorType, group: GroupSize | undefined): TensorType[] {
+  if (group === undefined) return [type];
+  if (type.shape.length !== 2) throw new GraphError(`makes codes of [T,n], found ${typeText(type)}`);
+  return [type, { ...type, dtype: codes(group) }];
+}
+
+/** Heads of `headDim` columns that lie beside each other in input `index`. */
+function columns(inputs: readonly TensorType[], index: number, headDim: number): number {
+  positive(headDim, "headDim");
+  const n = width(inputs, index);
+  if (n % headDim !== 0) {
+    throw new GraphError(`cannot split ${n} columns into heads of ${headDim}: it does not divide`);
+  }
+  return n / headDim;
+}
+
+function even(headDim: number): void {
+  if (headDim % 2 !== 0) {
+    throw new GraphError(`rotates pairs, so the head dimension must be even, found ${headDim}`);
+  }
 }
 
 /** [heads, headDim] of input `index`, which must be [T, heads, headDim] f32. */
@@ -63,7 +106,7 @@ function finite(value: number, what: string): void {
 }
 
 function floats(type: TensorType): void {
-  if (type.dtype !== "f32" || type.shape[0] !== "T" || type.shape.length < 2) {
+  if (type.dtype !== "f32" || typeof type.shape[0] !== "string" || type.shape.length < 2) {
     throw new GraphError(`expects f32 [T,...], found ${typeText(type)}`);
   }
 }
@@ -92,41 +135,43 @@ const RULES: { readonly [P in Op]: Rule<P> } = {
     positive(width, "width");
     return [tensor("f32", "T", width)];
   },
-  linear(inputs, { weights }) {
-    width(inputs);
+  linear(inputs, { weights, format }) {
+    const type = at(inputs, 0);
+    const [over] = type.shape;
+    if (type.dtype.startsWith("i8")) {
+      const group = format !== undefined && format.kind !== "bf16" ? codes(format.group) : "f32";
+      if (type.dtype !== group) throw new GraphError(`expects ${group} as input, found ${typeText(type)}`);
+    } else width(inputs);
     if (weights.length === 0) throw new GraphError("a linear needs at least one weight");
     return weights.map(({ outputs }) => {
       positive(outputs, "outputs");
-      return tensor("f32", "T", outputs);
+      return { dtype: "f32", shape: [over ?? "T", outputs] };
     });
   },
-  rms_norm(inputs, { epsilon }) {
+  rms_norm(inputs, { epsilon, headDim, codes }) {
     finite(epsilon, "epsilon");
     floats(at(inputs, 0));
-    return [at(inputs, 0)];
+    if (headDim !== undefined) columns(inputs, 0, headDim);
+    return coded(selected(inputs, 1), codes);
   },
-  add_rms_norm(inputs, { epsilon }) {
+  add_rms_norm(inputs, { epsilon, codes }) {
     finite(epsilon, "epsilon");
-    const type = alike(inputs);
+    alike(inputs);
     width(inputs);
-    return [type, type];
+    const type = selected(inputs, 2);
+    return [type, ...coded(type, codes)];
   },
-  rope(inputs, { theta }) {
-    finite(theta, "theta");
-    const [, dim] = heads(inputs, 0);
-    if (dim % 2 !== 0) {
-      throw new GraphError(`rotates pairs, so the head dimension must be even, found ${dim}`);
+  rope(inputs, { headDim }) {
+    if (headDim === undefined) even(heads(inputs, 0)[1]);
+    else {
+      columns(inputs, 0, headDim);
+      even(headDim);
     }
     indices(inputs, 1, "positions");
     return [at(inputs, 0)];
   },
   split_heads(inputs, { headDim }) {
-    positive(headDim, "headDim");
-    const n = width(inputs);
-    if (n % headDim !== 0) {
-      throw new GraphError(`cannot split ${n} columns into heads of ${headDim}: it does not divide`);
-    }
-    return [tensor("f32", "T", n / headDim, headDim)];
+    return [tensor("f32", "T", columns(inputs, 0, headDim), headDim)];
   },
   merge_heads(inputs) {
     const [count, dim] = heads(inputs, 0);
@@ -146,11 +191,7 @@ const RULES: { readonly [P in Op]: Rule<P> } = {
           [0, 1, 2].map((i) => typeText(at(inputs, i))).join(", "),
       );
     }
-    if (queryHeads % keyHeads !== 0) {
-      throw new GraphError(
-        `expects query heads to be a multiple of key heads, found ${queryHeads} and ${keyHeads}`,
-      );
-    }
+    grouped(queryHeads, keyHeads);
     indices(inputs, 3, "positions");
     return [at(inputs, 0)];
   },
@@ -160,7 +201,7 @@ const RULES: { readonly [P in Op]: Rule<P> } = {
   },
   add: (inputs) => [alike(inputs)],
   mul: (inputs) => [alike(inputs)],
-  silu_mul: (inputs) => [alike(inputs)],
+  silu_mul: (inputs, { codes }) => coded(alike(inputs), codes),
   low_rank(inputs, { rank, outputs }) {
     positive(rank, "rank");
     return correction(inputs, outputs);
@@ -192,7 +233,57 @@ const RULES: { readonly [P in Op]: Rule<P> } = {
     }
     return outputs;
   },
+  copy(inputs) {
+    width(inputs);
+    return [selected(inputs, 1)];
+  },
+  quantize(inputs, { group }) {
+    const [over, n] = row(inputs);
+    return [tensor(codes(group), over, n)];
+  },
+  append(inputs, { headDim }) {
+    const [queries, keys, values] = [0, 1, 2].map((i) => columns(inputs, i, headDim));
+    grouped(queries, keys);
+    if (keys !== values) throw new GraphError(`expects as many values as keys, found ${values} and ${keys}`);
+    indices(inputs, 3, "positions");
+    even(headDim);
+    return [at(inputs, 0)];
+  },
+  attend(inputs, { headDim, kvHeads, scale }) {
+    positive(kvHeads, "kvHeads");
+    finite(scale, "scale");
+    grouped(columns(inputs, 0, headDim), kvHeads);
+    indices(inputs, 1, "positions");
+    return [at(inputs, 0)];
+  },
+  sparse_select(inputs, { channels }) {
+    positive(channels, "channels");
+    const n = width(inputs);
+    if (channels > n) throw new GraphError(`cannot choose ${channels} channels of ${n}`);
+    return [tensor("chosen", "T", channels)];
+  },
+  sparse_sum(inputs, { outputs }) {
+    const type = at(inputs, 0);
+    if (type.dtype !== "chosen") throw new GraphError(`expects chosen channels, found ${typeText(type)}`);
+    positive(outputs, "outputs");
+    return [tensor("f32", "T", outputs)];
+  },
+  low_rank_down(inputs, { rank }) {
+    positive(rank, "rank");
+    width(inputs);
+    return [tensor("f32", "T", rank)];
+  },
+  low_rank_up(inputs, { rank, outputs }) {
+    if (width(inputs) !== rank) throw new GraphError(`expects [T,${rank}], found ${typeText(at(inputs, 0))}`);
+    return correction(inputs, outputs);
+  },
 };
+
+function grouped(queries: number | undefined, keys: number | undefined): void {
+  if (queries === undefined || keys === undefined || queries % keys !== 0) {
+    throw new GraphError(`expects query heads to be a multiple of key heads, found ${queries} and ${keys}`);
+  }
+}
 
 /**
  * Types of a node's outputs. Throws GraphError when the inputs or parameters do not fit the op.
@@ -212,6 +303,30 @@ export function inferTypes<P extends Op>(
   } catch (error) {
     if (error instanceof GraphError) throw new GraphError(`${op} ${error.message}`, { cause: error });
     throw error;
+  }
+}
+
+/** Throws GraphError for a table that rotates by what is no number. */
+export function checkRopeTable({ name, frequencies, scale }: RopeTable): void {
+  const odd = frequencies.find((f) => !Number.isFinite(f));
+  if (odd !== undefined) throw new GraphError(`frequencies of ${name} must be finite numbers, found ${odd}`);
+  if (frequencies.length === 0) throw new GraphError(`${name} has no frequencies`);
+  finite(scale, `scale of ${name}`);
+}
+
+/** What a rope's rule cannot see: that its table is in the graph and has a frequency for each pair. */
+export function checkRope(node: Node, tables: readonly RopeTable[]): void {
+  if ((node.op !== "rope" && node.op !== "append") || node.params.table === undefined) return;
+  const table = tables.find((t) => t.name === node.params.table);
+  if (table === undefined) {
+    throw new GraphError(`${node.op} names a table ${node.params.table} that is not there`);
+  }
+  const pairs = (node.params.headDim ?? fixed(node.outputs[0]?.type.shape.at(-1))) / 2;
+  const found = table.frequencies.length;
+  if (found !== pairs) {
+    throw new GraphError(
+      `${node.op} expects ${pairs} frequencies for heads of ${2 * pairs}, found ${found} in ${table.name}`,
+    );
   }
 }
 

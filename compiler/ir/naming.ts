@@ -1,11 +1,17 @@
 /**
- * Names of what several weights make together: the packed weight in weights.safetensors, and the window that is
- * corrected as one. Paths are module paths of a checkpoint, `model.layers.3.self_attn.q_proj`.
+ * Names that follow from module paths, `model.layers.3.self_attn.q_proj`: a module's tensor, the packed weight that
+ * several modules make together, their layer; and where the parts of a packed weight lie.
  */
 import { ROW_BLOCK } from "../weights/format.ts";
+import type { TensorRef } from "./ops.ts";
 
 interface Named {
   readonly path: string;
+}
+
+/** The weight of a module as PyTorch names it, and so Hugging Face's files: tensor `${path}.weight`. */
+export function moduleTensor(path: string): TensorRef {
+  return { path, tensor: `${path}.weight` };
 }
 
 /** `model.layers.3.self_attn` of `model.layers.3.self_attn.q_proj`; empty for a path without dots. */
@@ -43,16 +49,6 @@ export function packedPaths(name: string): string[] {
 export function layerOf(path: string): number | undefined {
   const segment = path.split(".").find((s) => /^\d+$/.test(s));
   return segment === undefined ? undefined : Number(segment);
-}
-
-/** `3.qkv`, `3.o`, `3.gate_up`, `3.down`; undefined for weights outside layers, which have no window. */
-export function windowName(weights: readonly Named[]): string | undefined {
-  const first = weights[0];
-  if (first === undefined) return undefined;
-  const layer = layerOf(first.path);
-  if (layer === undefined) return undefined;
-  const names = weights.map(({ path }) => path.slice(parentPath(path).length + 1).replace(/_proj$/, ""));
-  return `${layer}.${names.join(names.every((n) => n.length === 1) ? "" : "_")}`;
 }
 
 /** Where the sections of a packed weight, of its linear's output and of its window's deltas lie. */

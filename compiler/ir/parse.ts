@@ -8,10 +8,10 @@ import { Diagnostics } from "../frontend/diagnostics.ts";
 import { parsePython } from "../frontend/python.ts";
 import { asNode } from "./build.ts";
 import { type Graph, type Lane, type Node, type Placement, type Stage, STAGES, type Value } from "./graph.ts";
-import type { WindowBudget } from "./graph.ts";
-import { GraphError, inferTypes } from "./infer.ts";
+import type { RopeTable, WindowBudget } from "./graph.ts";
+import { checkRopeTable, GraphError, inferTypes } from "./infer.ts";
 import { isOp, type Op } from "./ops.ts";
-import { type Arguments, type Literal, SYNTAX } from "./syntax.ts";
+import { type Arguments, type Literal, ROPE_TABLE, SYNTAX } from "./syntax.ts";
 import { type Dim, type TensorType, typeText } from "./types.ts";
 import { NodeError, verify } from "./verify.ts";
 
@@ -49,6 +49,7 @@ class Skipped extends Error {}
 class Reader {
   readonly #diagnostics: Diagnostics;
   readonly #inputs: Value[] = [];
+  readonly #ropes: RopeTable[] = [];
   readonly #nodes: Node[] = [];
   readonly #statements: SyntaxNode[] = [];
   readonly #budgets: WindowBudget[] = [];
@@ -102,6 +103,7 @@ class Reader {
       stage: this.#header.get("stage") as Stage,
       architecture: this.#header.get("architecture") ?? "",
       inputs: this.#inputs,
+      ropes: this.#ropes,
       nodes: this.#nodes,
       outputs: this.#outputs ?? [],
       budgets: this.#budgets,
@@ -166,7 +168,8 @@ class Reader {
 
   #assignment(statement: SyntaxNode, call: SyntaxNode, comment: SyntaxNode | undefined): void {
     const names = targets(statement);
-    const twice = names.find((name, i) => this.#types.has(name) || names.indexOf(name) !== i);
+    const taken = (name: string) => this.#types.has(name) || this.#ropes.some((t) => t.name === name);
+    const twice = names.find((name, i) => taken(name) || names.indexOf(name) !== i);
     if (twice !== undefined) throw new ErrorAt(statement, `${twice} is assigned twice`);
     const op = calledName(call);
     if (op === "input") {
@@ -175,11 +178,21 @@ class Reader {
       this.#types.set(value.name, value.type);
       return;
     }
+    if (op === "rope_table") {
+      const args = new CallReader(call);
+      const table = { name: names[0] ?? "", ...ROPE_TABLE.read(args) };
+      args.finish();
+      checkRopeTable(table);
+      this.#ropes.push(table);
+      return;
+    }
     if (!isOp(op)) {
       throw new ErrorAt(call, `unknown op "${op}"; ops are ${Object.keys(SYNTAX).join(", ")}`);
     }
     const args = new CallReader(call);
-    const inputs = args.values.map((value) => this.#value(value));
+    const operands = args.values.map((value) => terms(value).map((term) => this.#value(term)));
+    const inputs = operands.map(([first]) => first as [string, TensorType]);
+    const added = operands.map(([, ...deltas]) => deltas.map(([name]) => name));
     const params = SYNTAX[op].read(args);
     args.finish();
     const types = inferTypes<Op>(op, inputs.map(([, type]) => type), params);
@@ -189,7 +202,10 @@ class Reader {
     const outputs = types.map((type, i) => ({ name: names[i] ?? "", type }));
     const placement = readPlacement(comment, types);
     for (const { name, type } of outputs) this.#types.set(name, type);
-    this.#nodes.push(asNode<Op>({ op, inputs: inputs.map(([name]) => name), outputs, params, placement }));
+    const sums = added.some((deltas) => deltas.length > 0) ? { added } : {};
+    this.#nodes.push(
+      asNode<Op>({ op, inputs: inputs.map(([name]) => name), ...sums, outputs, params, placement }),
+    );
     this.#statements.push(statement);
   }
 
@@ -291,6 +307,13 @@ function targets(statement: SyntaxNode): string[] {
   return names.filter((n) => n.type === "identifier").map((n) => n.text);
 }
 
+/** The terms of `x + a + b`, from the left. */
+function terms(node: SyntaxNode): SyntaxNode[] {
+  const [left, right] = [node.childForFieldName("left"), node.childForFieldName("right")];
+  const isSum = node.type === "binary_operator" && node.childForFieldName("operator")?.text === "+";
+  return isSum && left && right ? [...terms(left), right] : [node];
+}
+
 function calledName(call: SyntaxNode): string {
   return call.childForFieldName("function")?.text ?? "";
 }
@@ -308,11 +331,21 @@ function stringOf(node: SyntaxNode): string {
 function literalOf(node: SyntaxNode): Literal {
   if (node.type === "string") return stringOf(node);
   if (node.type === "tuple") {
-    return named(node).map((item) => {
+    const values = named(node).map((item) => {
       const value = literalOf(item);
-      if (typeof value !== "number") throw new ErrorAt(item, `expected a number, found ${item.text}`);
+      if (typeof value === "object") {
+        throw new ErrorAt(item, `expected a number or a string, found ${item.text}`);
+      }
       return value;
     });
+    const [numbers, strings] = [
+      values.filter((v) => typeof v === "number"),
+      values.filter((v) => typeof v === "string"),
+    ];
+    if (numbers.length > 0 && strings.length > 0) {
+      throw new ErrorAt(node, `expected numbers or strings, found both in ${node.text}`);
+    }
+    return numbers.length > 0 ? numbers : strings;
   }
   const value = /^-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(node.text) ? Number(node.text) : NaN;
   if (!Number.isFinite(value)) throw new ErrorAt(node, `expected a number or a string, found ${node.text}`);
@@ -329,7 +362,7 @@ function inputType(call: SyntaxNode): TensorType {
   }
   const shape = dims.map((node): Dim => {
     const dim = literalOf(node);
-    if (dim === "T" || (Number.isSafeInteger(dim) && Number(dim) > 0)) return dim as Dim;
+    if (dim === "T" || dim === "R" || (Number.isSafeInteger(dim) && Number(dim) > 0)) return dim as Dim;
     throw new ErrorAt(node, `expected a dimension, a positive whole number or "T", found ${node.text}`);
   });
   return { shape, dtype };

@@ -2,14 +2,15 @@
  * How each op's parameters stand in the graph's text, in both directions: total over Op. A call is
  * `op(inputs..., "strings"..., name=value...)`; strings name weights and windows, keywords are the rest.
  */
-import type { Op, Params } from "./ops.ts";
-import { packedName, packedPaths } from "./naming.ts";
+import type { RopeTable } from "./graph.ts";
+import type { Coded, NormParams, Op, Params, TensorRef, WeightRef } from "./ops.ts";
+import { moduleTensor, packedName, packedPaths } from "./naming.ts";
 import type { FactorDType } from "../weights/correction.ts";
 import { RESIDUAL_WIDTHS } from "../weights/correction.ts";
-import { formatText, parseFormat, type WeightFormat } from "../weights/format.ts";
+import { formatText, GROUP_SIZES, parseFormat, type WeightFormat } from "../weights/format.ts";
 
 /** A parameter's value in the text. */
-export type Literal = number | string | readonly number[];
+export type Literal = number | string | readonly number[] | readonly string[];
 
 /** What stands in the parentheses after the input values. */
 export interface Call {
@@ -39,13 +40,17 @@ const format = (value: Literal) => typeof value === "string" ? parseFormat(value
 const residualWidth = (value: Literal) => RESIDUAL_WIDTHS.find((w) => w === value);
 const factorDType = (value: Literal): FactorDType | undefined =>
   value === "i8" || value === "bf16" ? value : undefined;
-const numbers = (value: Literal): readonly number[] | undefined => {
-  const list = typeof value === "number" ? [value] : value;
-  return typeof list === "string" ? undefined : list;
-};
+const string = (value: Literal) => typeof value === "string" ? value : undefined;
+const items = (value: Literal): readonly (number | string)[] => typeof value === "object" ? value : [value];
+const numbers = (value: Literal) => all(items(value), (v) => typeof v === "number");
+const strings = (value: Literal) => all(items(value), (v) => typeof v === "string");
 
-/** A single number stands without parentheses. */
-function list(values: readonly number[]): Literal {
+function all<T, U extends T>(values: readonly T[], is: (value: T) => value is U): readonly U[] | undefined {
+  return values.every(is) ? values : undefined;
+}
+
+/** A single value stands without parentheses. */
+function list(values: readonly number[] | readonly string[]): Literal {
   const [first] = values;
   return values.length === 1 && first !== undefined ? first : values;
 }
@@ -59,56 +64,119 @@ function readFormat(call: Arguments): { format?: WeightFormat } {
   return found === undefined ? {} : { format: found };
 }
 
+/** Only a tensor that is not its module's `weight` is written. */
+function tensorKeyword({ path, tensor }: TensorRef): Record<string, Literal> {
+  return tensor === moduleTensor(path).tensor ? {} : { tensor };
+}
+
+function readTensor(call: Arguments, what: string): TensorRef {
+  const named = moduleTensor(call.string(what));
+  return { ...named, tensor: call.optional("tensor", "the checkpoint's tensor", string) ?? named.tensor };
+}
+
+/** Tensors where one is not its module's `weight`, biases where there is one; "" stands for no bias. */
+function weightKeywords(weights: readonly WeightRef[]): Record<string, Literal> {
+  const tensors = weights.some((w) => w.tensor !== moduleTensor(w.path).tensor);
+  const biases = weights.some((w) => w.bias !== undefined);
+  return {
+    outputs: list(weights.map((w) => w.outputs)),
+    ...(tensors ? { tensors: list(weights.map((w) => w.tensor)) } : {}),
+    ...(biases ? { biases: list(weights.map((w) => w.bias ?? "")) } : {}),
+  };
+}
+
+function readWeights(call: Arguments): WeightRef[] {
+  const paths = packedPaths(call.string("the weight's path"));
+  const each = <T>(name: string, values: readonly T[] | undefined): readonly T[] | undefined =>
+    values === undefined || values.length === paths.length
+      ? values
+      : call.fail(`expected ${name} of ${paths.length} weights, found ${values.length}`);
+  const anyOf = (what: string) => `${what}, or one for each weight in parentheses`;
+  const outputs = each("outputs", call.keyword("outputs", anyOf("a whole number"), numbers));
+  const tensors = each("tensors", call.optional("tensors", anyOf("the checkpoint's tensor"), strings));
+  const biases = each("biases", call.optional("biases", anyOf("the checkpoint's tensor"), strings));
+  return paths.map((path, i): WeightRef => {
+    const named = moduleTensor(path);
+    const weight = { path, tensor: tensors?.[i] ?? named.tensor, outputs: outputs?.[i] ?? 0 };
+    return biases?.[i] ? { ...weight, bias: biases[i] } : weight;
+  });
+}
+
 const nothing: Syntax<Record<never, never>> = {
   write: () => ({ strings: [], keywords: {} }),
   read: () => ({}),
 };
 
-const norm: Syntax<Params["rms_norm" | "add_rms_norm"]> = {
-  write: ({ path, epsilon }) => ({ strings: [path], keywords: { epsilon } }),
+const group = (value: Literal) => GROUP_SIZES.find((g) => g === value);
+const codes = (call: Arguments): Coded => given("codes", call.optional("codes", "a group size", group));
+
+/** A property only where there is a value: exactOptionalPropertyTypes. */
+function given<K extends string, V>(name: K, value: V | undefined): { [P in K]?: V } {
+  return value === undefined ? {} : { [name]: value } as { [P in K]?: V };
+}
+
+const norm: Syntax<NormParams> = {
+  write: ({ epsilon, codes, ...ref }) => ({
+    strings: [ref.path],
+    keywords: { ...tensorKeyword(ref), epsilon, ...given("codes", codes) },
+  }),
   read: (call) => ({
-    path: call.string("the norm's path"),
+    ...readTensor(call, "the norm's path"),
     epsilon: call.keyword("epsilon", "a number", number),
+    ...codes(call),
   }),
 };
 
+/** Norms of heads stand as a path and an epsilon: `"...q_norm"` and q_epsilon=. */
+const HEAD_NORMS = ["q", "k"] as const;
+
 export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
   embedding: {
-    write: ({ path, rows, width, format }) => ({
-      strings: [path],
-      keywords: { rows, width, ...formatKeyword(format) },
+    write: ({ rows, width, format, ...ref }) => ({
+      strings: [ref.path],
+      keywords: { ...tensorKeyword(ref), rows, width, ...formatKeyword(format) },
     }),
     read: (call) => ({
-      path: call.string("the embedding's path"),
+      ...readTensor(call, "the embedding's path"),
       rows: call.keyword("rows", "a whole number", whole),
       width: call.keyword("width", "a whole number", whole),
       ...readFormat(call),
     }),
   },
   linear: {
-    write: ({ weights, format }) => ({
+    write: ({ weights, window, format, residual }) => ({
       strings: [packedName(weights)],
-      keywords: { outputs: list(weights.map((w) => w.outputs)), ...formatKeyword(format) },
+      keywords: {
+        ...weightKeywords(weights),
+        ...given("window", window),
+        ...formatKeyword(format),
+        ...given("residual", residual),
+      },
     }),
     read(call) {
-      const paths = packedPaths(call.string("the weight's path"));
-      const outputs = call.keyword(
-        "outputs",
-        "a whole number, or one for each weight in parentheses",
-        numbers,
-      );
-      if (outputs.length !== paths.length) {
-        return call.fail(`expected outputs of ${paths.length} weights, found ${outputs.length}`);
-      }
-      const weights = paths.map((path, i) => ({ path, outputs: outputs[i] ?? 0 }));
-      return { weights, ...readFormat(call) };
+      const weights = readWeights(call);
+      const window = call.optional("window", "the window's name", string);
+      const residual = call.optional("residual", `bits, one of ${RESIDUAL_WIDTHS.join(", ")}`, residualWidth);
+      return { weights, ...given("window", window), ...readFormat(call), ...given("residual", residual) };
     },
   },
-  rms_norm: norm,
+  rms_norm: {
+    write({ headDim, ...params }) {
+      const { strings, keywords } = norm.write(params);
+      return { strings, keywords: { ...keywords, ...given("head_dim", headDim) } };
+    },
+    read: (call) => ({
+      ...norm.read(call),
+      ...given("headDim", call.optional("head_dim", "a whole number", whole)),
+    }),
+  },
   add_rms_norm: norm,
   rope: {
-    write: ({ theta }) => ({ strings: [], keywords: { theta } }),
-    read: (call) => ({ theta: call.keyword("theta", "a number", number) }),
+    write: ({ table, headDim }) => ({ strings: [table], keywords: given("head_dim", headDim) }),
+    read: (call) => ({
+      table: call.string("the name of the rotation table"),
+      ...given("headDim", call.optional("head_dim", "a whole number", whole)),
+    }),
   },
   split_heads: {
     write: ({ headDim }) => ({ strings: [], keywords: { head_dim: headDim } }),
@@ -125,7 +193,10 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
   silu: nothing,
   add: nothing,
   mul: nothing,
-  silu_mul: nothing,
+  silu_mul: {
+    write: ({ codes }) => ({ strings: [], keywords: given("codes", codes) }),
+    read: codes,
+  },
   low_rank: {
     write: ({ window, rank, outputs, dtype }) => ({ strings: [window], keywords: { rank, outputs, dtype } }),
     read: (call) => ({
@@ -155,6 +226,98 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
       slack: call.keyword("slack", "a whole number", whole),
     }),
   },
+  copy: nothing,
+  quantize: {
+    write: ({ group }) => ({ strings: [], keywords: { group } }),
+    read: (call) => ({ group: call.keyword("group", "a group size", group) }),
+  },
+  append: {
+    write({ layer, headDim, qNorm, kNorm, table }) {
+      const norms = { q: qNorm, k: kNorm };
+      const epsilons = HEAD_NORMS.flatMap((name) =>
+        norms[name] ? [[`${name}_epsilon`, norms[name].epsilon]] : []
+      );
+      return {
+        strings: HEAD_NORMS.flatMap((name) => norms[name]?.path ?? []),
+        keywords: {
+          layer,
+          head_dim: headDim,
+          ...Object.fromEntries(epsilons),
+          ...given("rope", table),
+        },
+      };
+    },
+    read(call) {
+      const [qNorm, kNorm] = HEAD_NORMS.map((name) => {
+        const epsilon = call.optional(`${name}_epsilon`, "a number", number);
+        return epsilon === undefined
+          ? undefined
+          : { path: call.string(`the path of ${name}'s norm`), epsilon };
+      });
+      const table = call.optional("rope", "the name of a rotation table", string);
+      return {
+        layer: call.keyword("layer", "a whole number", whole),
+        headDim: call.keyword("head_dim", "a whole number", whole),
+        ...given("qNorm", qNorm),
+        ...given("kNorm", kNorm),
+        ...given("table", table),
+      };
+    },
+  },
+  attend: {
+    write: ({ layer, headDim, kvHeads, scale }) => ({
+      strings: [],
+      keywords: { layer, head_dim: headDim, kv_heads: kvHeads, scale },
+    }),
+    read: (call) => ({
+      layer: call.keyword("layer", "a whole number", whole),
+      headDim: call.keyword("head_dim", "a whole number", whole),
+      kvHeads: call.keyword("kv_heads", "a whole number", whole),
+      scale: call.keyword("scale", "a number", number),
+    }),
+  },
+  sparse_select: {
+    write: ({ window, channels, width }) => ({ strings: [window], keywords: { channels, width } }),
+    read: (call) => ({
+      window: call.string("the window"),
+      channels: call.keyword("channels", "a whole number", whole),
+      width: call.keyword("width", `bits, one of ${RESIDUAL_WIDTHS.join(", ")}`, residualWidth),
+    }),
+  },
+  sparse_sum: {
+    write: ({ window, outputs, width }) => ({ strings: [window], keywords: { outputs, width } }),
+    read: (call) => ({
+      window: call.string("the window"),
+      outputs: call.keyword("outputs", "a whole number", whole),
+      width: call.keyword("width", `bits, one of ${RESIDUAL_WIDTHS.join(", ")}`, residualWidth),
+    }),
+  },
+  low_rank_down: {
+    write: ({ window, rank, dtype }) => ({ strings: [window], keywords: { rank, dtype } }),
+    read: (call) => ({
+      window: call.string("the window"),
+      rank: call.keyword("rank", "a whole number", whole),
+      dtype: call.keyword("dtype", '"i8" or "bf16"', factorDType),
+    }),
+  },
+  low_rank_up: {
+    write: ({ window, rank, outputs, dtype }) => ({ strings: [window], keywords: { rank, outputs, dtype } }),
+    read: (call) => ({
+      window: call.string("the window"),
+      rank: call.keyword("rank", "a whole number", whole),
+      outputs: call.keyword("outputs", "a whole number", whole),
+      dtype: call.keyword("dtype", '"i8" or "bf16"', factorDType),
+    }),
+  },
+};
+
+/** A rotation table: not a node, but a call like one. */
+export const ROPE_TABLE: Syntax<Omit<RopeTable, "name">> = {
+  write: ({ frequencies, scale }) => ({ strings: [], keywords: { frequencies: list(frequencies), scale } }),
+  read: (call) => ({
+    frequencies: call.keyword("frequencies", "numbers in parentheses", numbers),
+    scale: call.keyword("scale", "a number", number),
+  }),
 };
 
 /** The call of a node's parameters. */
@@ -165,5 +328,5 @@ export function writeParams<P extends Op>(op: P, params: Params[P]): Call {
 export function literalText(value: Literal): string {
   if (typeof value === "number") return String(value);
   if (typeof value === "string") return JSON.stringify(value);
-  return `(${value.join(", ")})`;
+  return `(${value.map(literalText).join(", ")})`;
 }

@@ -5,19 +5,20 @@
  *     architecture = "qwen3"
  *     stage = "scheduled"
  *     tokens = input("i32", "T")
+ *     rope_0 = rope_table(frequencies=(1, 0.1), scale=1)
  *
  *     # layer 3, window qkv
  *     budget("3.qkv", rank=0, channels=96)  # 96 channels of 4096: next 8 would win 0.8 % of the error for 2.3 kB
  *     q3, k3, v3 = linear(x7, "model.layers.3.self_attn.q_proj+k_proj+v_proj", outputs=(4096, 1024, 1024), format="q4g64")
  *         # [T,4096] f32, [T,1024] f32, [T,1024] f32 | cpu backbone | 14155776 B read | 372.5 us | q4g64: format of the layers
  *
- * A comment too long for its line stands on the next, indented.
+ * A comment too long for its line stands on the next, indented. Deltas that are added to an input as it is read stand
+ * behind it: `silu_mul(gate + rows_3_gate_up, up + rows_3_gate_up)`.
  */
-import type { Graph, Node, Placement } from "./graph.ts";
+import type { Graph, Node, Placement, RopeTable } from "./graph.ts";
 import type { Op } from "./ops.ts";
 import { typeText } from "./types.ts";
-import { windowName } from "./naming.ts";
-import { literalText, writeParams } from "./syntax.ts";
+import { literalText, ROPE_TABLE, writeParams } from "./syntax.ts";
 
 /** Longest line with its comment beside it; longer comments go below. */
 const LINE_WIDTH = 110;
@@ -30,10 +31,11 @@ export function printGraph(graph: Graph): string {
   for (const { name, type } of graph.inputs) {
     lines.push(`${name} = input(${[type.dtype, ...type.shape].map((d) => literalText(d)).join(", ")})`);
   }
+  for (const table of graph.ropes) lines.push(...wrapped(ropeTableCall(table)));
   lines.push("");
   const budgets = new Map(graph.budgets.map((b) => [b.window, b]));
   for (const node of graph.nodes) {
-    const window = node.op === "linear" ? windowName(node.params.weights) : undefined;
+    const window = node.op === "linear" ? node.params.window : undefined;
     const budget = window === undefined ? undefined : budgets.get(window);
     if (budget !== undefined) {
       const [layer, ...rest] = budget.window.split(".");
@@ -53,11 +55,30 @@ export function printGraph(graph: Graph): string {
 export function nodeCall(node: Node): string {
   const { strings, keywords } = writeParams<Op>(node.op, node.params);
   const args = [
-    ...node.inputs,
+    ...node.inputs.map((name, i) => [name, ...node.added?.[i] ?? []].join(" + ")),
     ...strings.map((s) => JSON.stringify(s)),
     ...Object.entries(keywords).map(([name, value]) => `${name}=${literalText(value)}`),
   ];
   return `${node.outputs.map((v) => v.name).join(", ")} = ${node.op}(${args.join(", ")})`;
+}
+
+/** `rope_0 = rope_table(frequencies=(1, 0.1), scale=1)`. */
+function ropeTableCall(table: RopeTable): string {
+  const { keywords } = ROPE_TABLE.write(table);
+  const args = Object.entries(keywords).map(([name, value]) => `${name}=${literalText(value)}`);
+  return `${table.name} = rope_table(${args.join(", ")})`;
+}
+
+/** A call over as many lines as it takes, cut after commas. */
+function wrapped(call: string): string[] {
+  const lines: string[] = [];
+  for (const piece of call.split(/(?<=,) /)) {
+    const last = lines.at(-1);
+    if (last !== undefined && last.length + piece.length < LINE_WIDTH) {
+      lines[lines.length - 1] = `${last} ${piece}`;
+    } else lines.push(lines.length === 0 ? piece : `    ${piece}`);
+  }
+  return lines;
 }
 
 /** Fields of a placement in the text, each with its unit; parse.ts has the inverse. */

@@ -1,10 +1,13 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { HcinferError } from "../errors.ts";
-import { arbitraryChoices, CHOICES, passes } from "../passes/fixture.ts";
+import { arbitraryChoices, CHOICES, passes } from "../../tests/fixtures/passes.ts";
 import { arbitraryGraph, arbitrarySizes, TINY, transformer } from "./fixture.ts";
+import { GraphBuilder } from "./build.ts";
+import { moduleTensor } from "./naming.ts";
 import { parseGraph } from "./parse.ts";
 import { printGraph } from "./text.ts";
+import { tensor } from "./types.ts";
 
 Deno.test("the text of every stage parses back to the same graph", async () => {
   for (const correct of ["none", "sparse", "low_rank", "both"] as const) {
@@ -15,6 +18,28 @@ Deno.test("the text of every stage parses back to the same graph", async () => {
       assert.equal(printGraph(parsed), text);
     }
   }
+});
+
+Deno.test("rotation tables keep every bit, are one where they are alike, and have names of their own", async () => {
+  const b = new GraphBuilder("ropes");
+  const tokens = b.input("rope_0", tensor("i32", "T"));
+  const x = b.node("embedding", [tokens], { ...moduleTensor("e"), rows: 4, width: 4 });
+  let [h] = b.node("split_heads", x, { headDim: 2 });
+  for (
+    const [frequency, scale] of [[0.1 + 0.2, 1], [1e-300, 2 / 3], [0.1 + 0.2, 1], [5e-324, 1], [-1e21, 1]]
+  ) {
+    [h] = b.node("rope", [h!, tokens], { table: b.ropeTable([frequency!], scale) });
+  }
+  const graph = b.finish(b.node("merge_heads", [h!], {}), "traced");
+  assert.deepEqual(graph.ropes.map((t) => t.name), ["rope_0_1", "rope_1", "rope_2", "rope_3"]);
+  assert.deepEqual(await parseGraph(printGraph(graph)), graph);
+  assert.throws(() => b.ropeTable([1, NaN]), /finite numbers, found NaN/);
+  assert.throws(() => b.ropeTable([]), /no frequencies/);
+  const table = b.ropeTable([1, 2]);
+  assert.throws(
+    () => b.node("rope", [h!, tokens], { table }),
+    /expects 1 frequencies for heads of 2, found 2/,
+  );
 });
 
 Deno.test("random graphs parse back to the same graph", async () => {
@@ -30,6 +55,38 @@ Deno.test("random graphs parse back to the same graph", async () => {
     ),
     { numRuns: 15 },
   );
+});
+
+Deno.test("tensors that are not a module's own, and biases, are in the text", async () => {
+  const b = new GraphBuilder("named");
+  const tokens = b.input("tokens", tensor("i32", "T"));
+  const x = b.node("embedding", [tokens], { path: "e", tensor: "token_embd.weight", rows: 10, width: 8 });
+  const y = b.node("rms_norm", x, { path: "n", tensor: "norm_0", epsilon: 1e-5 });
+  const plain = b.node("linear", y, { weights: [{ ...moduleTensor("c"), outputs: 3 }] });
+  const one = { path: "a", tensor: "blk.0.a", outputs: 3, bias: "blk.0.a.bias" };
+  const sum = b.node("add", [...plain, ...b.node("linear", y, { weights: [one] })], {});
+  const traced = b.finish(sum, "traced");
+  const text = printGraph(traced);
+  assert.match(text, /linear\(\w+, "c", outputs=3\)/);
+  assert.match(text, /"a", outputs=3, tensors="blk\.0\.a", biases="blk\.0\.a\.bias"\)/);
+  assert.deepEqual(await parseGraph(text), traced);
+
+  const b2 = new GraphBuilder("named");
+  const z = b2.node("embedding", [b2.input("tokens", tensor("i32", "T"))], {
+    ...moduleTensor("e"),
+    rows: 10,
+    width: 8,
+  });
+  const two = b2.node("linear", z, {
+    weights: [{ path: "m.a", tensor: "fused.0", outputs: 3 }, { ...moduleTensor("m.c"), outputs: 5 }],
+    window: "0.ac",
+  });
+  const fused = b2.finish(two, "fused");
+  assert.match(
+    printGraph(fused),
+    /"m\.a\+c", outputs=\(3, 5\), tensors=\("fused\.0", "m\.c\.weight"\), window="0\.ac"/,
+  );
+  assert.deepEqual(await parseGraph(printGraph(fused)), fused);
 });
 
 Deno.test("lines stay readable", () => {
@@ -51,13 +108,19 @@ async function errorOf(text: string): Promise<string> {
 Deno.test("errors have the line and a caret", async () => {
   const text = printGraph(passes(transformer({ ...TINY, layers: 1 })).schedule.graph);
   const edits: [string, string, RegExp][] = [
-    ["theta=1000000", "theta=fast", /expected a number or a string, found fast/],
-    ["theta=1000000", "base=1000000", /expected theta=, a number/],
+    ["scale=1)", "scale=fast)", /expected a number or a string, found fast/],
+    ["scale=1)", "size=1)", /expected scale=, a number/],
+    ["scale=1)", "scale=0)", /scale of rope_0 must be a positive number, found 0/],
+    ["frequencies=(1, ", "frequencies=(1, 2, ", /expects 8 frequencies for heads of 16, found 9 in rope_0/],
+    ['positions, "rope_0"', 'positions, "rope_1"', /names a table rope_1 that is not there/],
+    ["tokens = input(", "rope_0 = input(", /rope_0 is assigned twice/],
     ["split_heads(q_merged,", "split_heads(nobody,", /nobody is not defined before this line/],
     ["= attention(", "= atention(", /unknown op "atention"/],
     ['format="q3g64"', 'format="q5g64"', /format must be a format such as "q4g64"/],
     ["head_dim=16", "head_dim=15", /cannot split 64 columns into heads of 15/],
     ["outputs=(64, 32, 32)", "outputs=(64, 32)", /expected outputs of 3 weights, found 2/],
+    ["outputs=(64, 32, 32)", 'outputs=(64, "32", 32)', /expected numbers or strings, found both/],
+    ['window="0.o"', 'window="0.qkv"', /a linear before it belongs to window 0\.qkv too/],
     ['stage = "scheduled"', 'stage = "done"', /expected a stage/],
     ['stage = "scheduled"', 'stage = "traced"', /not legal/],
     ["return logits", "", /expected return/],
@@ -84,8 +147,8 @@ Deno.test("several errors are reported at once, and none that follows from anoth
     text.replace("epsilon=0.000001", "epsilon=-1").replace("layer=0", "layer=-1"),
   );
   assert.equal(message.match(/error: /g)?.length, 1, message);
-  const two = await errorOf(text.replaceAll("theta=1000000", "theta=0"));
-  assert.equal(two.match(/error: /g)?.length, 2, two);
+  const two = await errorOf(text.replaceAll("head_dim=16", "head_dim=15"));
+  assert.equal(two.match(/error: /g)?.length, 3, two);
 });
 
 Deno.test("any text is a graph or an error", async () => {

@@ -3,11 +3,20 @@
  * stage's table of what is legal. Run after every pass and after parsing; throws GraphError naming the node.
  */
 import { type Graph, type Node, type Stage, STAGES, type Value } from "./graph.ts";
-import { GraphError, inferTypes } from "./infer.ts";
-import { CORRECTION_OPS, FUSED_OPS, type Op } from "./ops.ts";
+import { checkRope, checkRopeTable, GraphError, inferTypes } from "./infer.ts";
+import {
+  CORRECTION_OPS,
+  FUSED_OPS,
+  INSTRUCTION_ONLY,
+  LOGICAL_ONLY,
+  type Op,
+  type Params,
+  type WeightRef,
+} from "./ops.ts";
 import { sameType, type TensorType, typeText } from "./types.ts";
 import { isName } from "./build.ts";
-import { packedName, packedPaths, windowName } from "./naming.ts";
+import { checkCorrections } from "./verify_corrections.ts";
+import { packedName, packedPaths } from "./naming.ts";
 import { formatText } from "../weights/format.ts";
 
 interface StageRule {
@@ -20,10 +29,9 @@ interface StageRule {
   readonly lanes: boolean;
 }
 
-const CORRECTED: ReadonlySet<Op> = new Set<Op>([...CORRECTION_OPS, "merge"]);
-const NONE: ReadonlySet<Op> = new Set<Op>();
+const UNCORRECTED: ReadonlySet<Op> = new Set<Op>([...CORRECTION_OPS, "merge", ...INSTRUCTION_ONLY]);
 const fused: StageRule = {
-  forbidden: CORRECTED,
+  forbidden: UNCORRECTED,
   formats: false,
   devices: false,
   budgets: false,
@@ -32,14 +40,20 @@ const fused: StageRule = {
 
 /** What is legal at each stage: a property is demanded where it is true and must be absent where it is false. */
 const LEGAL: { readonly [S in Stage]: StageRule } = {
-  traced: { ...fused, forbidden: CORRECTED.union(FUSED_OPS) },
+  traced: { ...fused, forbidden: UNCORRECTED.union(FUSED_OPS) },
   fused,
   quantized: { ...fused, formats: true },
   placed: { ...fused, formats: true, devices: true },
   budgeted: { ...fused, formats: true, devices: true, budgets: true },
-  compensated: { forbidden: NONE, formats: true, devices: true, budgets: true, lanes: false },
-  scheduled: { forbidden: NONE, formats: true, devices: true, budgets: true, lanes: true },
+  compensated: { forbidden: INSTRUCTION_ONLY, formats: true, devices: true, budgets: true, lanes: false },
+  lowered: { forbidden: LOGICAL_ONLY, formats: true, devices: true, budgets: true, lanes: false },
+  scheduled: { forbidden: LOGICAL_ONLY, formats: true, devices: true, budgets: true, lanes: true },
 };
+
+/** Whether nodes are instructions. */
+export function isLowered(stage: Stage): boolean {
+  return LEGAL[stage].forbidden === LOGICAL_ONLY;
+}
 
 /** The text that names a node in messages. */
 export function nodeText(node: Node): string {
@@ -55,26 +69,36 @@ export class NodeError extends GraphError {
 
 export function verify(graph: Graph): void {
   const types = new Map<string, TensorType>();
+  const names = new Set<string>();
+  const claim = (name: string) => {
+    if (!isName(name)) throw new GraphError(`"${name}" is not a name`);
+    if (names.has(name)) throw new GraphError(`${name} is assigned twice`);
+    names.add(name);
+  };
   const define = (value: Value) => {
-    if (!isName(value.name)) throw new GraphError(`"${value.name}" is not a name`);
-    if (types.has(value.name)) throw new GraphError(`${value.name} is assigned twice`);
+    claim(value.name);
     types.set(value.name, value.type);
   };
   if (!STAGES.includes(graph.stage)) throw new GraphError(`unknown stage "${graph.stage}"`);
   for (const value of graph.inputs) define(value);
-  const windows: string[] = [];
-  const merged = new Set<string>();
+  for (const table of graph.ropes) {
+    claim(table.name);
+    checkRopeTable(table);
+  }
+  const windows = new Set<string>();
   const packed = new Map<string, string>();
   graph.nodes.forEach((node, index) => {
     const fail = (message: string): never => {
       throw new NodeError(index, node, message);
     };
     try {
-      const inputTypes = node.inputs.map((name) => {
+      const typeOf = (name: string) => {
         const type = types.get(name);
         if (type === undefined) throw new GraphError(`reads ${name}, which is not defined before it`);
         return type;
-      });
+      };
+      const inputTypes = node.inputs.map(typeOf);
+      node.added?.flat().forEach(typeOf);
       const expected = inferTypes(node.op, inputTypes, node.params);
       if (expected.length !== node.outputs.length) {
         fail(`has ${node.outputs.length} outputs, ${node.op} makes ${expected.length}`);
@@ -85,7 +109,9 @@ export function verify(graph: Graph): void {
           fail(`${value.name} is ${typeText(value.type)}, ${node.op} makes ${typeText(type)}`);
         }
       });
+      checkRope(node, graph.ropes);
       for (const value of node.outputs) define(value);
+      checkInputs(graph, node, fail);
       checkStage(graph.stage, node, fail);
       checkWeights(node, packed, fail);
     } catch (error) {
@@ -93,24 +119,42 @@ export function verify(graph: Graph): void {
       throw error;
     }
     if (node.op === "linear") {
-      const window = windowName(node.params.weights);
-      if (window !== undefined) windows.push(window);
-    } else if (node.op === "low_rank" || node.op === "sparse_residual" || node.op === "merge") {
-      if (!windows.includes(node.params.window)) {
-        fail(`no linear before it belongs to window ${node.params.window}`);
-      }
-      if (node.op === "merge") {
-        if (merged.has(node.params.window)) fail(`window ${node.params.window} is merged twice`);
-        merged.add(node.params.window);
+      const { window } = node.params;
+      if (window !== undefined) {
+        if (windows.has(window)) fail(`a linear before it belongs to window ${window} too`);
+        windows.add(window);
       }
     }
   });
+  checkCorrections(graph, (index, message) => {
+    const node = graph.nodes[index];
+    throw node === undefined ? new GraphError(message) : new NodeError(index, node, message);
+  });
   if (graph.outputs.length === 0) throw new GraphError("the graph has no outputs");
   for (const name of graph.outputs) {
-    if (!types.has(name)) throw new GraphError(`output ${name} is not defined`);
+    const type = types.get(name);
+    if (type === undefined) throw new GraphError(`output ${name} is not defined`);
+    if (isLowered(graph.stage) && type.shape[0] !== "R") {
+      throw new GraphError(
+        `output ${name} is ${typeText(type)}: expected logits of the rows asked for, [R,n]`,
+      );
+    }
   }
-  checkWindows(graph, windows);
+  checkWindows(graph, [...windows]);
 }
+
+/** Token ids, positions and rows are the step's own: kernels read no others. */
+function checkInputs(graph: Graph, node: Node, fail: (message: string) => never): void {
+  const steps = graph.inputs.map((v) => v.name);
+  node.inputs.forEach((name, i) => {
+    const given = steps.indexOf(name);
+    if (given < 0) return;
+    const wanted = node.op === "embedding" ? 0 : POSITIONED.has(node.op) ? 1 : 2;
+    if (given !== wanted) fail(`reads ${name} as input ${i + 1}, expected ${steps[wanted] ?? "a value"}`);
+  });
+}
+
+const POSITIONED: ReadonlySet<Op> = new Set<Op>(["rope", "attention", "append", "attend"]);
 
 function checkStage(stage: Stage, node: Node, fail: (message: string) => never): void {
   const rule = LEGAL[stage];
@@ -122,13 +166,28 @@ function checkStage(stage: Stage, node: Node, fail: (message: string) => never):
   if (node.op === "linear" || node.op === "embedding") {
     demand(rule.formats, node.params.format !== undefined, "format");
   }
-  if (stage === "traced" && node.op === "linear" && node.params.weights.length > 1) {
-    fail("several weights share one linear only after fuse");
-  }
+  if (node.op === "linear") checkLinear(stage, node.params, fail);
   demand(rule.devices, node.placement.device !== undefined, "device");
   demand(rule.lanes, node.placement.lane !== undefined, "lane");
   for (const cause of node.placement.causes) {
     if (!isCause(cause)) fail(`the cause ${JSON.stringify(cause)} does not fit the graph's text`);
+  }
+}
+
+/** What `fuse` makes of linears is not there before it; what no later pass can compute yet is refused here, once. */
+function checkLinear(
+  stage: Stage,
+  { weights, window }: Params["linear"],
+  fail: (message: string) => never,
+): void {
+  if (stage === "traced") {
+    if (weights.length > 1) fail("several weights share one linear only after fuse");
+    if (window !== undefined) fail("windows are named by fuse");
+    return;
+  }
+  const biased = weights.find((w) => w.bias !== undefined);
+  if (biased !== undefined) {
+    fail(`${biased.path} adds the bias ${biased.bias}: biases can be traced, not compiled yet`);
   }
 }
 
@@ -137,25 +196,26 @@ export function isCause(text: string): boolean {
   return /^[^\s|](?:[^|\r\n]*[^\s|])?$/.test(text);
 }
 
-/** A packed weight that is used twice (a tied head) has one shape and one format. */
+/** A packed weight that is used twice (a tied head) is the same tensors, in one shape, one format and one window. */
 function checkWeights(node: Node, packed: Map<string, string>, fail: (message: string) => never): void {
   if (node.op !== "linear" && node.op !== "embedding") return;
-  const sections = node.op === "linear"
+  const linear = node.op === "linear";
+  const sections: readonly WeightRef[] = linear
     ? node.params.weights
-    : [{ path: node.params.path, outputs: node.params.rows }];
+    : [{ ...node.params, outputs: node.params.rows }];
   const name = packedName(sections);
   if (packedPaths(name).join() !== sections.map((s) => s.path).join()) fail(`a path contains "+": ${name}`);
   const format = node.params.format === undefined ? "no format yet" : formatText(node.params.format);
-  const what = `${sections.map((s) => s.outputs).join("+")} rows, ${format}`;
+  const window = linear && node.params.window !== undefined ? `, window ${node.params.window}` : "";
+  const tensors = sections.map((s) => s.tensor).join(", ");
+  const what = `${sections.map((s) => s.outputs).join("+")} rows of ${tensors}, ${format}${window}`;
   const before = packed.get(name);
   if (before !== undefined && before !== what) fail(`${name} is ${what} here and ${before} before`);
   packed.set(name, what);
 }
 
 function checkWindows(graph: Graph, windows: readonly string[]): void {
-  const twice = windows.find((w, i) => windows.indexOf(w) !== i);
   if (LEGAL[graph.stage].budgets) {
-    if (twice !== undefined) throw new GraphError(`two linears belong to window ${twice}`);
     const budgets = graph.budgets.map((b) => b.window);
     if (budgets.join() !== windows.join()) {
       throw new GraphError(

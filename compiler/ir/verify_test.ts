@@ -1,26 +1,23 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { passes } from "../passes/fixture.ts";
+import { passes } from "../../tests/fixtures/passes.ts";
 import { GraphBuilder, NameSource } from "./build.ts";
 import { arbitrarySizes, transformer } from "./fixture.ts";
-import type { Graph, Node } from "./graph.ts";
+import type { Graph, Node, Stage } from "./graph.ts";
 import { GraphError, inferTypes } from "./infer.ts";
-import { layerOf, packedName, packedPaths, paddedOutputs, windowName } from "./naming.ts";
+import { layerOf, moduleTensor, packedName, packedPaths, paddedOutputs } from "./naming.ts";
+import type { Params } from "./ops.ts";
 import { tensor, typeText } from "./types.ts";
 import { verify } from "./verify.ts";
 
 const named = (...paths: string[]) => paths.map((path) => ({ path }));
 
-Deno.test("names of packed weights and windows", () => {
+Deno.test("names of packed weights", () => {
   const attention = "model.layers.3.self_attn";
   const qkv = named(`${attention}.q_proj`, `${attention}.k_proj`, `${attention}.v_proj`);
   assert.equal(packedName(qkv), `${attention}.q_proj+k_proj+v_proj`);
   assert.deepEqual(packedPaths(packedName(qkv)), qkv.map((w) => w.path));
   assert.deepEqual(packedPaths("a+b"), ["a", "b"]);
-  assert.equal(windowName(qkv), "3.qkv");
-  assert.equal(windowName(named(`${attention}.o_proj`)), "3.o");
-  assert.equal(windowName(named("h.12.mlp.gate_proj", "h.12.mlp.up_proj")), "12.gate_up");
-  assert.equal(windowName(named("lm_head")), undefined);
   assert.equal(packedName(named("lm_head")), "lm_head");
   assert.equal(layerOf("model.layers.11.mlp.down_proj"), 11);
   assert.throws(() => packedName(named("a.q", "b.k")), /different modules/);
@@ -55,19 +52,21 @@ Deno.test("shape rules say what is wrong", () => {
   const wrong = (make: () => unknown, message: RegExp) =>
     assert.throws(make, (e) => e instanceof GraphError && message.test(e.message));
   wrong(
-    () => inferTypes("linear", [heads], { weights: [{ path: "w", outputs: 3 }] }),
+    () => inferTypes("linear", [heads], { weights: [{ ...moduleTensor("w"), outputs: 3 }] }),
     /linear expects \[T,n\] f32 as input 1, found \[T,4,16\] f32/,
   );
   wrong(
-    () => inferTypes("linear", [x, x], { weights: [{ path: "w", outputs: 3 }] }),
+    () => inferTypes("linear", [x, x], { weights: [{ ...moduleTensor("w"), outputs: 3 }] }),
     /linear takes 1 input, found 2/,
   );
   wrong(() => inferTypes("linear", [x], { weights: [] }), /at least one weight/);
-  wrong(() => inferTypes("embedding", [x], { path: "e", rows: 3, width: 4 }), /tokens \[T\] i32/);
-  wrong(() => inferTypes("embedding", [ids], { path: "e", rows: 3.5, width: 4 }), /positive integer/);
+  wrong(() => inferTypes("embedding", [x], { ...moduleTensor("e"), rows: 3, width: 4 }), /tokens \[T\] i32/);
+  wrong(
+    () => inferTypes("embedding", [ids], { ...moduleTensor("e"), rows: 3.5, width: 4 }),
+    /positive integer/,
+  );
   wrong(() => inferTypes("add", [x, heads], {}), /one shape/);
-  wrong(() => inferTypes("rope", [tensor("f32", "T", 4, 15), ids], { theta: 1e4 }), /even/);
-  wrong(() => inferTypes("rope", [heads, ids], { theta: 0 }), /positive number/);
+  wrong(() => inferTypes("rope", [tensor("f32", "T", 4, 15), ids], { table: "rope_0" }), /even/);
   wrong(() => inferTypes("split_heads", [x], { headDim: 15 }), /does not divide/);
   wrong(
     () =>
@@ -122,9 +121,51 @@ Deno.test("the verifier finds what a pass may break", () => {
 
 Deno.test("a tied head must be one packed weight with the embedding", () => {
   const b = new GraphBuilder("tied");
-  const x = b.node("embedding", [b.input("tokens", tensor("i32", "T"))], { path: "e", rows: 10, width: 8 });
-  const head = b.node("linear", x, { weights: [{ path: "e", outputs: 11 }] });
-  assert.throws(() => verify(b.finish(head, "traced")), /e is 11 rows, no format yet here and 10 rows/);
+  const x = b.node("embedding", [b.input("tokens", tensor("i32", "T"))], {
+    ...moduleTensor("e"),
+    rows: 10,
+    width: 8,
+  });
+  const head = b.node("linear", x, { weights: [{ ...moduleTensor("e"), outputs: 11 }] });
+  assert.throws(
+    () => verify(b.finish(head, "traced")),
+    /e is 11 rows of e\.weight, no format yet here and 10 rows of e\.weight/,
+  );
+});
+
+Deno.test("windows and biases: legal where a stage can follow them", () => {
+  const graph = (stage: Stage, ...linears: Params["linear"][]) => {
+    const b = new GraphBuilder("test");
+    const x = b.node("embedding", [b.input("tokens", tensor("i32", "T"))], {
+      ...moduleTensor("e"),
+      rows: 10,
+      width: 8,
+    });
+    return b.finish(linears.flatMap((params) => b.node("linear", x, params)), stage);
+  };
+  const a = { ...moduleTensor("layers.0.a"), outputs: 8 };
+  const c = { ...moduleTensor("layers.0.c"), outputs: 8 };
+  const wrong = (broken: Graph, message: RegExp) =>
+    assert.throws(() => verify(broken), (e) => e instanceof GraphError && message.test(e.message));
+  verify(
+    graph("fused", { weights: [a], window: "0.a" }, { weights: [c], window: "0.c" }, { weights: [a, c] }),
+  );
+  wrong(graph("traced", { weights: [a], window: "0.a" }), /windows are named by fuse/);
+  wrong(
+    graph("fused", { weights: [a], window: "0.a" }, { weights: [c], window: "0.a" }),
+    /window 0\.a too/,
+  );
+  wrong(
+    graph("fused", { weights: [a], window: "0.a" }, { weights: [a], window: "0.b" }),
+    /layers\.0\.a is .* window 0\.b here and .* window 0\.a before/,
+  );
+  wrong(graph("fused", { weights: [a] }, { weights: [{ ...a, tensor: "b" }] }), /rows of b, .* before/);
+  const biased = { ...a, bias: "layers.0.a.bias" };
+  verify(graph("traced", { weights: [biased] }));
+  wrong(
+    graph("fused", { weights: [biased] }),
+    /layers\.0\.a adds the bias layers\.0\.a\.bias: .* not compiled/,
+  );
 });
 
 Deno.test("traced models of all sizes are legal", () => {

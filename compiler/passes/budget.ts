@@ -10,7 +10,6 @@
  */
 import { HcinferError } from "../errors.ts";
 import type { Graph, WindowBudget } from "../ir/graph.ts";
-import { windowName } from "../ir/naming.ts";
 import { verify } from "../ir/verify.ts";
 import type { FactorDType, ResidualWidth } from "../weights/correction.ts";
 import { factorBytesRead, residualBytesRead } from "../weights/correction.ts";
@@ -63,12 +62,12 @@ export interface BudgetOptions {
 }
 
 /** Channels the greedy adds at a time, about 0.4 % of a window's inputs and even; ranks are added one by one. */
-export function channelQuantum(inputs: number): number {
+function channelQuantum(inputs: number): number {
   return 2 * Math.max(1, Math.round(inputs / 512));
 }
 
 /** Relative error energy by bytes of the backbone: nearly the same fraction of channels for every window. */
-export function defaultSensitivity(window: WindowStatistics): number {
+function defaultSensitivity(window: WindowStatistics): number {
   return window.weightEnergy > 0 ? window.errorEnergy / window.weightEnergy * window.backboneBytes : 0;
 }
 
@@ -76,7 +75,7 @@ export function budget(graph: Graph, options: BudgetOptions): Graph {
   checkBudget(options);
   const statistics = new Map(options.statistics.map((s) => [s.window, s]));
   const windows = graph.nodes.flatMap((node) => {
-    const name = node.op === "linear" ? windowName(node.params.weights) : undefined;
+    const name = node.op === "linear" ? node.params.window : undefined;
     return name === undefined ? [] : [name];
   });
   const budgets = options.correct === "none"

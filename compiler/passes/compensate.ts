@@ -11,7 +11,7 @@
 import { costOf, withCost } from "../cost.ts";
 import { asNode, NameSource } from "../ir/build.ts";
 import { type Graph, type Node, type NodeOf, type Value, values, type WindowBudget } from "../ir/graph.ts";
-import { paddedOutputs, windowName } from "../ir/naming.ts";
+import { paddedOutputs } from "../ir/naming.ts";
 import type { Op, Params } from "../ir/ops.ts";
 import { tensor, type TensorType } from "../ir/types.ts";
 import { verify } from "../ir/verify.ts";
@@ -36,7 +36,7 @@ export function compensate(graph: Graph, options: CompensateOptions): Graph {
       { ...node, inputs: node.inputs.map((name) => renamed.get(name) ?? name) } as NodeOf<Op>,
     );
     if (moved.op !== "linear") return [moved];
-    const window = windowName(moved.params.weights);
+    const { window } = moved.params;
     const budget = window === undefined ? undefined : budgets.get(window);
     if (budget === undefined || budget.rank + budget.channels === 0) return [moved];
     const input = types.get(node.inputs[0] ?? "");

@@ -4,19 +4,21 @@
  * Needs: stage "traced".
  * Guarantees: stage "fused". Sibling linears of one layer that read one value are one linear with several weights, in
  *   the order of the nodes (q, k, v; gate, up); mul(silu(a), b) is silu_mul(a, b) where nothing else reads the
- *   silu; an add and the rms_norm that reads its sum are one add_rms_norm. Values keep their names and meaning.
+ *   silu; an add and the rms_norm that reads its sum are one add_rms_norm. Every linear of a layer has the name of
+ *   its window, and no two the same. Values keep their names and meaning.
  * Does not: change any number that reaches an output, reorder operands of an add, or fuse into attention.
  */
 import { asNode } from "../ir/build.ts";
 import { consumers, type Graph, type Node, type NodeOf, producers } from "../ir/graph.ts";
-import { layerOf, parentPath } from "../ir/naming.ts";
+import { layerOf, packedName, parentPath } from "../ir/naming.ts";
+import type { WeightRef } from "../ir/ops.ts";
 import { verify } from "../ir/verify.ts";
 
 export function fuse(graph: Graph): Graph {
   const result: Graph = {
     ...graph,
     stage: "fused",
-    nodes: fuseNorms(graph, fuseActivations(graph, fuseLinears(graph.nodes))),
+    nodes: fuseNorms(graph, fuseActivations(graph, nameWindows(fuseLinears(graph.nodes)))),
   };
   verify(result);
   return result;
@@ -51,6 +53,56 @@ function siblings(node: NodeOf<"linear">): string | undefined {
   const path = node.params.weights[0]?.path;
   if (path === undefined || layerOf(path) === undefined) return undefined;
   return `${node.inputs[0]} ${parentPath(path)}`;
+}
+
+/** Names the windows: every linear of a layer takes the shortest of its names that no other linear shares. */
+function nameWindows(nodes: readonly Node[]): readonly Node[] {
+  const names = new Map<Node, readonly string[]>();
+  for (const node of nodes) {
+    const candidates = node.op === "linear" ? windowNames(node.params.weights) : [];
+    if (candidates.length > 0) names.set(node, candidates);
+  }
+  for (let shared = true; shared;) {
+    const count = new Map<string, number>();
+    for (const [name = ""] of names.values()) count.set(name, (count.get(name) ?? 0) + 1);
+    shared = false;
+    for (const [node, [name = "", ...longer]] of names) {
+      if (count.get(name) === 1 || longer.length === 0) continue;
+      names.set(node, longer);
+      shared = true;
+    }
+  }
+  return nodes.map((node) => {
+    const [window] = names.get(node) ?? [];
+    return node.op !== "linear" || window === undefined
+      ? node
+      : asNode({ ...node, params: { ...node.params, window } });
+  });
+}
+
+/**
+ * Names a window may have, short to long; none outside layers. First the layer and the modules that fuse: `3.qkv`,
+ * `3.gate_up`, with what is numbered inside the layer: `3.experts.7.down`. Then with every module in between:
+ * `3.shared_expert.down`. Last the whole path, which only linears of one weight share.
+ */
+function windowNames(weights: readonly WeightRef[]): readonly string[] {
+  const path = weights[0]?.path ?? "";
+  const layer = layerOf(path);
+  if (layer === undefined) return [];
+  const modules = path.split(".").slice(0, -1);
+  const inside = modules.slice(modules.findIndex(isNumber) + 1);
+  const numbered = inside.filter((name, i) => isNumber(name) || isNumber(inside[i + 1] ?? ""));
+  const leaves = weights.map((w) => (w.path.split(".").at(-1) ?? "").replace(/_proj$/, ""));
+  const leaf = leaves.join(leaves.every((name) => name.length === 1) ? "" : "_");
+  return [
+    [layer, ...numbered, leaf].join("."),
+    [layer, ...inside, leaf].join("."),
+    `${layer}.${packedName(weights)}`,
+  ];
+}
+
+function isNumber(segment: string): boolean {
+  return /^\d+$/.test(segment);
 }
 
 function fuseActivations(graph: Graph, nodes: readonly Node[]): readonly Node[] {

@@ -2,7 +2,7 @@
  * What corrections win back of a window's error: concave curves of the captured share of E[||x E||^2].
  *
  * Without calibration the inputs x_j are taken as independent, Laplace-distributed and of equal variance: heavier
- * tails than a Gaussian, as activations have. Calibration replaces `inputRms` and the spectrum (ROADMAP 1).
+ * tails than a Gaussian, as activations have. Calibration gives `inputRms`, and a spectrum weighted by it.
  */
 
 /**

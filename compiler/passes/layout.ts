@@ -2,21 +2,18 @@
  * layout: where every value lies in the arena of a step, from liveness.
  *
  * Needs: stage "scheduled".
- * Guarantees: values that are alive at the same time do not overlap, also when the lanes run at the same time: a fork's
- *   value stays until its merge, a delta has its memory from the fork until the last reader of the merge. The
- *   values of one allocation:
- *     - the outputs of a linear are columns of one [T, padded width] (`paddedOutputs`); all have its offset;
- *     - a view lies where its input lies, a merge where its linear lies (it may be done in place or by its readers).
- * Does not: place graph inputs (i32, the caller's) and graph outputs (logits, made only for the rows asked for), or the
- *   scratch of kernels.
+ * Guarantees: values that are alive at the same time do not overlap, in whatever mode corrections run: what they read and
+ *   make is alive from their fork to the first node that adds their deltas, so it may be made beside the backbone, or in
+ *   line without a barrier beside its window's linear. The outputs of a linear are columns of one [T, padded width]
+ *   (`paddedOutputs`). Offsets are for one token and scale with the most tokens of a step.
+ * Does not: place the step's inputs, the cache or the logits, which are segments of their own (../memory.ts).
  */
-import { type Graph, type Node, producers } from "../ir/graph.ts";
+import type { Graph } from "../ir/graph.ts";
+import { reads } from "../ir/graph.ts";
 import { paddedOutputs } from "../ir/naming.ts";
-import { VIEW_OPS } from "../ir/ops.ts";
-import { elementsPerToken } from "../ir/types.ts";
+import { arraysOf, elementsPerToken } from "../ir/types.ts";
 import type { MemoryLayout } from "../plan.ts";
-
-export { paddedOutputs };
+import { flights, windowOf } from "./schedule.ts";
 
 /** Offsets and sizes per token are multiples of this, so that they stay aligned for every T. */
 const ALIGNMENT = 64;
@@ -25,23 +22,25 @@ const ALIGNMENT = 64;
 export interface Allocation {
   /** The value that it is named after. */
   readonly name: string;
+  /** Per token. */
   readonly bytes: number;
   readonly first: number;
   readonly last: number;
 }
 
-export interface Liveness {
-  readonly allocations: readonly Allocation[];
-  /** The allocation that each value lies in. */
-  readonly home: ReadonlyMap<string, string>;
+/** Where a value lies: columns of an allocation's rows, or the logits. */
+export interface Home {
+  readonly allocation: string | "logits";
+  /** First column, and floats between rows; 0 and its own width where it is no column of a wider row. */
+  readonly column: number;
+  readonly stride: number;
 }
 
 export function layout(graph: Graph): MemoryLayout {
-  const { allocations, home } = liveness(graph);
   const placed: (Allocation & { offset: number })[] = [];
   let bytesPerToken = 0;
   // Largest first, each at the lowest offset that is free while it lives.
-  for (const allocation of [...allocations].sort((a, b) => b.bytes - a.bytes || a.first - b.first)) {
+  for (const allocation of allocations(graph).sort((a, b) => b.bytes - a.bytes || a.first - b.first)) {
     const taken = placed
       .filter((other) => other.first <= allocation.last && allocation.first <= other.last)
       .sort((a, b) => a.offset - b.offset);
@@ -53,80 +52,61 @@ export function layout(graph: Graph): MemoryLayout {
     placed.push({ ...allocation, offset });
     bytesPerToken = Math.max(bytesPerToken, offset + allocation.bytes);
   }
-  const offsets = new Map(placed.map((p) => [p.name, p.offset]));
-  return {
-    bytesPerToken,
-    offsets: Object.fromEntries([...home].map(([name, owner]) => [name, offsets.get(owner) ?? 0])),
-  };
+  return { bytesPerToken, offsets: Object.fromEntries(placed.map((p) => [p.name, p.offset])) };
 }
 
-/** When each allocation is in use, over the order of the backbone lane. */
-export function liveness(graph: Graph): Liveness {
-  const outside = new Set([...graph.inputs.map((v) => v.name), ...graph.outputs]);
-  const home = new Map<string, string>();
-  const bytes = new Map<string, number>();
+/** Where each value that a node makes lies. */
+export function homes(graph: Graph): ReadonlyMap<string, Home> {
+  const found = new Map<string, Home>();
   for (const node of graph.nodes) {
-    const [own, size] = allocationOf(node, home);
-    if (own === undefined || node.outputs.some((v) => outside.has(v.name))) continue;
+    const [first] = node.outputs;
+    const isLogits = first !== undefined && graph.outputs.includes(first.name);
+    if (node.op === "linear" && first !== undefined && !(isLogits && node.outputs.length === 1)) {
+      const { total, firstColumn } = paddedOutputs(node.params.weights);
+      node.outputs.forEach((value, i) =>
+        found.set(value.name, { allocation: first.name, column: firstColumn[i] ?? 0, stride: total })
+      );
+      continue;
+    }
     for (const value of node.outputs) {
-      const name = own === "each" ? value.name : own;
-      home.set(value.name, name);
-      if (size !== 0) bytes.set(name, align(size ?? 4 * elementsPerToken(value.type)));
+      const allocation = graph.outputs.includes(value.name) ? "logits" : value.name;
+      found.set(value.name, { allocation, column: 0, stride: elementsPerToken(value.type) });
     }
   }
-  const first = new Map<string, number>();
-  const last = new Map<string, number>();
-  const use = (name: string, index: number) => {
-    const owner = home.get(name);
-    if (owner === undefined) return;
-    first.set(owner, Math.min(first.get(owner) ?? index, index));
-    last.set(owner, Math.max(last.get(owner) ?? index, index));
-  };
-  graph.nodes.forEach((node, index) => {
-    for (const value of node.outputs) use(value.name, index);
-    for (const name of node.inputs) use(name, index);
-  });
-  // What crosses lanes. The compensation lane may run as soon as the fork's value is made and until the merge.
-  const makers = producers(graph);
-  const index = new Map(graph.nodes.map((node, i) => [node, i]));
-  const forks = new Map<string, string>();
-  graph.nodes.forEach((node, i) => {
-    if (node.op === "low_rank" || node.op === "sparse_residual") {
-      const fork = node.inputs[0] ?? "";
-      forks.set(node.params.window, fork);
-      const made = index.get(makers.get(fork) as Node) ?? 0;
-      for (const value of node.outputs) use(value.name, made);
-    } else if (node.op === "merge") {
-      use(forks.get(node.params.window) ?? "", i);
-    }
-  });
-  graph.nodes.forEach((node, i) => {
-    if (node.op !== "merge") return;
-    const owner = home.get(node.outputs[0]?.name ?? "") ?? "";
-    for (const delta of node.inputs.slice(-node.params.deltas)) use(delta, last.get(owner) ?? i);
-  });
-  return {
-    allocations: [...bytes].map(([name, size]) => ({
-      name,
-      bytes: size,
-      first: first.get(name) ?? 0,
-      last: last.get(name) ?? 0,
-    })),
-    home,
-  };
+  return found;
 }
 
-/**
- * The allocation a node's outputs lie in: "each" its own, or the named one for all; and its size in bytes per token, 0
- * where it exists already, undefined for the value's own size.
- */
-function allocationOf(
-  node: Node,
-  home: ReadonlyMap<string, string>,
-): [own: string | undefined, size?: number] {
-  if (node.op === "linear") return [node.outputs[0]?.name, 4 * paddedOutputs(node.params.weights).total];
-  if (node.op === "merge" || VIEW_OPS.has(node.op)) return [home.get(node.inputs[0] ?? ""), 0];
-  return ["each"];
+/** When each allocation is in use, over the nodes in graph order. */
+export function allocations(graph: Graph): Allocation[] {
+  const where = homes(graph);
+  const bytes = new Map<string, number>();
+  const first = new Map<string, number>();
+  const last = new Map<string, number>();
+  const use = (name: string, from: number, to: number) => {
+    const owner = where.get(name)?.allocation;
+    if (owner === undefined || owner === "logits") return;
+    first.set(owner, Math.min(first.get(owner) ?? from, from));
+    last.set(owner, Math.max(last.get(owner) ?? to, to));
+  };
+  const windows = flights(graph);
+  graph.nodes.forEach((node, i) => {
+    for (const { name, type } of node.outputs) {
+      const home = where.get(name);
+      if (home === undefined || home.allocation === "logits") continue;
+      const arrays = Object.values(arraysOf(type)).reduce((sum, array) => sum + array, 0);
+      const size = type.dtype === "f32" ? 4 * home.stride : arrays;
+      bytes.set(home.allocation, Math.max(bytes.get(home.allocation) ?? 0, align(size)));
+    }
+    const flight = windows.get(windowOf(node) ?? "");
+    const [from, to] = flight === undefined ? [i, i] : [Math.max(0, flight.fork), flight.merge];
+    for (const name of [...reads(node), ...node.outputs.map((v) => v.name)]) use(name, from, to);
+  });
+  return [...bytes].map(([name, size]) => ({
+    name,
+    bytes: size,
+    first: first.get(name) ?? 0,
+    last: last.get(name) ?? 0,
+  }));
 }
 
 function align(bytes: number): number {

@@ -2,10 +2,13 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { HcinferError } from "../errors.ts";
 import { arbitrarySizes, TINY, transformer } from "../ir/fixture.ts";
+import { GraphBuilder } from "../ir/build.ts";
+import { moduleTensor } from "../ir/naming.ts";
+import { tensor } from "../ir/types.ts";
 import type { Graph, Node, NodeOf } from "../ir/graph.ts";
 import type { Op } from "../ir/ops.ts";
 import { verify } from "../ir/verify.ts";
-import { arbitraryChoices, CHOICES, passes, profile } from "./fixture.ts";
+import { arbitraryChoices, CHOICES, passes, profile } from "../../tests/fixtures/passes.ts";
 import { fuse } from "./fuse.ts";
 import { place } from "./place.ts";
 import { quantize } from "./quantize.ts";
@@ -33,6 +36,46 @@ Deno.test("fuse: a silu that others read stays", () => {
   const silu = of(graph, "silu")[0];
   const read = { ...graph, outputs: [...graph.outputs, silu?.outputs[0]?.name ?? ""] };
   assert.equal(of(fuse(read), "silu_mul").length, 0);
+});
+
+/** The windows that `fuse` names when every path is a linear that reads the embedding. */
+function windowsOf(...paths: string[]): (string | undefined)[] {
+  const b = new GraphBuilder("test");
+  const tokens = b.input("tokens", tensor("i32", "T"));
+  const x = b.node("embedding", [tokens], { ...moduleTensor("embed"), rows: 10, width: 8 });
+  const outputs = paths.flatMap((path) =>
+    b.node("linear", x, { weights: [{ ...moduleTensor(path), outputs: 8 }] })
+  );
+  return of(fuse(b.finish(outputs, "traced")), "linear").map((n) => n.params.window);
+}
+
+Deno.test("fuse: windows have short names that no two linears share", () => {
+  const attention = "model.layers.3.self_attn";
+  assert.deepEqual(windowsOf(`${attention}.q_proj`, `${attention}.k_proj`, `${attention}.v_proj`), ["3.qkv"]);
+  assert.deepEqual(windowsOf("h.12.mlp.gate_proj", "h.12.mlp.up_proj", "lm_head"), ["12.gate_up", undefined]);
+  const mlp = "model.layers.3.mlp";
+  assert.deepEqual(
+    windowsOf(
+      `${attention}.o_proj`,
+      `${mlp}.experts.7.down_proj`,
+      `${mlp}.experts.8.down_proj`,
+      `${mlp}.shared_expert.down_proj`,
+      `${mlp}.down_proj`,
+      "model.layers.4.mlp.down_proj",
+      "encoder.layers.5.o_proj",
+      "decoder.layers.5.o_proj",
+    ),
+    [
+      "3.o",
+      "3.experts.7.down",
+      "3.experts.8.down",
+      "3.mlp.shared_expert.down",
+      "3.mlp.down",
+      "4.down",
+      "5.encoder.layers.5.o_proj",
+      "5.decoder.layers.5.o_proj",
+    ],
+  );
 });
 
 Deno.test("quantize: head and embedding share a format, overrides come first", () => {

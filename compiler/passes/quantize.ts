@@ -2,17 +2,25 @@
  * quantize: chooses the format of every weight. The numbers are packed later, by compiler/weights.
  *
  * Needs: stage "fused".
- * Guarantees: stage "quantized". Every linear and embedding has a format and its cause. Linears of layers have
- *   `weights`; the embedding and linears outside layers (the output head) have `head`; a head tied to the
- *   embedding is the same packed weight in the same format.
- * Does not: look at numbers, or give a format to norms (always f32).
+ * Guarantees: stage "quantized". Every linear and embedding has a format and its cause. Linears of windows have
+ *   `weights`; the embedding and linears without one (the output head) have `head`; a head tied to the
+ *   embedding is the same packed weight in the same format. Where errors were measured, weights have the format
+ *   that the policy chooses by them (formats.ts).
+ * Does not: look at numbers but these, or give a format to norms (always f32).
  */
 import { HcinferError } from "../errors.ts";
 import { asNode } from "../ir/build.ts";
 import type { Graph, Node } from "../ir/graph.ts";
-import { packedName, windowName } from "../ir/naming.ts";
+import { packedName } from "../ir/naming.ts";
 import { verify } from "../ir/verify.ts";
-import { type FormatKind, formatText, type GroupSize, type WeightFormat } from "../weights/format.ts";
+import { chooseFormats, type ChosenFormat, type MeasuredFormats } from "./formats.ts";
+import {
+  formatFor,
+  type FormatKind,
+  formatText,
+  type GroupSize,
+  type WeightFormat,
+} from "../weights/format.ts";
 
 export interface QuantizeOptions {
   /** Format of the layers' linears. */
@@ -23,10 +31,13 @@ export interface QuantizeOptions {
   readonly group: GroupSize;
   /** Formats of single packed weights by name (`model.layers.0.mlp.down_proj`), before everything else. */
   readonly overrides?: ReadonlyMap<string, WeightFormat>;
+  /** What formats lose of weights, and how to choose by it: before `weights` and `head`. Default: not measured. */
+  readonly measured?: MeasuredFormats;
 }
 
 export function quantize(graph: Graph, options: QuantizeOptions): Graph {
   const unused = new Set(options.overrides?.keys());
+  const chosen = options.measured && chooseFormats(withoutOverrides(options.measured, options));
   const result: Graph = {
     ...graph,
     stage: "quantized",
@@ -34,7 +45,8 @@ export function quantize(graph: Graph, options: QuantizeOptions): Graph {
       if (node.op !== "linear" && node.op !== "embedding") return node;
       const name = node.op === "linear" ? packedName(node.params.weights) : node.params.path;
       unused.delete(name);
-      return withFormat(node, ...choose(node, name, options));
+      const { format, cause } = chosen?.get(name) ?? choose(node, name, options);
+      return withFormat(node, format, cause);
     }),
   };
   if (unused.size > 0) {
@@ -48,19 +60,20 @@ export function quantize(graph: Graph, options: QuantizeOptions): Graph {
   return result;
 }
 
-function formatOf(kind: FormatKind, group: GroupSize): WeightFormat {
-  return kind === "bf16" ? { kind } : { kind, group };
+/** What is overridden neither counts nor chooses. */
+function withoutOverrides(measured: MeasuredFormats, { overrides }: QuantizeOptions): MeasuredFormats {
+  return { ...measured, weights: measured.weights.filter((w) => !overrides?.has(w.name)) };
 }
 
-function choose(node: Node, name: string, options: QuantizeOptions): [WeightFormat, string] {
+function choose(node: Node, name: string, options: QuantizeOptions): ChosenFormat {
   const override = options.overrides?.get(name);
-  if (override !== undefined) return [override, `${formatText(override)}: override`];
-  if (node.op === "linear" && windowName(node.params.weights) !== undefined) {
-    const format = formatOf(options.weights, options.group);
-    return [format, `${formatText(format)}: format of the layers`];
+  if (override !== undefined) return { format: override, cause: `${formatText(override)}: override` };
+  if (node.op === "linear" && node.params.window !== undefined) {
+    const format = formatFor(options.weights, options.group);
+    return { format, cause: `${formatText(format)}: format of the layers` };
   }
-  const format = formatOf(options.head, options.group);
-  return [format, `${formatText(format)}: format of embedding and head`];
+  const format = formatFor(options.head, options.group);
+  return { format, cause: `${formatText(format)}: format of embedding and head` };
 }
 
 function withFormat(node: Node, format: WeightFormat, cause: string): Node {

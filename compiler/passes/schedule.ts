@@ -1,18 +1,19 @@
 /**
  * schedule: lanes, and the events in which they meet.
  *
- * Needs: stage "compensated", a machine profile.
+ * Needs: stage "lowered", a machine profile.
  * Guarantees: stage "scheduled". Corrections are on the lane "compensation", everything else on "backbone", both in
  *   graph order. Window i has two events: 2i is signalled right after its fork is made and waited for before its
- *   corrections, 2i + 1 is signalled after them and waited for before its merge. The lanes cannot deadlock, and every
- *   value is made before it is read (`verifyLanes`). The default mode of corrections has its cause from the cost model.
+ *   corrections, 2i + 1 is signalled after them and waited for before the first node that adds one of its deltas. The
+ *   lanes cannot deadlock, and every value is made before it is read (`verifyLanes`). The default mode of
+ *   corrections and the split of threads come from the cost model, with their cause.
  * Does not: reorder nodes, or fix the mode: the same lanes run asynchronously, in line (in graph order) or without
  *   corrections, with the same numbers in the first two.
  */
-import { type Graph, type Lane, type Node, producers } from "../ir/graph.ts";
+import { type Graph, type Lane, type Node, producers, reads } from "../ir/graph.ts";
 import { CORRECTION_OPS } from "../ir/ops.ts";
 import { verify } from "../ir/verify.ts";
-import type { LanePlan, LaneStep, Plan } from "../plan.ts";
+import type { CorrectionPlan, LanePlan, LaneStep } from "../plan.ts";
 import type { MachineProfile } from "../profile.ts";
 import { asyncTimeline, DeadlockError, serialTimeline } from "../timeline.ts";
 
@@ -25,7 +26,7 @@ export interface ScheduleOptions {
 export interface Schedule {
   readonly graph: Graph;
   readonly lanes: LanePlan[];
-  readonly corrections: Plan["corrections"];
+  readonly corrections: CorrectionPlan;
 }
 
 export function schedule(graph: Graph, options: ScheduleOptions): Schedule {
@@ -40,43 +41,68 @@ export function schedule(graph: Graph, options: ScheduleOptions): Schedule {
   return { graph: result, lanes, corrections: chooseMode(result, lanes, options) };
 }
 
-function makeLanes(graph: Graph): LanePlan[] {
+/** The window of a correction's instruction. */
+export function windowOf(node: Node): string | undefined {
+  return CORRECTION_OPS.has(node.op) && "window" in node.params ? node.params.window : undefined;
+}
+
+/** A window's corrections, from what they read to who reads them. */
+export interface Flight {
+  /** Nodes of the graph, by index, in order. */
+  readonly corrections: readonly number[];
+  /** The node that makes what they read. */
+  readonly fork: number;
+  /** The first node that adds one of their deltas; the graph's end where none does. */
+  readonly merge: number;
+}
+
+/** All windows that have corrections, in graph order. */
+export function flights(graph: Graph): ReadonlyMap<string, Flight> {
   const makers = producers(graph);
-  /** Windows in graph order; an event is a window's index twice, plus one for its merge. */
-  const windows: string[] = [];
-  const forks = new Map<Node | undefined, number[]>();
-  for (const node of graph.nodes) {
-    if (node.op !== "low_rank" && node.op !== "sparse_residual") continue;
-    if (windows.includes(node.params.window)) continue;
-    const maker = makers.get(node.inputs[0] ?? "");
-    forks.set(maker, [...forks.get(maker) ?? [], 2 * windows.length]);
-    windows.push(node.params.window);
-  }
-  const backbone: LaneStep[] = (forks.get(undefined) ?? []).map((signal) => ({ signal }));
-  const compensation: LaneStep[] = [];
-  let open: string | undefined;
-  const close = () => {
-    if (open !== undefined) compensation.push({ signal: 2 * windows.indexOf(open) + 1 });
-    open = undefined;
-  };
-  graph.nodes.forEach((node, run) => {
-    if (node.op === "low_rank" || node.op === "sparse_residual") {
-      if (open !== node.params.window) {
-        close();
-        open = node.params.window;
-        compensation.push({ wait: 2 * windows.indexOf(open) });
-      }
-      compensation.push({ run });
+  const index = new Map(graph.nodes.map((node, i) => [node, i]));
+  const found = new Map<string, { corrections: number[]; fork: number; merge: number }>();
+  graph.nodes.forEach((node, i) => {
+    const window = windowOf(node);
+    if (window !== undefined) {
+      const flight = found.get(window) ?? { corrections: [], fork: -1, merge: graph.nodes.length };
+      found.set(window, flight);
+      flight.corrections.push(i);
+      const maker = makers.get(node.inputs[0] ?? "");
+      if (maker !== undefined && windowOf(maker) === undefined) flight.fork = index.get(maker) ?? -1;
       return;
     }
-    if (node.op === "merge") backbone.push({ wait: 2 * windows.indexOf(node.params.window) + 1 });
-    backbone.push({ run });
-    for (const signal of forks.get(node) ?? []) backbone.push({ signal });
+    for (const name of node.added?.flat() ?? []) {
+      const flight = found.get(windowOf(makers.get(name) ?? node) ?? "");
+      if (flight !== undefined) flight.merge = Math.min(flight.merge, i);
+    }
   });
-  close();
-  const device = graph.nodes.find((n) => n.placement.lane === "backbone")?.placement.device ?? "cpu";
-  const lanes: LanePlan[] = [{ lane: "backbone", device, steps: backbone }];
-  if (compensation.length > 0) lanes.push({ lane: "compensation", device: "cpu", steps: compensation });
+  return found;
+}
+
+/** The lanes of a lowered graph. They follow from it alone: a bundle whose lanes are others is refused. */
+export function makeLanes(graph: Graph): LanePlan[] {
+  const backbone: LaneStep[] = [];
+  const compensation: LaneStep[] = [];
+  const signals = new Map<number, number[]>();
+  const waits = new Map<number, number[]>();
+  const add = (map: Map<number, number[]>, node: number, event: number) =>
+    map.set(node, [...map.get(node) ?? [], event]);
+  [...flights(graph).values()].forEach(({ corrections, fork, merge }, window) => {
+    add(signals, fork, 2 * window);
+    add(waits, merge, 2 * window + 1);
+    compensation.push({ wait: 2 * window }, ...corrections.map((run) => ({ run })), {
+      signal: 2 * window + 1,
+    });
+  });
+  backbone.push(...(signals.get(-1) ?? []).map((signal) => ({ signal })));
+  graph.nodes.forEach((node, run) => {
+    if (windowOf(node) !== undefined) return;
+    backbone.push(...(waits.get(run) ?? []).map((wait) => ({ wait })));
+    backbone.push({ run });
+    backbone.push(...(signals.get(run) ?? []).map((signal) => ({ signal })));
+  });
+  const lanes: LanePlan[] = [{ lane: "backbone", steps: backbone }];
+  if (compensation.length > 0) lanes.push({ lane: "compensation", steps: compensation });
   return lanes;
 }
 
@@ -84,7 +110,7 @@ function makeLanes(graph: Graph): LanePlan[] {
  * Walks the lanes and checks that each node runs once, each event is signalled once, nothing waits for ever, and each value
  * has been made, in this lane or before an event this lane has waited for, when it is read.
  *
- * @throws DeadlockError or Error, either a bug of the scheduler or an edited plan.
+ * @throws DeadlockError or Error: a bug of the scheduler
  */
 export function verifyLanes(graph: Graph, lanes: readonly LanePlan[]): void {
   /** How far each lane is known to have come, by each lane; and what a signal publishes of that. */
@@ -116,7 +142,7 @@ export function verifyLanes(graph: Graph, lanes: readonly LanePlan[]): void {
           }
           if (ran.has(step.run)) throw new Error(`node ${step.run} runs twice`);
           ran.add(step.run);
-          for (const name of node.inputs) {
+          for (const name of reads(node)) {
             if (inputs.has(name)) continue;
             const [maker, when] = made.get(name) ?? [lane, Infinity];
             if (when > (clock[maker] ?? -1)) {
@@ -143,13 +169,19 @@ export function verifyLanes(graph: Graph, lanes: readonly LanePlan[]): void {
   }
 }
 
-function chooseMode(graph: Graph, lanes: readonly LanePlan[], options: ScheduleOptions): Plan["corrections"] {
+function chooseMode(graph: Graph, lanes: readonly LanePlan[], options: ScheduleOptions): CorrectionPlan {
   const { profile, threads = profile.cpu.cores } = options;
-  if (lanes.length < 2) return { mode: "off", cause: "no window has a correction" };
-  if (new Set(lanes.map((l) => l.device)).size > 1) {
-    return { mode: "async", cause: "backbone and corrections run on different devices" };
+  if (lanes.length < 2) {
+    return { mode: "off", threads, compensationThreads: 0, cause: "no window has a correction" };
   }
-  if (threads < 2) return { mode: "inline", cause: "one thread runs both lanes" };
+  const devices = new Set(graph.nodes.map((node) => node.placement.device));
+  if (devices.size > 1) {
+    const cause = "backbone and corrections run on different devices";
+    return { mode: "async", threads, compensationThreads: threads, cause };
+  }
+  if (threads < 2) {
+    return { mode: "inline", threads, compensationThreads: 0, cause: "one thread runs both lanes" };
+  }
   const inline = serialTimeline(graph, "inline", { profile, threads }).microseconds;
   let best = Infinity;
   let own = 1;
@@ -159,9 +191,12 @@ function chooseMode(graph: Graph, lanes: readonly LanePlan[], options: ScheduleO
   }
   const predicted = `predicted ${milliseconds(inline)} ms a token in line, ` +
     `${milliseconds(best)} ms asynchronously with ${own} of ${threads} threads for corrections`;
-  return best < inline
-    ? { mode: "async", cause: predicted }
-    : { mode: "inline", cause: `${predicted}: both lanes share one memory` };
+  return best < inline ? { mode: "async", threads, compensationThreads: own, cause: predicted } : {
+    mode: "inline",
+    threads,
+    compensationThreads: own,
+    cause: `${predicted}: both lanes share one memory`,
+  };
 }
 
 function milliseconds(microseconds: number): string {

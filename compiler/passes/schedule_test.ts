@@ -6,8 +6,8 @@ import { CORRECTION_OPS } from "../ir/ops.ts";
 import { elementsPerToken } from "../ir/types.ts";
 import type { LanePlan, LaneStep } from "../plan.ts";
 import { asyncTimeline, DeadlockError, serialTimeline } from "../timeline.ts";
-import { arbitraryChoices, CHOICES, passes, profile } from "./fixture.ts";
-import { layout, liveness } from "./layout.ts";
+import { arbitraryChoices, CHOICES, passes, profile } from "../../tests/fixtures/passes.ts";
+import { layout } from "./layout.ts";
 import { verifyLanes } from "./schedule.ts";
 
 const models = fc.oneof(arbitrarySizes.map(transformer), arbitraryGraph);

@@ -1,12 +1,15 @@
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { HcinferError } from "../errors.ts";
 import { GraphBuilder } from "../ir/build.ts";
 import type { Graph } from "../ir/graph.ts";
+import { moduleTensor } from "../ir/naming.ts";
 import { tensor } from "../ir/types.ts";
-import { checkModel, openCheckpoint } from "./checkpoint.ts";
+import { checkModel } from "./check_model.ts";
+import { openCheckpoint } from "./checkpoint.ts";
 import { layoutSafetensors, type TensorSpec } from "./safetensors.ts";
 
 const CONFIG = {
@@ -25,11 +28,15 @@ const CONFIG = {
 function graph(): Graph {
   const builder = new GraphBuilder("llama");
   const tokens = builder.input("tokens", tensor("i32", "T"));
-  const [x] = builder.node("embedding", [tokens], { path: "model.embed_tokens", rows: 10, width: 8 });
+  const [x] = builder.node("embedding", [tokens], {
+    ...moduleTensor("model.embed_tokens"),
+    rows: 10,
+    width: 8,
+  });
   assert.ok(x);
-  const [h] = builder.node("rms_norm", [x], { path: "model.norm", epsilon: 1e-5 });
+  const [h] = builder.node("rms_norm", [x], { ...moduleTensor("model.norm"), epsilon: 1e-5 });
   assert.ok(h);
-  const logits = builder.node("linear", [h], { weights: [{ path: "lm_head", outputs: 10 }] });
+  const logits = builder.node("linear", [h], { weights: [{ ...moduleTensor("lm_head"), outputs: 10 }] });
   return builder.finish(logits, "traced");
 }
 
@@ -75,9 +82,10 @@ Deno.test("a folder with one file of tensors", () => {
   const files = { "config.json": CONFIG, "model.safetensors": weights(TENSORS), "tokenizer.json": {} };
   withFolder(files, (folder) => {
     using checkpoint = openCheckpoint(folder);
-    assert.equal(checkpoint.tensors.size, 3);
-    assert.equal(checkpoint.tensor("lm_head.weight").dtype, "F16");
-    assert.deepEqual(checkpoint.tokenizerFiles, [join(folder, "tokenizer.json")]);
+    assert.deepEqual(checkpoint.tensorNames, TENSORS.map((t) => t.name));
+    assert.equal(checkpoint.tensor("lm_head.weight")?.dtype, "F16");
+    assert.equal(checkpoint.tensor("lm_head.bias"), undefined);
+    assert.deepEqual(checkpoint.tokenizer.map((f) => [f.name, f.read().length]), [["tokenizer.json", 2]]);
     checkModel(graph(), checkpoint);
   });
 });
@@ -141,10 +149,14 @@ Deno.test("tensors that are not the model's: one list of all that is wrong", () 
 Deno.test("a copy of a tied head is tolerated", () => {
   const builder = new GraphBuilder("llama");
   const tokens = builder.input("tokens", tensor("i32", "T"));
-  const embedded = builder.node("embedding", [tokens], { path: "model.embed_tokens", rows: 10, width: 8 });
-  const [h] = builder.node("rms_norm", embedded, { path: "model.norm", epsilon: 1e-5 });
+  const embedded = builder.node("embedding", [tokens], {
+    ...moduleTensor("model.embed_tokens"),
+    rows: 10,
+    width: 8,
+  });
+  const [h] = builder.node("rms_norm", embedded, { ...moduleTensor("model.norm"), epsilon: 1e-5 });
   assert.ok(h);
-  const tied = { weights: [{ path: "model.embed_tokens", outputs: 10 }] };
+  const tied = { weights: [{ ...moduleTensor("model.embed_tokens"), outputs: 10 }] };
   const tiedGraph = builder.finish(builder.node("linear", [h], tied), "traced");
   const files = {
     "config.json": { ...CONFIG, tie_word_embeddings: true },
@@ -165,7 +177,7 @@ Deno.test("what is no model says what one is", () => {
     refused(
       () => openCheckpoint(folder),
       /no model\.safetensors \(found model\.gguf, pytorch_model\.bin\)/,
-      /A model is/,
+      /expected a Hugging Face folder: config\.json/,
     );
     refused(
       () => openCheckpoint(join(folder, "model.gguf")),
@@ -187,5 +199,22 @@ Deno.test("what is no model says what one is", () => {
   });
   withFolder({ "config.json": CONFIG, "model.safetensors": "" }, (folder) => {
     refused(() => openCheckpoint(folder), /0 bytes/);
+  });
+});
+
+Deno.test("pipes in the place of a checkpoint's files are refused, and nothing waits", () => {
+  const files = { "config.json": CONFIG, "model.safetensors": weights(TENSORS) };
+  for (const name of Object.keys(files)) {
+    withFolder(files, (folder) => {
+      rmSync(join(folder, name));
+      execFileSync("mkfifo", [join(folder, name)]);
+      refused(() => openCheckpoint(folder), /it is a pipe or a device/);
+    });
+  }
+  withFolder({ ...files, "config.json": "[".repeat(2 ** 20) }, (folder) => {
+    refused(() => openCheckpoint(folder), /config\.json .* nested more than 64 deep/);
+  });
+  withFolder({ ...files, "config.json": " ".repeat(2 ** 21) }, (folder) => {
+    refused(() => openCheckpoint(folder), /has 2097152 bytes; at most 1048576 are read/);
   });
 });

@@ -50,6 +50,11 @@ export function hasZeroPoint(format: WeightFormat): boolean {
   return format.kind === "q4" || format.kind === "q3" || format.kind === "q2";
 }
 
+/** bf16 has no groups. */
+export function formatFor(kind: FormatKind, group: GroupSize): WeightFormat {
+  return kind === "bf16" ? { kind } : { kind, group };
+}
+
 /** `q4g64`, `bf16`: the notation of the graph's text and of weight tables. */
 export function formatText(format: WeightFormat): string {
   return format.kind === "bf16" ? "bf16" : `${format.kind}g${format.group}`;

@@ -58,7 +58,7 @@ function roundEven(value: number): number {
 }
 
 /** The values of a checkpoint's tensor as f32, whatever its alignment; exact for all three types. */
-export function widen(bytes: Uint8Array, dtype: "F32" | "F16" | "BF16"): Float32Array {
+export function widen(bytes: Uint8Array, dtype: "F32" | "F16" | "BF16"): Float32Array<ArrayBuffer> {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const size = dtype === "F32" ? 4 : 2;
   return Float32Array.from({ length: bytes.byteLength / size }, (_, i) => {

@@ -3,8 +3,8 @@
  * checkModel, the packer and openBundle ask here, so that a weight has one name and one shape for all of them.
  */
 import { type Graph, type Node, values } from "../ir/graph.ts";
-import { packedName, paddedOutputs, windowName } from "../ir/naming.ts";
-import type { WeightRef } from "../ir/ops.ts";
+import { moduleTensor, packedName, paddedOutputs } from "../ir/naming.ts";
+import type { TensorRef, WeightRef } from "../ir/ops.ts";
 import type { WeightFormat } from "./format.ts";
 
 /** Matrices that share one packed weight: tensor `${name}.packed` of a bundle. */
@@ -21,11 +21,20 @@ export interface Matrix {
   readonly window: string | undefined;
 }
 
+export interface Vector extends TensorRef {
+  readonly length: number;
+}
+
 export interface Inventory {
   /** In graph order; a matrix that is used twice (a tied head) is listed once. */
   readonly matrices: readonly Matrix[];
-  /** Length of the norm vector of each module path, tensor `${path}.weight`. */
-  readonly vectors: ReadonlyMap<string, number>;
+  /** Norm vectors by module path, tensor `${path}.weight` of a bundle. */
+  readonly vectors: ReadonlyMap<string, Vector>;
+}
+
+/** Weights of a matrix, without padding. */
+export function elementsOf({ sections, inputs }: Matrix): number {
+  return sections.reduce((sum, s) => sum + s.outputs * inputs, 0);
 }
 
 export function inventory(graph: Graph): Inventory {
@@ -36,7 +45,7 @@ export function inventory(graph: Graph): Inventory {
     return dim;
   };
   const matrices = new Map<string, Matrix>();
-  const vectors = new Map<string, number>();
+  const vectors = new Map<string, Vector>();
   const add = (
     sections: readonly WeightRef[],
     inputs: number,
@@ -51,21 +60,35 @@ export function inventory(graph: Graph): Inventory {
   for (const node of graph.nodes) {
     switch (node.op) {
       case "embedding": {
-        const { path, rows, width, format } = node.params;
-        add([{ path, outputs: rows }], width, format, undefined);
+        const { path, tensor, rows, width, format } = node.params;
+        add([{ path, tensor, outputs: rows }], width, format, undefined);
         break;
       }
       case "linear":
-        add(node.params.weights, width(node), node.params.format, windowName(node.params.weights));
+        add(node.params.weights, width(node), node.params.format, node.params.window);
         break;
       case "rms_norm":
-      case "add_rms_norm":
-        vectors.set(node.params.path, width(node));
+      case "add_rms_norm": {
+        const { path, tensor } = node.params;
+        vectors.set(path, { path, tensor, length: headDimOf(node) ?? width(node) });
         break;
+      }
+      case "append": {
+        const { qNorm, kNorm, headDim } = node.params;
+        for (const norm of [qNorm, kNorm]) {
+          if (norm) vectors.set(norm.path, { ...moduleTensor(norm.path), length: headDim });
+        }
+        break;
+      }
       default: // no other op has weights of the checkpoint
     }
   }
   return { matrices: [...matrices.values()], vectors };
+}
+
+/** Columns of a head, where a lowered norm is of heads. */
+function headDimOf(node: Node): number | undefined {
+  return node.op === "rms_norm" ? node.params.headDim : undefined;
 }
 
 /** Every tensor the graph needs of a checkpoint, by name, with its shape. */
@@ -73,8 +96,11 @@ export function expectedTensors(graph: Graph): ReadonlyMap<string, readonly numb
   const { matrices, vectors } = inventory(graph);
   const expected = new Map<string, readonly number[]>();
   for (const { sections, inputs } of matrices) {
-    for (const { path, outputs } of sections) expected.set(`${path}.weight`, [outputs, inputs]);
+    for (const { tensor, outputs, bias } of sections) {
+      expected.set(tensor, [outputs, inputs]);
+      if (bias !== undefined) expected.set(bias, [outputs]);
+    }
   }
-  for (const [path, length] of vectors) expected.set(`${path}.weight`, [length]);
+  for (const { tensor, length } of vectors.values()) expected.set(tensor, [length]);
   return expected;
 }

@@ -5,15 +5,16 @@
  * the budget chooses the rank from statistics of all windows: then windows are visited a second time after it, and
  * until then their factors (some percent of the weights) stay in memory.
  */
-import { factorise, type Factors, quantize } from "../../ffi/packing.ts";
+import { factorise, type Factors, type Quantized } from "../../ffi/packing.ts";
 import { HcinferError } from "../errors.ts";
+import type { WeightRef } from "../ir/ops.ts";
 import type { PackedWeight, WindowStore } from "../plan.ts";
 import type { WindowStatistics } from "../passes/budget.ts";
-import type { Checkpoint } from "./checkpoint.ts";
 import { formatText, packedShape, type WeightFormat } from "./format.ts";
-import { widen } from "./half.ts";
-import type { Inventory, Matrix } from "./inventory.ts";
+import { elementsOf, type Inventory, type Matrix } from "./inventory.ts";
+import type { Quantizer } from "./quantizer.ts";
 import type { TensorSpec } from "./safetensors.ts";
+import { matrixOf, type WeightSource, type WeightTensor } from "./source.ts";
 import {
   channelNorms,
   mostRank,
@@ -28,6 +29,8 @@ import {
 } from "./window.ts";
 
 export interface PackOptions {
+  readonly source: WeightSource;
+  readonly quantizer: Quantizer;
   readonly forms: StoredForms;
   readonly threads: number;
   /** Weights packed so far, of how many, and the packed weight or vector that is next. */
@@ -55,7 +58,9 @@ export function tensorSpecs(
   ranks?: ReadonlyMap<string, number>,
 ): TensorSpec[] {
   return [
-    ...[...vectors].map(([path, n]): TensorSpec => ({ name: `${path}.weight`, dtype: "F32", shape: [n] })),
+    ...[...vectors.values()].map(({ path, length }): TensorSpec => {
+      return { name: `${path}.weight`, dtype: "F32", shape: [length] };
+    }),
     ...matrices.map((m): TensorSpec => ({ name: `${m.name}.packed`, dtype: "U8", shape: [bytesOf(m)] })),
     ...matrices.flatMap((m) => {
       return windowSpecs(m, forms, ranks ? ranks.get(m.window ?? "") ?? 0 : mostRank(m, forms));
@@ -69,24 +74,23 @@ export function tensorSpecs(
  */
 export function packAll(
   inventory: Inventory,
-  checkpoint: Checkpoint,
   sink: TensorSink,
   options: PackOptions,
 ): Packed {
   const { matrices, vectors } = inventory;
-  packVectors(vectors, checkpoint, sink);
+  packVectors(vectors, options.source, sink);
   const result: Packed = {
     weights: [],
     windows: [],
     statistics: [],
     factors: new Map(),
-    parameters: sum(matrices.map(elementsOf)) + sum([...vectors.values()]),
+    parameters: sum(matrices.map(elementsOf)) + sum([...vectors.values()].map((v) => v.length)),
   };
   const errors = new WindowErrors(options.threads);
   const progress = new Progress(inventory, options);
   for (const matrix of matrices) {
     progress.next(matrix);
-    const packed = packMatrix(matrix, checkpoint, options.threads);
+    const packed = packMatrix(matrix, options);
     sink.write(`${matrix.name}.packed`, ...packed.map((s) => s.packed));
     result.weights.push(describe(matrix, packed));
     if (matrix.window !== undefined) {
@@ -103,7 +107,6 @@ export function packAll(
  */
 export function packBoth(
   inventory: Inventory,
-  checkpoint: Checkpoint,
   sink: TensorSink,
   options: PackOptions,
   packed: Packed,
@@ -117,7 +120,7 @@ export function packBoth(
     const components = packed.factors.get(store.window);
     if (!matrix || !components || !residual || !factors) throw new Error(`${store.window} has no factors`);
     progress.next(matrix);
-    const error = errors.measure(matrix, readSections(matrix, checkpoint, sink), formatOf(matrix));
+    const error = errors.measure(matrix, readSections(matrix, options.source, sink), formatOf(matrix));
     const rank = ranks.get(store.window) ?? 0;
     subtractFactors(error, components, factors.dtype, matrix, rank);
     return {
@@ -156,16 +159,16 @@ class Progress {
   }
 }
 
-/** Norm vectors, widened to f32. */
-function packVectors(vectors: Inventory["vectors"], checkpoint: Checkpoint, sink: TensorSink): void {
-  for (const [path, length] of vectors) {
-    const name = `${path}.weight`;
-    const tensor = checkpoint.tensor(name);
-    const values = widen(tensor.bytes, tensor.dtype);
+/** Norm vectors, in f32. */
+function packVectors(vectors: Inventory["vectors"], source: WeightSource, sink: TensorSink): void {
+  for (const vector of vectors.values()) {
+    const values = source.vector(vector);
     const bad = values.findIndex((v) => !Number.isFinite(v));
-    if (bad >= 0) throw notFinite(checkpoint, name, `the weight at ${bad} is ${values[bad]}`);
-    if (values.length !== length) throw new Error(`${name} was not checked against the graph`);
-    sink.write(name, new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
+    if (bad >= 0) throw unpackable(source, vector.tensor, `the weight at ${bad} is ${values[bad]}`);
+    if (values.length !== vector.length) {
+      throw new Error(`${vector.tensor} was not checked against the graph`);
+    }
+    sink.write(`${vector.path}.weight`, new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
   }
 }
 
@@ -175,28 +178,44 @@ interface MeasuredSection extends PackedSection {
 }
 
 /** Packs every section; whole row blocks follow each other, so their bytes are those of one packed weight. */
-function packMatrix(matrix: Matrix, checkpoint: Checkpoint, threads: number): MeasuredSection[] {
+function packMatrix(matrix: Matrix, options: PackOptions): MeasuredSection[] {
   const format = formatOf(matrix);
-  return matrix.sections.map(({ path, outputs }, i): MeasuredSection => {
-    const name = `${path}.weight`;
-    const tensor = checkpoint.tensor(name);
-    const packed = naming(
-      checkpoint,
-      name,
-      () => quantize(tensor.bytes, tensor.dtype, outputs, matrix.inputs, format, threads),
-    );
-    return { tensor, rows: outputs, firstRow: matrix.firstRows[i] ?? 0, ...packed };
+  return matrix.sections.map((ref, i): MeasuredSection => {
+    const tensor = matrixOf(options.source, ref, matrix.inputs);
+    const packed = packWeight(ref, tensor, format, options);
+    return { tensor, rows: ref.outputs, firstRow: matrix.firstRows[i] ?? 0, ...packed };
   });
 }
 
+/** Packs `tensor`, the weight `ref` of the source. Throws HcinferError("checkpoint") naming a weight that cannot be. */
+export function packWeight(
+  ref: WeightRef,
+  tensor: WeightTensor,
+  format: WeightFormat,
+  { source, quantizer }: Pick<PackOptions, "source" | "quantizer">,
+): Quantized {
+  try {
+    return quantizer.quantize(tensor, format);
+  } catch (error) {
+    if (!(error instanceof HcinferError && error.kind === "checkpoint")) throw error;
+    throw unpackable(source, ref.tensor, error.message, error);
+  }
+}
+
+function unpackable(source: WeightSource, name: string, what: string, cause?: unknown): HcinferError {
+  const message = `the tensor ${name} of ${source.origin} cannot be compiled: ${what}`;
+  return new HcinferError("checkpoint", message, { cause });
+}
+
 /** The sections of a packed weight that was written. */
-function readSections(matrix: Matrix, checkpoint: Checkpoint, sink: TensorSink): PackedSection[] {
+function readSections(matrix: Matrix, source: WeightSource, sink: TensorSink): PackedSection[] {
   const format = formatOf(matrix);
   const bytes = sink.read(`${matrix.name}.packed`);
   let at = 0;
-  return matrix.sections.map(({ path, outputs: rows }, i): PackedSection => {
-    const packed = bytes.subarray(at, at += packedShape(format, rows, matrix.inputs).bytes);
-    return { tensor: checkpoint.tensor(`${path}.weight`), rows, firstRow: matrix.firstRows[i] ?? 0, packed };
+  return matrix.sections.map((ref, i): PackedSection => {
+    const packed = bytes.subarray(at, at += packedShape(format, ref.outputs, matrix.inputs).bytes);
+    const tensor = matrixOf(source, ref, matrix.inputs);
+    return { tensor, rows: ref.outputs, firstRow: matrix.firstRows[i] ?? 0, packed };
   });
 }
 
@@ -268,27 +287,6 @@ function bytesOf(matrix: Matrix): number {
   return packedShape(formatOf(matrix), matrix.rows, matrix.inputs).bytes;
 }
 
-function elementsOf({ sections, inputs }: Matrix): number {
-  return sum(sections.map((s) => s.outputs * inputs));
-}
-
 function sum(values: readonly number[]): number {
   return values.reduce((a, b) => a + b, 0);
-}
-
-/** Adds the tensor's name to what the packer says of a weight. */
-function naming<T>(checkpoint: Checkpoint, name: string, work: () => T): T {
-  try {
-    return work();
-  } catch (error) {
-    if (error instanceof HcinferError && error.kind === "checkpoint") {
-      throw notFinite(checkpoint, name, error.message, error);
-    }
-    throw error;
-  }
-}
-
-function notFinite(checkpoint: Checkpoint, name: string, what: string, cause?: unknown): HcinferError {
-  const message = `the tensor ${name} of ${checkpoint.folder} cannot be compiled: ${what}`;
-  return new HcinferError("checkpoint", message, { cause });
 }

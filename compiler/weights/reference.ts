@@ -8,7 +8,7 @@ import { bitsOf, hasZeroPoint, packedShape, ROW_BLOCK, type WeightFormat } from 
 import { fromBF16, fromF16, roundF16, toBF16, toF16 } from "./half.ts";
 
 /** Clip search: the range of a group is shrunk by 1.00, 0.98, ..., 0.54. */
-export const SHRINK_STEPS = 24;
+const SHRINK_STEPS = 24;
 const SHRINK_STEP = 0.02;
 
 /** Packs a matrix, choosing the scales of each group for least squared error. Throws RangeError beyond f16. */

@@ -5,6 +5,7 @@
  */
 import { z } from "zod";
 import { HcinferError } from "../errors.ts";
+import { faultsText, parseJson } from "../json.ts";
 
 /** Bytes of an element of each data type of the format that is a whole number of bytes. */
 export const DTYPE_BYTES = {
@@ -86,7 +87,7 @@ export function readSafetensors(
       continue;
     }
     const parsed = Entry.safeParse(value);
-    if (!parsed.success) return fail(`tensor ${quote(name)}: ${z.prettifyError(parsed.error)}`);
+    if (!parsed.success) return fail(`tensor ${quote(name)}: ${faultsText(parsed.error)}`);
     const { dtype, shape, data_offsets: [begin, end] } = parsed.data;
     if (!isDType(dtype)) return fail(`tensor ${quote(name)} has the unknown dtype ${quote(dtype)}`);
     const expected = shape.reduce((n, d) => n * d, DTYPE_BYTES[dtype]);
@@ -171,9 +172,9 @@ export function layoutSafetensors(
 function parseHeader(bytes: Uint8Array, fail: (what: string) => never): object {
   let header: unknown;
   try {
-    header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+    header = parseJson(bytes);
   } catch (cause) {
-    return fail(`its header is not JSON (${(cause as Error).message.slice(0, 200)})`);
+    return fail(`its header cannot be read as JSON (${(cause as Error).message.slice(0, 200)})`);
   }
   if (typeof header !== "object" || header === null || Array.isArray(header)) {
     return fail("its header is not a JSON object");

@@ -8,12 +8,12 @@
  */
 import { errorOf, type Factors, packResidual } from "../../ffi/packing.ts";
 import type { WindowStore } from "../plan.ts";
-import type { WeightTensor } from "./checkpoint.ts";
 import { type FactorDType, factorStride, residualShape, type ResidualWidth } from "./correction.ts";
 import type { WeightFormat } from "./format.ts";
 import { fromBF16 } from "./half.ts";
 import type { Matrix } from "./inventory.ts";
 import type { TensorSpec } from "./safetensors.ts";
+import type { WeightTensor } from "./source.ts";
 
 /** What to store of every window's error; null: not that form. */
 export interface StoredForms {
@@ -27,7 +27,7 @@ export interface TensorSink {
   read(name: string): Uint8Array;
 }
 
-/** A matrix of the checkpoint and its packed bytes. */
+/** A matrix and its packed bytes. */
 export interface PackedSection {
   readonly tensor: WeightTensor;
   readonly rows: number;

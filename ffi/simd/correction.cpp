@@ -86,7 +86,7 @@ void choose(const int32_t* keys, int n, int k, const Bound& bound, int32_t* inde
 void select_token(const SparseSelectArgs& a, int64_t token) {
   const Residual& r = a.residual;
   const int n = r.inputs, k = std::min(a.selection.channels, n), padded = (n + 63) / 64 * 64 + 64;
-  const float* x = a.x + token * n;
+  const float* x = a.x + token * a.x_stride;
   auto* keys = reinterpret_cast<int32_t*>(a.scratch);
   int32_t* spare = keys + padded;
   const F32x16 infinity = set1(std::numeric_limits<float>::infinity());
@@ -167,7 +167,10 @@ void sum_range(const SparseSumArgs& a, int64_t token, int64_t first_block, int b
   alignas(64) int32_t sums[RANGE_BLOCKS * per_word * LANES];
   std::fill_n(sums, blocks * per_word * LANES, 0);
   // Past the last channel a row is added zero times.
-  const auto row_of = [&](int c) { return codes + index[std::min(c, channels - 1)] * r.row_bytes; };
+  const auto row_of = [&](int c) {
+    const int32_t channel = index[std::min(c, channels - 1)];
+    return codes + (channel >= 0 && channel < r.inputs ? channel : 0) * r.row_bytes;
+  };
   const auto factor = [&](int c) { return static_cast<uint16_t>(c < channels ? coefficient[c] : 0); };
   const int ahead = (BLOCKS_AHEAD + blocks - 1) / blocks * ROWS;
   for (int c = 0; c < std::min(ahead, channels); c++) {
@@ -222,7 +225,7 @@ void down(const LowRankDownArgs& a, int64_t item) {
   const LowRank& f = a.factors;
   const int64_t token = item / a.chunks;
   const int first = static_cast<int>(item % a.chunks) * LOW_RANK_DOWN, count = std::min(LOW_RANK_DOWN, f.rank - first);
-  const float* x = a.x + token * f.inputs;
+  const float* x = a.x + token * a.x_stride;
   constexpr int ahead = 1024;  // bytes of each component
   F32x16 acc[LOW_RANK_DOWN];
   for (F32x16& sum : acc) sum = zero();

@@ -1,4 +1,6 @@
 // Embedding rows, norms, products and the quantisation of activations.
+#include <algorithm>
+
 #include "kernels_variant.h"
 #include "rows.h"
 
@@ -61,24 +63,22 @@ void quantize_row(const QuantizedRows& to, int64_t token, const float* x, int be
 
 }  // namespace
 
-// Layouts: compiler/weights/format.ts. A row's part of a tile is 4 bytes of every 64-byte quad.
+// A row's part of a tile is 4 bytes of every 64-byte quad.
 void embed(const EmbedArgs& args, int64_t begin, int64_t end) {
-  const bool brain = args.format == Format::bf16;
-  const int group = brain ? 2 : args.group, groups = (args.width + group - 1) / group;
-  const int width_bits = brain                        ? 16
-                         : args.format == Format::q8 ? 8
-                         : args.format == Format::q4 ? 4
-                         : args.format == Format::q3 ? 3
-                                                     : 2;
-  const int header = brain ? 0 : args.format == Format::q8 ? 32 : 64;
-  const int64_t tile_bytes = header + 16 * group * width_bits / 8;
+  const bool brain = args.format == Format::bf16, zeroed = has_zero_point(args.format);
+  const int inputs = tile_inputs(args.format, args.group), groups = (args.width + inputs - 1) / inputs;
+  const int64_t bytes = tile_bytes(args.format, args.group);
   for (int64_t item = begin; item < end; item++) {
-    const int64_t row = args.tokens[item];
-    const uint8_t* tile = args.packed + row / 16 * groups * tile_bytes;
-    const int lane = static_cast<int>(row % 16);
+    const int32_t row = args.tokens[item];
     float* out = args.out + item * args.width;
-    for (int start = 0; start < args.width; start += group, tile += tile_bytes) {
-      const int n = args.width - start < group ? args.width - start : group;
+    if (row < 0 || row >= args.rows) {
+      std::fill_n(out, args.width, 0.0f);
+      continue;
+    }
+    const uint8_t* tile = args.packed + static_cast<int64_t>(row / TILE_ROWS) * groups * bytes;
+    const int lane = row % TILE_ROWS;
+    for (int start = 0; start < args.width; start += inputs, tile += bytes) {
+      const int n = args.width - start < inputs ? args.width - start : inputs;
       uint16_t half[2];
       if (brain) {
         std::memcpy(half, tile + 4 * lane, 4);
@@ -86,21 +86,11 @@ void embed(const EmbedArgs& args, int64_t begin, int64_t end) {
         continue;
       }
       std::memcpy(half, tile + 2 * lane, 2);
-      if (header == 64) std::memcpy(half + 1, tile + 32 + 2 * lane, 2);
-      const float scale = f16_to_f32(half[0]), zero = header == 64 ? f16_to_f32(half[1]) : 128.0f;
-      const uint8_t* codes = tile + header + 4 * lane;
+      if (zeroed) std::memcpy(half + 1, tile + 32 + 2 * lane, 2);
+      const float scale = f16_to_f32(half[0]), zero = zeroed ? f16_to_f32(half[1]) : 128.0f;
+      const uint8_t* codes = tile + header_bytes(args.format);
       for (int i = 0; i < n; i++) {
-        const int quad = i / 4, byte = i % 4;
-        int code;
-        switch (args.format) {
-          case Format::q8: code = codes[64 * quad + byte]; break;
-          case Format::q4: code = codes[64 * (quad / 2) + byte] >> 4 * (quad % 2) & 15; break;
-          default:
-            code = codes[64 * (quad / 4) + byte] >> 2 * (quad % 4) & 3;
-            if (args.format == Format::q3) {
-              code |= (codes[4 * group + 64 * (quad / 8) + byte] >> quad % 8 & 1) << 2;
-            }
-        }
+        const int code = code_at(args.format, codes, args.group, i / 4, 4 * lane + i % 4);
         out[start + i] = scale * (static_cast<float>(code) - zero);
       }
     }
@@ -108,16 +98,16 @@ void embed(const EmbedArgs& args, int64_t begin, int64_t end) {
 }
 
 void norm(const NormArgs& args, int64_t begin, int64_t end) {
-  for (int64_t token = begin; token < end; token++) {
-    const float* residual = args.residual + token * args.width;
-    float* out = args.out + token * args.width;
-    float* total = args.sum ? args.sum + token * args.width : out;
-    const Row merged(args.merged, token);
+  for (int64_t item = begin; item < end; item++) {
+    const int64_t row = row_of(args.rows, item / args.heads), column = item % args.heads * args.width;
+    float* out = args.out + item * args.width;
+    float* total = args.sum ? args.sum + item * args.width : out;
+    const Row a(args.a, row, column), b(args.b, row, column);
     F32x16 squares[4] = {zero(), zero(), zero(), zero()};  // several, because each waits for its predecessor
     int turn = 0;
     auto accumulate = [&](int i, auto lanes) {
-      F32x16 value = load_n(residual + i, lanes);
-      if (merged) value = add(value, merged(i, lanes));
+      F32x16 value = a(i, lanes);
+      if (b) value = add(value, b(i, lanes));
       store_n(total + i, lanes, value);
       return value;
     };
@@ -137,13 +127,13 @@ void norm(const NormArgs& args, int64_t begin, int64_t end) {
     each_vector(args.width, [&](int j, auto lanes) {
       store_n(out + j, lanes, mul(load_n(args.weight + j, lanes), mul(load_n(total + j, lanes), inverse)));
     });
-    quantize_row(args.quantized, token, out, 0, args.width, args.width);
+    quantize_row(args.quantized, item, out, 0, args.width, args.width);
   }
 }
 
 void quantize(const QuantizeArgs& args, int64_t begin, int64_t end) {
   for (int64_t token = begin; token < end; token++) {
-    quantize_row(args.quantized, token, args.x + token * args.width, 0, args.width, args.width);
+    quantize_row(args.quantized, token, args.x + token * args.x_stride, 0, args.width, args.width);
   }
 }
 
@@ -165,7 +155,8 @@ void silu_mul(const SiluMulArgs& args, int64_t begin, int64_t end) {
 
 void elementwise(const ElementwiseArgs& args, int64_t begin, int64_t end) {
   for (int64_t token = begin; token < end; token++) {
-    const Row a(args.a, token), b(args.b, token);
+    const int64_t row = row_of(args.rows, token);
+    const Row a(args.a, row), b(args.b, row);
     float* out = args.out + token * args.width;
     switch (args.kind) {
       case Elementwise::add:
@@ -176,6 +167,9 @@ void elementwise(const ElementwiseArgs& args, int64_t begin, int64_t end) {
         break;
       case Elementwise::silu:
         each_vector(args.width, [&](int i, auto n) { store_n(out + i, n, silu(a(i, n))); });
+        break;
+      case Elementwise::copy:
+        each_vector(args.width, [&](int i, auto n) { store_n(out + i, n, a(i, n)); });
     }
   }
 }

@@ -1,13 +1,15 @@
-// The step machine: runs a program's lanes on two groups of threads. One call of hc_engine_step runs every layer.
+// The step machine: runs a program's lanes, each on its own group of threads. One call of hc_engine_step runs every layer.
 //
-// The backbone lane's thread 0 is the caller. Work inside an instruction is claimed item by item from a counter, so a
-// thread that loses its core for a while delays nobody by more than the piece it holds; results do not depend on who
-// computes what (kernels.h).
-#include <algorithm>
+// Lane 0's thread 0 is the caller. Work inside an instruction is claimed piece by piece from a counter, so a thread that
+// loses its core for a while delays nobody by more than the piece it holds; results do not depend on who computes what
+// (kernels.h). Whoever sees the mailbox's abort flag makes all threads leave the step: everything that waits looks for it.
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -21,55 +23,35 @@
 namespace hc {
 namespace {
 
-thread_local char last_error[512] = "";
+constexpr int MOST_LANES = 8, MOST_THREADS = 1024;
+// Byte offsets in the mailbox; events follow at MAILBOX_EVENTS.
+constexpr int ABORT_FLAG = 0, STEP_NUMBER = 64;
 
-// How far the threads of a lane are with one instruction. Zeroed while every thread rests.
-struct alignas(64) Progress {
-  std::atomic<int64_t> claimed{0};  // pieces
-  std::atomic<int64_t> done{0};     // items
-  std::atomic<bool> complete{false};
+// What hc_engine_step and hc_engine_failure return: ffi/engine.ts.
+enum class Status : int32_t { done = 0, aborted = 1, overflow = 2, bad_counts = 3 };
+enum class Failure : int32_t { program = 0, environment = 1 };
 
-  void rest() {
-    claimed.store(0, std::memory_order_relaxed);
-    done.store(0, std::memory_order_relaxed);
-    complete.store(false, std::memory_order_relaxed);
-  }
-};
+thread_local char last_error[1024] = "";
+thread_local Failure last_failure = Failure::program;
 
-// The pieces in which an instruction's items are claimed: large enough to read memory in long runs, and smaller ones for
-// the last quarter, so that threads finish together.
-class Pieces {
- public:
-  Pieces(int64_t items, int64_t count)
-      : items_(items), large_(std::max<int64_t>(1, (items + count - 1) / count)), small_(std::max<int64_t>(1, large_ / 4)),
-        large_count_(count == 1 ? 1 : items * 3 / 4 / large_) {}
-
-  struct Piece { int64_t begin, end; };
-  Piece operator[](int64_t n) const {
-    const int64_t begin = n <= large_count_ ? n * large_ : large_count_ * large_ + (n - large_count_) * small_;
-    return {begin, std::min(items_, begin + (n < large_count_ ? large_ : small_))};
-  }
-
- private:
-  int64_t items_, large_, small_, large_count_;
-};
+void fail(Failure failure, const std::string& message) {
+  last_failure = failure;
+  std::snprintf(last_error, sizeof last_error, "%s", message.c_str());
+}
 
 struct Lane {
   std::vector<BoundInstruction> program;
   std::unique_ptr<Progress[]> progress;  // one per instruction
   std::unique_ptr<Barrier> barrier;
-  int threads = 0;
-  bool trace = false;
-  std::vector<int64_t> times;  // nanoseconds at the end of each instruction, thread 0
+  int threads;
 
-  void start(int thread_count) {
-    threads = thread_count;
-    progress = std::make_unique<Progress[]>(program.size());
-    barrier = std::make_unique<Barrier>(thread_count);
-    times.assign(program.size() + 1, 0);
-  }
+  Lane(std::vector<BoundInstruction>&& program_, int threads_)
+      : program(std::move(program_)), progress(std::make_unique<Progress[]>(program.size())),
+        barrier(std::make_unique<Barrier>(threads_)), threads(threads_) {}
+
   void rest() {
     for (size_t n = 0; n < program.size(); n++) progress[n].rest();
+    barrier->rest();
   }
 };
 
@@ -82,113 +64,142 @@ constexpr int64_t PARK_AFTER_NS = 200'000;
 
 class Engine {
  public:
-  Engine(const Kernels& kernels, int events) : kernels_(kernels), events_(std::make_unique<Sequence[]>(static_cast<size_t>(events) + 1)) {}
+  // `mailbox` may be null where nothing signals and nobody aborts.
+  Engine(const Kernels& kernels, int32_t capacity, uint8_t* mailbox)
+      : kernels_(kernels), capacity_(capacity), mailbox_(mailbox ? mailbox : no_mailbox_.data()), number_(number().load()) {}
 
   ~Engine() {
-    stop_.store(true, std::memory_order_release);
-    epoch_.value.fetch_add(1, std::memory_order_release);
+    stop_.store(true);
+    epoch_.value.fetch_add(1);
     epoch_.value.notify_all();
     for (std::thread& worker : workers_) worker.join();
     std::free(scratch_);
   }
 
-  Lane backbone, compensation;
-
-  bool start(int backbone_threads, int compensation_threads) {
-    backbone.start(backbone_threads);
-    compensation.start(std::max(1, compensation_threads));
-    scratch_stride_ = (std::max(scratch_bytes(backbone.program), scratch_bytes(compensation.program)) + 4095) / 4096 * 4096 + 4096;
-    const int all = backbone_threads + compensation_threads;
-    scratch_ = static_cast<uint8_t*>(std::aligned_alloc(4096, static_cast<size_t>(scratch_stride_ * all)));
-    if (scratch_ == nullptr) return false;
-    for (int n = 1; n < backbone_threads; n++) workers_.emplace_back([this, n] { work(backbone, n, n); });
-    for (int n = 0; n < compensation_threads; n++) {
-      workers_.emplace_back([this, n, backbone_threads] { work(compensation, n, backbone_threads + n); });
+  // Throws std::bad_alloc and std::system_error.
+  void start(std::vector<Lane>&& lanes) {
+    lanes_ = std::move(lanes);
+    int64_t scratch = 0;
+    size_t threads = 0;
+    for (const Lane& lane : lanes_) {
+      scratch = std::max(scratch, scratch_bytes(lane.program));
+      threads += static_cast<size_t>(lane.threads);
     }
-    return true;
+    // A page more, so that neighbours' scratch is not fetched together.
+    scratch_stride_ = (scratch + 4095) / 4096 * 4096 + 4096;
+    all_scratch_ = scratch_stride_ * static_cast<int64_t>(threads);
+    scratch_ = static_cast<uint8_t*>(std::aligned_alloc(4096, static_cast<size_t>(all_scratch_)));
+    if (!scratch_) throw std::bad_alloc();
+    times_.assign(lanes_[0].program.size() + 1, 0);
+    workers_.reserve(threads);
+    uint8_t* own = scratch_;
+    for (Lane& lane : lanes_) {
+      for (int thread = 0; thread < lane.threads; thread++, own += scratch_stride_) {
+        if (own != scratch_) workers_.emplace_back([this, &lane, thread, own] { work(lane, thread, own); });
+      }
+    }
   }
 
-  void step(const Step& step) {
+  Status step(const Step& step) {
+    for (const int32_t count : {step.tokens, step.rows, step.tiles}) {
+      if (count < 0 || count > capacity_) return Status::bad_counts;
+    }
     step_ = step;
-    backbone.rest();
-    compensation.rest();
-    const uint64_t epoch = epoch_.value.fetch_add(1, std::memory_order_acq_rel) + 1;
-    if (parked_.value.load(std::memory_order_acquire) > 0) epoch_.value.notify_all();
-    run(backbone, 0, 0, epoch, meetings_);
+    for (Lane& lane : lanes_) lane.rest();
+    aborted_.store(false, std::memory_order_relaxed);
+    overflow_ = NO_OVERFLOW;
+    number().store(++number_, std::memory_order_release);
+    const uint64_t epoch = epoch_.value.fetch_add(1) + 1;
+    if (parked_.value.load() > 0) epoch_.value.notify_all();
+    run(lanes_[0], 0, scratch_);
     const uint64_t all = epoch * workers_.size();
     spin_until([&] { return finished_.value.load(std::memory_order_acquire) >= all; });
+    if (aborted_.load(std::memory_order_relaxed)) return Status::aborted;
+    return overflow_ == NO_OVERFLOW ? Status::done : Status::overflow;
+  }
+
+  uint64_t overflow() const { return overflow_; }
+  int64_t all_scratch() const { return all_scratch_; }
+  const std::vector<int64_t>& trace() {
+    trace_ = true;
+    return times_;
   }
 
  private:
-  void work(Lane& lane, int thread, int scratch) {
-    uint64_t meetings = 0;
+  std::atomic_ref<uint64_t> number() { return std::atomic_ref(*reinterpret_cast<uint64_t*>(mailbox_ + STEP_NUMBER)); }
+
+  // Once true it stays so for the step, whatever becomes of the flag: who left would be missed by who stays.
+  bool aborted() {
+    if (aborted_.load(std::memory_order_relaxed)) return true;
+    if (std::atomic_ref(*reinterpret_cast<uint32_t*>(mailbox_ + ABORT_FLAG)).load(std::memory_order_relaxed) == 0) return false;
+    aborted_.store(true, std::memory_order_relaxed);
+    return true;
+  }
+
+  void work(Lane& lane, int thread, uint8_t* own) {
     for (uint64_t seen = 0;;) {
       const int64_t since = now();
       for (int spins = 0; epoch_.value.load(std::memory_order_acquire) == seen; spins++) {
         relax();
         if (spins % 256 != 255 || now() - since < PARK_AFTER_NS) continue;
-        parked_.value.fetch_add(1, std::memory_order_acq_rel);
-        epoch_.value.wait(seen, std::memory_order_acquire);
-        parked_.value.fetch_sub(1, std::memory_order_acq_rel);
+        parked_.value.fetch_add(1);
+        epoch_.value.wait(seen);
+        parked_.value.fetch_sub(1);
       }
       seen++;
-      if (stop_.load(std::memory_order_acquire)) return;
-      run(lane, thread, scratch, seen, meetings);
+      if (stop_.load()) return;
+      run(lane, thread, own);
       finished_.value.fetch_add(1, std::memory_order_acq_rel);
     }
   }
 
-  void run(Lane& lane, int thread, int scratch, uint64_t epoch, uint64_t& meetings) {
-    uint8_t* own = scratch_ + scratch_stride_ * scratch;
-    const bool trace = lane.trace && thread == 0;
-    if (trace) lane.times[0] = now();
-    for (size_t n = 0; n < lane.program.size(); n++) {
+  void run(Lane& lane, int thread, uint8_t* own) {
+    const bool trace = trace_ && &lane == &lanes_[0] && thread == 0;
+    if (trace) times_[0] = now();
+    uint64_t meetings = 0;
+    bool begun = false;  // work that no barrier has ended
+    for (size_t n = 0; n < lane.program.size() && !aborted(); n++) {
       const BoundInstruction& bound = lane.program[n];
-      if (bound.runs(step_.mode)) {
-        std::visit([&](const auto& arguments) { execute(lane, n, bound, arguments, thread, epoch, own); }, bound.arguments);
+      if (const int64_t items = bound.items(step_); items > 0) {
+        std::visit([&](const auto& arguments) { execute(lane, n, arguments, items, thread, own); }, bound.arguments);
+        begun = true;
       }
-      // What continues work begun without a barrier also ends it, in steps that skip it too.
-      if (bound.barrier && (bound.after > 0 || bound.runs(step_.mode))) lane.barrier->meet(meetings);
-      if (trace) lane.times[n + 1] = now();
+      if (bound.barrier && begun) {
+        lane.barrier->meet(meetings, [this] { return aborted(); });
+        begun = false;
+      }
+      if (trace) times_[n + 1] = now();
     }
   }
 
-  void execute(Lane&, size_t, const BoundInstruction&, const Signal& signal, int thread, uint64_t epoch, uint8_t*) {
-    if (thread == 0) events_[static_cast<size_t>(signal.event)].value.store(epoch, std::memory_order_release);
+  void execute(Lane&, size_t, const Signal& signal, int64_t, int thread, uint8_t*) {
+    if (thread == 0) std::atomic_ref(*signal.event).store(number_, std::memory_order_release);
   }
 
-  void execute(Lane&, size_t, const BoundInstruction&, const Wait& wait, int, uint64_t epoch, uint8_t*) {
-    const auto& event = events_[static_cast<size_t>(wait.event)].value;
-    spin_until([&] { return event.load(std::memory_order_acquire) >= epoch; });
+  void execute(Lane&, size_t, const Wait& wait, int64_t, int, uint8_t*) {
+    const std::atomic_ref event(*wait.event);
+    spin_until([&] { return event.load(std::memory_order_acquire) >= number_ || aborted(); });
   }
 
   template <typename Args>
-  void execute(Lane& lane, size_t n, const BoundInstruction& bound, const Args& bound_arguments, int, uint64_t, uint8_t* own) {
+  void execute(Lane& lane, size_t n, const Args& bound_arguments, int64_t items, int, uint8_t* own) {
     Args arguments = bound_arguments;
-    int64_t tokens = step_.count;
-    if (bound.is_output) {
-      if (step_.logits == LogitRows::none) return;
-      if (step_.logits == LogitRows::last) tokens = 1;
-    }
-    prepare(arguments, tokens, own);
-    int64_t items = bound.per_token;
-    if constexpr (std::is_same_v<Args, AttentionArgs>) items *= (tokens + ATTENTION_TILE - 1) / ATTENTION_TILE;
-    else if (!bound.fixed_items) items *= tokens;
+    const BoundInstruction& bound = lane.program[n];
+    prepare(arguments, bound.over_rows ? step_.rows : step_.tokens, own);
     const auto kernel = kernel_of(arguments);
     if (lane.threads == 1) return kernel(arguments, 0, items);
     if (bound.after > 0) {
-      const Progress& earlier = lane.progress[n - static_cast<size_t>(bound.after)];
-      spin_until([&] { return earlier.complete.load(std::memory_order_acquire); });
+      const size_t earlier = n - static_cast<size_t>(bound.after);
+      const int64_t all = lane.program[earlier].items(step_);
+      spin_until([&] { return lane.progress[earlier].done.load(std::memory_order_acquire) >= all || aborted(); });
     }
     Progress& progress = lane.progress[n];
     const Pieces pieces(items, shares<Args>() * lane.threads);
-    for (;;) {
+    while (!aborted()) {
       const auto [begin, end] = pieces[progress.claimed.fetch_add(1, std::memory_order_relaxed)];
       if (begin >= items) return;
       kernel(arguments, begin, end);
-      if (progress.done.fetch_add(end - begin, std::memory_order_acq_rel) + (end - begin) == items) {
-        progress.complete.store(true, std::memory_order_release);
-      }
+      progress.done.fetch_add(end - begin, std::memory_order_acq_rel);
     }
   }
 
@@ -198,30 +209,34 @@ class Engine {
     return std::is_same_v<Args, SparseSumArgs> || std::is_same_v<Args, LowRankUpArgs> ? 2 : 8;
   }
 
+  // Sums of residual rows are made for tokens that run as decode; a prompt's linears add the residual themselves.
+  template <typename... Values>
+  void merge(Values&... values) const {
+    if (step_.mode == Mode::prefill) ((values.delta[1] = nullptr), ...);
+  }
+
   template <typename Args>
-  void prepare(Args& arguments, int64_t tokens, [[maybe_unused]] uint8_t* own) const {
-    if constexpr (std::is_same_v<Args, EmbedArgs>) {
-      arguments.tokens = step_.tokens;
+  void prepare(Args& arguments, int32_t count, [[maybe_unused]] uint8_t* own) {
+    if constexpr (std::is_same_v<Args, NormArgs> || std::is_same_v<Args, ElementwiseArgs>) {
+      merge(arguments.a, arguments.b);
+    } else if constexpr (std::is_same_v<Args, SiluMulArgs>) {
+      merge(arguments.gate, arguments.up);
+    } else if constexpr (std::is_same_v<Args, RopeArgs>) {
+      merge(arguments.x);
     } else if constexpr (std::is_same_v<Args, HeadsArgs>) {
-      arguments.position = step_.position;
+      merge(arguments.q, arguments.k, arguments.v);
+      arguments.overflow = &overflow_;
     } else if constexpr (std::is_same_v<Args, AttentionArgs>) {
-      arguments.position = step_.position;
-      arguments.tokens = static_cast<int32_t>(tokens);
+      arguments.tokens = step_.tokens;
       arguments.scratch = reinterpret_cast<float*>(own);
     } else if constexpr (std::is_same_v<Args, LinearArgs>) {
-      // Logits of the last token only: the inputs start at that token's row.
-      const int64_t skipped = step_.count - tokens;
-      arguments.tokens = static_cast<int32_t>(tokens);
-      if (arguments.x) arguments.x += skipped * arguments.inputs;
-      if (arguments.quantized.group > 0) {
-        arguments.quantized.codes += skipped * arguments.quantized.stride;
-        arguments.quantized.scales += skipped * arguments.quantized.groups;
-        arguments.quantized.sums += skipped * arguments.quantized.groups;
-      }
-      if (step_.mode == Mode::decode) arguments.residual = nullptr;
+      arguments.tokens = count;
+      if (step_.mode == Mode::decode) arguments.residual.codes = nullptr;
       arguments.scratch = own;
     } else if constexpr (std::is_same_v<Args, SparseSelectArgs>) {
       arguments.scratch = reinterpret_cast<float*>(own);
+    } else if constexpr (std::is_same_v<Args, ObserveArgs>) {
+      arguments.tokens = count;
     }
   }
 
@@ -230,6 +245,7 @@ class Engine {
   auto kernel_of(const QuantizeArgs&) const { return kernels_.quantize; }
   auto kernel_of(const SiluMulArgs&) const { return kernels_.silu_mul; }
   auto kernel_of(const ElementwiseArgs&) const { return kernels_.elementwise; }
+  auto kernel_of(const RopeArgs&) const { return kernels_.rope; }
   auto kernel_of(const HeadsArgs&) const { return kernels_.heads; }
   auto kernel_of(const AttentionArgs&) const { return kernels_.attention; }
   auto kernel_of(const LinearArgs&) const { return kernels_.linear; }
@@ -237,63 +253,122 @@ class Engine {
   auto kernel_of(const SparseSumArgs&) const { return kernels_.sparse_sum; }
   auto kernel_of(const LowRankDownArgs&) const { return kernels_.low_rank_down; }
   auto kernel_of(const LowRankUpArgs&) const { return kernels_.low_rank_up; }
+  auto kernel_of(const ObserveArgs&) const { return kernels_.observe; }
 
   const Kernels& kernels_;
-  std::unique_ptr<Sequence[]> events_;
+  const int32_t capacity_;
+  alignas(64) std::array<uint8_t, MAILBOX_EVENTS> no_mailbox_{};
+  uint8_t* const mailbox_;
+  std::vector<Lane> lanes_;
+  std::vector<int64_t> times_;  // nanoseconds at the end of each instruction of lane 0, thread 0
+  bool trace_ = false;
+  Step step_{};
+  uint64_t number_;  // of the step; grows over all engines that a mailbox has had
   Sequence epoch_, finished_, parked_;
+  alignas(64) std::atomic<bool> aborted_{false};
+  alignas(64) uint64_t overflow_ = NO_OVERFLOW;
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
-  Step step_{};
-  uint64_t meetings_ = 0;
   uint8_t* scratch_ = nullptr;
-  int64_t scratch_stride_ = 0;
+  int64_t scratch_stride_ = 0, all_scratch_ = 0;
 };
+
+Memory memory_of(uint8_t* const* segments, const int64_t* sizes) {
+  Memory memory{};
+  for (int n = 0; n < SEGMENTS; n++) {
+    if (reinterpret_cast<uintptr_t>(segments[n]) % 64 != 0 || sizes[n] < 0) {
+      throw Refusal("segment " + std::to_string(n) + " does not start at a multiple of 64 bytes");
+    }
+    memory.base[n] = segments[n], memory.size[n] = sizes[n];
+  }
+  return memory;
+}
+
+uint8_t* mailbox_of(const Memory& memory) {
+  constexpr auto mailbox = static_cast<int>(Segment::mailbox);
+  const int64_t size = memory.size[mailbox];
+  if (size > 0 && size < MAILBOX_EVENTS) {
+    throw Refusal("the mailbox has " + std::to_string(size) + " bytes, expected none or at least " + std::to_string(MAILBOX_EVENTS));
+  }
+  return size > 0 ? memory.base[mailbox] : nullptr;
+}
+
+std::vector<Lane> bind_lanes(const Record* records, const int64_t* counts, const int32_t* threads, int32_t lanes, const Memory& memory, int32_t capacity) {
+  if (lanes < 1 || lanes > MOST_LANES) throw Refusal(out_of_range("the number of lanes", lanes, 1, MOST_LANES));
+  if (capacity < 1) throw Refusal(out_of_range("capacity", capacity, 1, INT32_MAX));
+  int64_t all = 0;
+  std::vector<std::vector<BoundInstruction>> programs;
+  for (int32_t lane = 0; lane < lanes; records += counts[lane], lane++) {
+    all += threads[lane];
+    if (threads[lane] < 1 || all > MOST_THREADS) throw Refusal(out_of_range("the number of threads", threads[lane], 1, MOST_THREADS));
+    try {
+      programs.push_back(bind(records, counts[lane], memory, capacity));
+    } catch (const Refusal& refusal) {
+      throw Refusal("lane " + std::to_string(lane) + ", " + refusal.what());
+    }
+  }
+  check_lanes(programs);
+  std::vector<Lane> result;
+  for (int32_t lane = 0; lane < lanes; lane++) result.emplace_back(std::move(programs[static_cast<size_t>(lane)]), threads[lane]);
+  return result;
+}
 
 }  // namespace
 
 HC_EXPORT const char* hc_engine_error() { return last_error; }
+HC_EXPORT int32_t hc_engine_failure() { return static_cast<int32_t>(last_failure); }
 
 // The instruction set in use ("avx512vnni"), or null with hc_engine_error() set.
 HC_EXPORT const char* hc_isa() {
   const Kernels* kernels = active_kernels();
   if (kernels) return kernels->isa;
-  std::snprintf(last_error, sizeof last_error, "%s", isa_error());
+  fail(Failure::environment, isa_error());
   return nullptr;
 }
 
-// Null with hc_engine_error() set when a program does not fit its memory. `segments` and `sizes` have one entry per
-// segment; the memory must outlive the engine. compensation_threads may be 0 when that lane's program is empty.
-HC_EXPORT void* hc_engine_create(const Record* backbone, int64_t backbone_count, const Record* compensation, int64_t compensation_count,
-                                 uint8_t* const* segments, const int64_t* sizes, int32_t events, int32_t backbone_threads,
-                                 int32_t compensation_threads) {
-  const Kernels* kernels = active_kernels();
-  if (!kernels) {
-    std::snprintf(last_error, sizeof last_error, "%s", isa_error());
-    return nullptr;
+// `records` are those of all lanes, one lane after another; `counts` and `threads` have one entry per lane, `segments` and
+// `sizes` one per segment. The memory must outlive the engine. Null with hc_engine_error() and hc_engine_failure() set when
+// the program is refused, or the machine has no room for its threads and their scratch.
+HC_EXPORT void* hc_engine_create(const Record* records, const int64_t* counts, const int32_t* threads, int32_t lanes,
+                                 uint8_t* const* segments, const int64_t* sizes, int32_t capacity) {
+  try {
+    if (!hc_isa()) return nullptr;
+    const Memory memory = memory_of(segments, sizes);
+    std::vector<Lane> bound = bind_lanes(records, counts, threads, lanes, memory, capacity);
+    auto engine = std::make_unique<Engine>(*active_kernels(), capacity, mailbox_of(memory));
+    engine->start(std::move(bound));
+    return engine.release();
+  } catch (const Refusal& refusal) {
+    fail(Failure::program, refusal.what());
+  } catch (const std::system_error& error) {
+    fail(Failure::environment, std::string("a thread does not start: ") + error.what());
+  } catch (const std::bad_alloc&) {
+    fail(Failure::environment, "out of memory for the scratch of the threads");
   }
-  Memory memory{};
-  for (int n = 0; n < SEGMENTS; n++) memory.base[n] = segments[n], memory.size[n] = sizes[n];
-  auto engine = std::make_unique<Engine>(*kernels, events);
-  if (!bind(backbone, backbone_count, memory, engine->backbone.program, last_error, sizeof last_error)) return nullptr;
-  if (!bind(compensation, compensation_count, memory, engine->compensation.program, last_error, sizeof last_error)) return nullptr;
-  if (!engine->start(backbone_threads, compensation_threads)) {
-    std::snprintf(last_error, sizeof last_error, "out of memory for the scratch of %d threads", backbone_threads + compensation_threads);
-    return nullptr;
-  }
-  return engine.release();
+  return nullptr;
 }
 
-HC_EXPORT void hc_engine_step(void* engine, const int32_t* tokens, int32_t count, int32_t position, int32_t mode, int32_t logits) {
-  static_cast<Engine*>(engine)->step({tokens, count, position, static_cast<Mode>(mode), static_cast<LogitRows>(logits)});
+// Runs one step; a Status. At most one call at a time, from any thread.
+HC_EXPORT int32_t hc_engine_step(void* engine, int32_t tokens, int32_t rows, int32_t tiles, int32_t mode) {
+  return static_cast<int32_t>(static_cast<Engine*>(engine)->step({tokens, rows, tiles, mode == 0 ? Mode::prefill : Mode::decode}));
 }
 
-// From the next step on, records when each backbone instruction of thread 0 ended; `times` receives count + 1
+// After a step that overflowed: the first layer, token and CacheValue that f16 did not hold.
+HC_EXPORT void hc_engine_overflow(void* engine, int32_t* found) {
+  const uint64_t overflow = static_cast<Engine*>(engine)->overflow();
+  found[0] = static_cast<int32_t>(overflow >> 32);
+  found[1] = static_cast<int32_t>(overflow >> 1 & 0x7FFFFFFF);
+  found[2] = static_cast<int32_t>(overflow & 1);
+}
+
+// From the next step on, records when each instruction of lane 0 ended, as thread 0 saw it; `times` receives count + 1
 // nanosecond stamps of the last step (the first is the start).
 HC_EXPORT void hc_engine_trace(void* engine, int64_t* times, int64_t count) {
-  Lane& lane = static_cast<Engine*>(engine)->backbone;
-  lane.trace = true;
-  std::copy_n(lane.times.begin(), std::min<int64_t>(count, static_cast<int64_t>(lane.times.size())), times);
+  const std::vector<int64_t>& last = static_cast<Engine*>(engine)->trace();
+  std::copy_n(last.begin(), std::min<int64_t>(count, static_cast<int64_t>(last.size())), times);
 }
+
+HC_EXPORT int64_t hc_engine_scratch_bytes(void* engine) { return static_cast<Engine*>(engine)->all_scratch(); }
 
 HC_EXPORT void hc_engine_destroy(void* engine) { delete static_cast<Engine*>(engine); }
 

@@ -4,13 +4,15 @@
 // of its instruction, so that any number of threads can share one; no result depends on how items are grouped, on
 // the number of tokens of the step, or on the instruction set: sums run in a fixed order over 16 lanes (simd.h) and
 // integer sums are exact. That is what makes logits bit-identical across thread counts and prompt chunks.
+//
+// Numbers that are read from memory and name a place (token ids, rows, positions, pages, tiles, channels) may be anything:
+// what lies outside its range is treated as said here, and no memory outside the operands is touched.
 #pragma once
 #include <cstdint>
 
-namespace hc {
+#include "tile.h"
 
-// Formats of weights; layouts in compiler/weights/format.ts.
-enum class Format : int32_t { bf16 = 0, q8 = 1, q4 = 2, q3 = 3, q2 = 4 };
+namespace hc {
 
 // int8 activations: per group of the weight's group size, code = round(x * 127 / absmax) in [-127, 127].
 // Error per element: at most absmax / 254 of its group.
@@ -32,7 +34,14 @@ struct Merged {
   int32_t stride;  // floats between tokens, common to base and deltas
 };
 
-struct EmbedArgs {  // items: tokens. out[t] = row tokens[t] of a packed matrix
+// Which row of its operands an instruction reads for its row t: row[t], or t where `row` is null. A number outside
+// [0, count) reads row 0.
+struct Gather {
+  const int32_t* row;
+  int32_t count;
+};
+
+struct EmbedArgs {  // items: tokens. out[t] = row tokens[t] of a packed matrix; zeros for a row that does not exist
   const int32_t* tokens;
   const uint8_t* packed;
   Format format;
@@ -40,20 +49,21 @@ struct EmbedArgs {  // items: tokens. out[t] = row tokens[t] of a packed matrix
   float* out;  // [tokens, width]
 };
 
-struct NormArgs {  // items: tokens. sum = residual + merged (merged.base null: residual alone); out = rms_norm(sum)
-  const float* residual;  // [tokens, width]
-  Merged merged;
+// items: tokens * heads. sum = a [+ b]; out = rms_norm of each `width` columns of it, `heads` of them in a row.
+struct NormArgs {
+  Gather rows;  // of a and b
+  Merged a, b;  // b.base may be null
   const float* weight;  // [width]
   float epsilon;
-  int32_t width;
-  float* sum;           // [tokens, width] or null; may be `residual`
-  float* out;           // [tokens, width]: weight * (sum / sqrt(mean(sum^2) + epsilon))
-  QuantizedRows quantized;  // of out
+  int32_t width, heads;
+  float* sum;           // [tokens, heads * width] or null; may be a.base where rows are not gathered
+  float* out;           // [tokens, heads * width]: weight * (sum / sqrt(mean(sum^2) + epsilon))
+  QuantizedRows quantized;  // of out, where heads is 1
 };
 
 struct QuantizeArgs {  // items: tokens
-  const float* x;      // [tokens, width]
-  int32_t width;
+  const float* x;      // [tokens, x_stride]
+  int32_t width, x_stride;
   QuantizedRows quantized;
 };
 
@@ -65,60 +75,80 @@ struct SiluMulArgs {  // items: tokens * chunks, item = token * chunks + chunk; 
 };
 
 // Generic elementwise (for graphs that were not fused). items: tokens.
-enum class Elementwise : int32_t { add = 0, mul = 1, silu = 2 };
+enum class Elementwise : int32_t { add = 0, mul = 1, silu = 2, copy = 3 };
 struct ElementwiseArgs {
   Elementwise kind;
-  Merged a, b;  // b unused for silu
+  Gather rows;  // of a and b
+  Merged a, b;  // b unused for silu and copy
   int32_t width;
   float* out;  // [tokens, width]
 };
 
+// Cosines and sines of every position, f32 [context, headDim / 2]: dimensions (i, i + headDim / 2) are turned together.
+struct Rotation {
+  const float* cosines;  // null: nothing is turned
+  const float* sines;
+};
+
+struct RopeArgs {  // items: tokens * heads. A token at a position outside [0, context) is left out
+  Merged x;  // [tokens, heads * headDim]
+  const int32_t* positions;  // [tokens]
+  Rotation rotation;
+  int32_t context, heads, head_dim;
+  float* out;  // [tokens, heads * headDim]
+};
+
+// Where the tokens of a step stand: position p of a sequence is in page table[sequence][p / CACHE_PAGE] of the cache.
+struct Pages {
+  const int32_t* positions;  // [tokens]
+  const int32_t* sequences;  // [tokens]
+  const int32_t* table;      // [most_sequences, most_pages]
+  int32_t page_count, most_sequences, most_pages;
+  int32_t context;  // positions lie below it; at most most_pages * CACHE_PAGE
+};
+
 // Key-value cache of one layer, f16.
-//   k: [kvHeads, capacity / 16, headDim, 16]: 16 positions beside each other for each dimension
-//   v: [kvHeads, capacity, headDim]
+//   k: [page_count, kvHeads, CACHE_PAGE / 16, headDim, 16]: 16 positions beside each other for each dimension
+//   v: [page_count, kvHeads, CACHE_PAGE, headDim]
 struct Cache {
   uint16_t* k;
   uint16_t* v;
-  int32_t capacity;  // positions, a multiple of 16
 };
 
-struct HeadsArgs {  // items: tokens * (heads + 2 * kvHeads): query heads, then key heads, then value heads of a token
+// The first key or value of a step that f16 does not hold, in the order of layers, then tokens, keys before values.
+enum class CacheValue : uint64_t { key = 0, value = 1 };
+constexpr uint64_t NO_OVERFLOW = ~uint64_t{0};
+constexpr uint64_t overflow_of(int32_t layer, int64_t token, CacheValue what) {
+  return static_cast<uint64_t>(layer) << 32 | static_cast<uint64_t>(token) << 1 | static_cast<uint64_t>(what);
+}
+
+// items: tokens * (heads + 2 * kvHeads): query heads, then key heads, then value heads of a token. What lies outside the
+// context, or whose page lies outside the cache, is left out.
+struct HeadsArgs {
   Merged q, k, v;   // [tokens, heads * headDim], [tokens, kvHeads * headDim] twice
   const float* q_norm;  // [headDim] or null: rms_norm of each head
   const float* k_norm;  // [headDim] or null
-  float epsilon;
-  const float* cosines;  // [context, headDim / 2] or null (no rope): pairs (i, i + headDim / 2)
-  const float* sines;
+  float q_epsilon, k_epsilon;
+  Rotation rotation;  // of q and k
+  Pages pages;
   int32_t heads, kv_heads, head_dim;
-  int32_t position;  // of the step's first token
-  float* q_out;      // [tokens, heads * headDim]
-  Cache cache;       // k and v of the step are appended at position + t, rounded to f16
+  float* out;         // [tokens, heads * headDim]: q
+  Cache cache;        // k and v of the step are put where their token stands, rounded to f16
+  int32_t layer;
+  uint64_t* overflow;  // lowered to overflow_of(...) of what is infinite or NaN in f16
 };
 
-struct AttentionArgs {  // items: kvHeads * tiles; item = tile * kvHeads + head; a tile is ATTENTION_TILE tokens
+// items: kvHeads * tiles; item = tile * kvHeads + head. Tokens of a tile are at consecutive positions of one sequence; a
+// tile that is not of this step, or needs what lies outside the cache, is left out.
+struct AttentionArgs {
   const float* q;       // [tokens, heads * headDim]
   Cache cache;
+  const int32_t* tiles;  // [tiles]: first token and count, 1 to ATTENTION_TILE
+  Pages pages;
   int32_t tokens, heads, kv_heads, head_dim;
-  int32_t position;
   float scale;
   float* out;      // [tokens, heads * headDim]; query head h reads key-value head h / (heads / kvHeads)
   float* scratch;  // of this thread: attention_scratch_floats(...) floats, 64-byte aligned
-};
-
-// y = x W^T over packed W. items: blocks of 16 rows. Prompt steps may add a residual; then even one token takes the
-// unpacking path.
-struct LinearArgs {
-  const uint8_t* packed;
-  Format format;
-  int32_t group, rows, inputs;
-  const float* x;            // [tokens, inputs] (bf16 weights)
-  QuantizedRows quantized;   // quantised weights
-  int32_t tokens;
-  float* y;                  // [tokens, y_stride]
-  int32_t y_stride;
-  // Prompt correction: the whole residual is added while a tile is dequantised (null: none).
-  const struct Residual* residual;
-  uint8_t* scratch;  // of this thread
 };
 
 // A window's residual in the layout of compiler/weights/correction.ts.
@@ -131,9 +161,26 @@ struct Residual {
   int64_t row_bytes;
 };
 
+// y = x W^T over packed W. items: blocks of 16 rows. Prompt steps may add a residual; then even one token takes the
+// unpacking path.
+struct LinearArgs {
+  const uint8_t* packed;
+  Format format;
+  int32_t group, rows, inputs;
+  const float* x;            // [tokens, x_stride] (bf16 weights)
+  int32_t x_stride;
+  QuantizedRows quantized;   // quantised weights
+  int32_t tokens;
+  float* y;                  // [tokens, y_stride]
+  int32_t y_stride;
+  // Prompt correction: the whole residual is added while a tile is dequantised (no codes: none).
+  Residual residual;
+  uint8_t* scratch;  // of this thread: linear_scratch_bytes(...), 64-byte aligned
+};
+
 // The channels a token corrects, made by sparse_select, read by sparse_sum.
 struct Selection {
-  int32_t* index;      // [tokens, channels], ascending
+  int32_t* index;      // [tokens, channels], ascending; a number outside [0, inputs) names channel 0
   int16_t* coefficient;  // [tokens, channels]: x_j * channelScale_j in units of scale
   float* scale;        // [tokens]
   int32_t* sum;        // [tokens]: sum of coefficients (the codes' offset is subtracted with it)
@@ -141,10 +188,11 @@ struct Selection {
 };
 
 struct SparseSelectArgs {  // items: tokens
-  const float* x;          // [tokens, inputs]
+  const float* x;          // [tokens, x_stride]
+  int32_t x_stride;
   Residual residual;
   Selection selection;
-  float* scratch;          // of this thread: twice (inputs rounded up to 64, plus 64) floats
+  float* scratch;          // of this thread: select_scratch_floats(...) floats
 };
 
 struct SparseSumArgs {  // items: tokens * chunks, item = token * chunks + chunk; a chunk is SPARSE_BLOCKS row blocks
@@ -166,7 +214,8 @@ struct LowRank {
 
 struct LowRankDownArgs {  // items: tokens * rank chunks of 8: hidden[t][c] = a_scale[c] * sum_j a[c][j] x[t][j]
   LowRank factors;
-  const float* x;  // [tokens, inputs]
+  const float* x;  // [tokens, x_stride]
+  int32_t x_stride;
   float* hidden;   // [tokens, rank rounded up to 16]
   int32_t chunks, hidden_stride;
 };
@@ -179,13 +228,24 @@ struct LowRankUpArgs {  // items: tokens * chunks of 256 outputs: delta[t][o] = 
   int32_t delta_stride;
 };
 
-constexpr int32_t ATTENTION_TILE = 8;    // tokens that share one pass over keys and values
+// sums += the step's x_i^2 (items: chunks of OBSERVE_COLUMNS columns), or x_i x_j (items: OBSERVE_ROWS values of i, each for
+// every j >= i, and what mirrors them: sums are symmetric). Tokens are added in their order; products are exact.
+struct ObserveArgs {
+  const float* x;  // [tokens, x_stride]
+  int32_t tokens, width, x_stride;
+  bool products;
+  double* sums;    // [width] or [width, width]
+};
+
+constexpr int32_t CACHE_PAGE = 64;       // PAGE_POSITIONS of ffi/instructions.ts
+constexpr int32_t ATTENTION_TILE = 8;    // tokens that share one pass over keys and values, at most
 constexpr int32_t ATTENTION_ROWS = 8;    // query rows (token, head) computed together, at most
 constexpr int32_t SILU_CHUNK = 512;      // a multiple of every group size
 constexpr int32_t LOW_RANK_DOWN = 8;     // components an item
 constexpr int32_t LOW_RANK_UP = 256;     // outputs an item
 constexpr int32_t SPARSE_BLOCKS = 4;     // 32-byte blocks of a residual row an item
 constexpr int32_t LINEAR_BLOCKS = 4;     // row blocks that `linear` unpacks at once for several tokens
+constexpr int32_t OBSERVE_COLUMNS = 64, OBSERVE_ROWS = 4;
 
 struct Kernels {
   const char* isa;
@@ -196,6 +256,7 @@ struct Kernels {
   void (*silu_mul)(const SiluMulArgs&, int64_t begin, int64_t end);
   void (*elementwise)(const ElementwiseArgs&, int64_t begin, int64_t end);
   // attention.cpp
+  void (*rope)(const RopeArgs&, int64_t begin, int64_t end);
   void (*heads)(const HeadsArgs&, int64_t begin, int64_t end);
   void (*attention)(const AttentionArgs&, int64_t begin, int64_t end);
   // linear.cpp
@@ -205,15 +266,24 @@ struct Kernels {
   void (*sparse_sum)(const SparseSumArgs&, int64_t begin, int64_t end);
   void (*low_rank_down)(const LowRankDownArgs&, int64_t begin, int64_t end);
   void (*low_rank_up)(const LowRankUpArgs&, int64_t begin, int64_t end);
+  // observe.cpp
+  void (*observe)(const ObserveArgs&, int64_t begin, int64_t end);
   // sampling.cpp
   int64_t (*argmax)(const float* logits, int64_t n);  // lowest index among equals
   // log-softmax of `logits` at `target`; KL(reference || logits) in nats when `reference` is not null, else 0.
   void (*token_loss)(const float* logits, const float* reference, int64_t n, int64_t target, double* nll, double* kl);
 };
 
-// Floats of scratch that one thread needs for `attention`: queries and scores of the rows computed together.
-constexpr int64_t attention_scratch_floats(int32_t head_dim, int32_t capacity) {
-  return static_cast<int64_t>(ATTENTION_ROWS) * (head_dim + capacity + 16);
+// Scratch that one thread needs.
+// `attention`: queries and scores of the rows computed together.
+constexpr int64_t attention_scratch_floats(int32_t head_dim, int32_t context) {
+  return ATTENTION_ROWS * (int64_t{head_dim} + context + 16);
 }
+// `linear`: unpacked codes, scales and zero points of the blocks at hand.
+constexpr int64_t linear_scratch_bytes(const QuantizedRows& x) {
+  return int64_t{LINEAR_BLOCKS} * x.groups * (TILE_ROWS * x.group + 2 * 4 * TILE_ROWS);
+}
+// `sparse_select`: keys, and those still in question.
+constexpr int64_t select_scratch_floats(int32_t inputs) { return 2 * ((int64_t{inputs} + 63) / 64 * 64 + 64); }
 
 }  // namespace hc

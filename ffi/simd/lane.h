@@ -1,6 +1,7 @@
-// A lane's group of threads: work claiming, barriers and events. During a step threads meet only in sequence numbers
-// that grow and are never reset; there are no locks. Between steps they park.
+// How the threads of a lane wait and share work. There are no locks: they meet in numbers that grow during a step, which
+// are zeroed while every thread rests.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -35,22 +36,52 @@ inline void spin_until(Reached reached) {
   }
 }
 
-// The barrier of one lane. `arrivals` only grows: the n-th meeting is over when it reaches n * threads.
+// The barrier of one lane. `arrivals` only grows in a step: the n-th meeting is over when it reaches n * threads.
 class Barrier {
  public:
   explicit Barrier(int threads) : threads_(static_cast<uint64_t>(threads)) {}
 
-  // `meetings` is the calling thread's own count of meetings so far.
-  void meet(uint64_t& meetings) {
+  // `meetings` is the calling thread's own count of meetings so far. Ends, too, when `given_up()`.
+  template <typename GivenUp> void meet(uint64_t& meetings, GivenUp given_up) {
     if (threads_ == 1) return;
     const uint64_t target = ++meetings * threads_;
     if (arrivals_.value.fetch_add(1, std::memory_order_acq_rel) + 1 == target) return;
-    spin_until([&] { return arrivals_.value.load(std::memory_order_acquire) >= target; });
+    spin_until([&] { return arrivals_.value.load(std::memory_order_acquire) >= target || given_up(); });
   }
+  void rest() { arrivals_.value.store(0, std::memory_order_relaxed); }
 
  private:
   uint64_t threads_;
   Sequence arrivals_;
+};
+
+// How far the threads of a lane are with one instruction.
+struct alignas(64) Progress {
+  std::atomic<int64_t> claimed{0};  // pieces
+  std::atomic<int64_t> done{0};     // items
+
+  void rest() {
+    claimed.store(0, std::memory_order_relaxed);
+    done.store(0, std::memory_order_relaxed);
+  }
+};
+
+// The pieces in which an instruction's items are claimed: large enough to read memory in long runs, and smaller ones for
+// the last quarter, so that threads finish together.
+class Pieces {
+ public:
+  Pieces(int64_t items, int64_t count)
+      : items_(items), large_(std::max<int64_t>(1, (items + count - 1) / count)), small_(std::max<int64_t>(1, large_ / 4)),
+        large_count_(count == 1 ? 1 : items * 3 / 4 / large_) {}
+
+  struct Piece { int64_t begin, end; };
+  Piece operator[](int64_t n) const {
+    const int64_t begin = n <= large_count_ ? n * large_ : large_count_ * large_ + (n - large_count_) * small_;
+    return {begin, std::min(items_, begin + (n < large_count_ ? large_ : small_))};
+  }
+
+ private:
+  int64_t items_, large_, small_, large_count_;
 };
 
 }  // namespace hc

@@ -195,8 +195,9 @@ void many_tokens(const LinearArgs& a, int64_t begin, int64_t end) {
   const int groups = a.quantized.groups;
   const int64_t code_bytes = int64_t{16} * Group * groups, scale_floats = int64_t{16} * groups;
   const int64_t block_bytes = code_bytes + 8 * scale_floats;
+  const bool corrected = a.residual.codes;
   // Blocks whose codes share the residual's words are unpacked together, so that each word is fetched once.
-  const int per_word = a.residual ? 16 / a.residual->width : LINEAR_BLOCKS;
+  const int per_word = corrected ? 16 / a.residual.width : LINEAR_BLOCKS;
   for (int64_t first = begin; first < end;) {
     const auto count = static_cast<int>(std::min<int64_t>({LINEAR_BLOCKS, end - first, per_word - first % per_word}));
     Block blocks[LINEAR_BLOCKS];
@@ -205,10 +206,10 @@ void many_tokens(const LinearArgs& a, int64_t begin, int64_t end) {
       auto* scales = reinterpret_cast<float*>(codes + code_bytes);
       float* zeros = scales + scale_floats;
       unpack<F, Group>(a.packed + (first + b) * groups * tile_bytes(F, Group), groups, codes, scales, zeros);
-      if (a.residual) add_residual<F, Group>(*a.residual, first + b, groups, a.inputs, codes, scales, zeros);
+      if (corrected) add_residual<F, Group>(a.residual, first + b, groups, a.inputs, codes, scales, zeros);
       blocks[b] = {codes, scales, zeros};
     }
-    if (F == Format::q8 || a.residual) multiply_blocks<true, Group>(a, blocks, first, count);
+    if (F == Format::q8 || corrected) multiply_blocks<true, Group>(a, blocks, first, count);
     else multiply_blocks<false, Group>(a, blocks, first, count);
     first += count;
   }
@@ -222,7 +223,7 @@ template <int M>
 void bf16_block(const LinearArgs& a, int64_t block, int token) {
   const int pairs = (a.inputs + 1) / 2;
   const uint8_t* p = a.packed + block * pairs * 64;
-  const float* x = a.x + static_cast<int64_t>(token) * a.inputs;
+  const float* x = a.x + static_cast<int64_t>(token) * a.x_stride;
   const I32x16 high = set1(static_cast<int32_t>(0xFFFF0000u));
   F32x16 acc[M][4];
   for (int m = 0; m < M; m++)
@@ -233,7 +234,7 @@ void bf16_block(const LinearArgs& a, int64_t block, int token) {
     const int c = 2 * (i & 1);
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      const float* xm = x + static_cast<int64_t>(m) * a.inputs + 2 * i;
+      const float* xm = x + static_cast<int64_t>(m) * a.x_stride + 2 * i;
       acc[m][c] = fma(even, set1(xm[0]), acc[m][c]);
       if (odd_input) acc[m][c + 1] = fma(odd, set1(xm[1]), acc[m][c + 1]);
     }
@@ -262,7 +263,7 @@ void linear_bf16(const LinearArgs& a, int64_t begin, int64_t end) {
 
 template <Format F, int Group>
 void linear_group(const LinearArgs& a, int64_t begin, int64_t end) {
-  if (a.tokens == 1 && !a.residual) one_token<F, Group>(a, begin, end);
+  if (a.tokens == 1 && !a.residual.codes) one_token<F, Group>(a, begin, end);
   else many_tokens<F, Group>(a, begin, end);
 }
 

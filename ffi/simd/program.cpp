@@ -1,214 +1,304 @@
 #include "program.h"
 
 #include <algorithm>
-#include <cstdio>
+#include <cmath>
+#include <iterator>
+#include <string>
 
 namespace hc {
 namespace {
 
 constexpr uint64_t NONE = ~uint64_t{0};
+constexpr const char* SEGMENT_NAMES[] = {"weights", "arena", "cache", "tables", "step", "mailbox", "logits", "observations"};
+static_assert(std::size(SEGMENT_NAMES) == SEGMENTS);
+static_assert(CACHE_PAGE == PAGE_POSITIONS);
 
-// Reads one record's fields; remembers the first operand that lies outside its segment.
+int segment_of(uint64_t operand) { return static_cast<int>(operand >> 56); }
+int64_t offset_of(uint64_t operand) { return static_cast<int64_t>(operand & ((uint64_t{1} << 56) - 1)); }
+
+// ---- what a record must be
+
+bool is_event(Opcode op) { return op == Opcode::signal || op == Opcode::wait; }
+
+// Which memory an operand may name: programs write neither what is mapped read-only nor what the caller writes, and the
+// mailbox has nothing but events in it.
+void check_segment(Segment segment, const Extent& extent, Opcode op, int64_t offset) {
+  if (is_event(op) != (segment == Segment::mailbox)) {
+    throw Refusal(is_event(op) ? "an event lies outside the mailbox" : std::string(extent.name) + " lies in the mailbox, which has only events");
+  }
+  if (is_event(op) && offset < MAILBOX_EVENTS) {
+    throw Refusal("the event at " + std::to_string(offset) + " lies before the mailbox's events, which begin at " + std::to_string(MAILBOX_EVENTS));
+  }
+  if (extent.writes && (segment == Segment::weights || segment == Segment::step)) {
+    throw Refusal(std::string(extent.name) + " is written, but lies in " + SEGMENT_NAMES[static_cast<int>(segment)] + ", which is read-only");
+  }
+}
+
+void check_operand(uint64_t operand, const Extent& extent, const Memory& memory, Opcode op) {
+  const std::string name = extent.name;
+  if (operand == NONE) {
+    if (extent.bytes > 0 && !extent.optional) throw Refusal(name + " is missing; it has " + std::to_string(extent.bytes.value()) + " bytes");
+    return;
+  }
+  const int segment = segment_of(operand);
+  const int64_t offset = offset_of(operand);
+  if (segment >= SEGMENTS) throw Refusal(name + " names segment " + std::to_string(segment) + " of " + std::to_string(SEGMENTS));
+  check_segment(static_cast<Segment>(segment), extent, op, offset);
+  if (offset % extent.alignment != 0) {
+    throw Refusal(name + " lies at " + std::to_string(offset) + ", which is no multiple of " + std::to_string(extent.alignment));
+  }
+  if (extent.bytes + offset > memory.size[segment]) {
+    throw Refusal(name + " has " + std::to_string(extent.bytes.value()) + " bytes from " + std::to_string(offset) + ", outside its memory: " +
+                  SEGMENT_NAMES[segment] + " has " + std::to_string(memory.size[segment]));
+  }
+}
+
+void check_header(const Record& record) {
+  const auto in = [](const char* name, int32_t value, int32_t most) {
+    if (value < 0 || value > most) throw Refusal(out_of_range(name, value, 0, most));
+  };
+  in("opcode", record.opcode, OPCODES - 1);
+  in("over", record.over, 1);
+  in("when", record.when, 1);
+  in("barrier", record.barrier, 1);
+  for (const float real : record.real) {
+    if (!std::isfinite(real)) throw Refusal("a real is " + std::to_string(real));
+  }
+  if (!is_event(static_cast<Opcode>(record.opcode))) return;
+  if (record.over != 0) throw Refusal("an event is no matter of rows");
+  if (record.after != 0) throw Refusal("an event comes after nothing: it needs a barrier before it");
+}
+
+// What is waited for must have begun without a barrier, and run whenever this one does.
+void check_after(const Record* records, int64_t n) {
+  const Record& record = records[n];
+  if (record.after == 0) return;
+  const std::string what = "after is " + std::to_string(record.after) + ": ";
+  if (record.after < 0 || record.after > n) throw Refusal(what + "no such instruction in the lane");
+  const Record& earlier = records[n - record.after];
+  if (is_event(static_cast<Opcode>(earlier.opcode))) throw Refusal(what + "that is an event");
+  for (int64_t i = n - record.after; i < n; i++) {
+    if (records[i].barrier != 0) throw Refusal(what + "the barrier of instruction " + std::to_string(i) + " lies between");
+  }
+  if (earlier.over > record.over || earlier.when > record.when) throw Refusal(what + "that does not run whenever this does");
+}
+
+// Operands that only make sense together.
+void check_pairs(const Record& record) {
+  if (static_cast<Opcode>(record.opcode) != Opcode::heads) return;
+  using namespace instruction::heads;
+  if ((record.operand[cosines_] == NONE) != (record.operand[sines_] == NONE)) throw Refusal("it has one of cosines and sines, expected both or neither");
+}
+
+// ---- binding
+
+// Reads one checked record's fields.
 struct Reader {
   const Record& record;
   const Memory& memory;
-  bool valid = true;
+  const Extent* extents;
+  int32_t capacity;
 
   template <typename T>
-  T* pointer(int index) {
-    const uint64_t packed = record.operand[index];
-    if (packed == NONE) return nullptr;
-    const auto segment = static_cast<int>(packed >> 56);
-    const auto offset = static_cast<int64_t>(packed & ((uint64_t{1} << 56) - 1));
-    if (segment >= SEGMENTS || offset >= memory.size[segment]) {
-      valid = false;
-      return nullptr;
-    }
-    return reinterpret_cast<T*>(memory.base[segment] + offset);
+  T* pointer(int index) const {
+    const uint64_t operand = record.operand[index];
+    if (operand == NONE || extents[index].bytes == 0) return nullptr;
+    return reinterpret_cast<T*>(memory.base[segment_of(operand)] + offset_of(operand));
   }
   int32_t integer(int index) const { return record.integer[index]; }
   float real(int index) const { return record.real[index]; }
 
-  Merged merged(int base, int stride) {
+  Merged merged(int base, int stride) const {
     return {pointer<const float>(base), {pointer<const float>(base + 1), pointer<const float>(base + 2)}, integer(stride)};
   }
-  QuantizedRows quantized(int codes, int group) {
+  Gather gather(int rows) const { return {pointer<const int32_t>(rows), capacity}; }
+  QuantizedRows quantized(int codes, int group) const {
     return {pointer<int8_t>(codes), pointer<float>(codes + 1), pointer<int32_t>(codes + 2),
             integer(group), integer(group + 1), integer(group + 2)};
   }
-  Residual residual(int codes, int width) {
+  Rotation rotation(int cosines) const { return {pointer<const float>(cosines), pointer<const float>(cosines + 1)}; }
+  Pages pages(int positions, int page_count) const {
+    return {pointer<const int32_t>(positions), pointer<const int32_t>(positions + 1), pointer<const int32_t>(positions + 2),
+            integer(page_count), integer(page_count + 1), integer(page_count + 2), integer(page_count + 3)};
+  }
+  Cache cache(int k) const { return {pointer<uint16_t>(k), pointer<uint16_t>(k + 1)}; }
+  Residual residual(int codes, int width) const {
     return {pointer<const uint8_t>(codes), pointer<const float>(codes + 1), pointer<const float>(codes + 2),
             pointer<const float>(codes + 3), integer(width), integer(width + 1), integer(width + 2), integer(width + 3)};
   }
-  Selection selection(int index, int channels) {
+  Selection selection(int index, int channels) const {
     return {pointer<int32_t>(index), pointer<int16_t>(index + 1), pointer<float>(index + 2), pointer<int32_t>(index + 3),
             integer(channels)};
   }
-  LowRank factors(int a, int a_stride) {
+  LowRank factors(int a, int a_stride) const {
     return {pointer<const void>(a), pointer<const void>(a + 1), pointer<const float>(a + 2), pointer<const float>(a + 3),
             integer(a_stride), integer(a_stride + 1), integer(a_stride + 2), integer(a_stride + 3), integer(a_stride + 4),
             integer(a_stride + 5)};
   }
 };
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int32_t chunks_of(int64_t n, int64_t chunk) { return static_cast<int32_t>((n + chunk - 1) / chunk); }
 
-int64_t residual_blocks(const Residual& r) { return r.row_bytes / 32; }
-
-// Fills `out`; false for an opcode that does not exist or sizes no kernel takes.
-bool bind_one(Reader& in, BoundInstruction& out) {
+void bind_arguments(const Reader& in, BoundInstruction& out) {
   out.per_token = 1;
   out.fixed_items = false;
-  out.is_output = false;
-  out.corrected = false;
   switch (static_cast<Opcode>(in.record.opcode)) {
-    case Opcode::signal: out.arguments = Signal{in.integer(instruction::signal::event_)}; return true;
-    case Opcode::wait: out.arguments = Wait{in.integer(instruction::wait::event_)}; return true;
+    case Opcode::signal: out.arguments = Signal{in.pointer<uint64_t>(instruction::signal::event_)}; return;
+    case Opcode::wait: out.arguments = Wait{in.pointer<uint64_t>(instruction::wait::event_)}; return;
     case Opcode::embed: {
       using namespace instruction::embed;
-      out.arguments = EmbedArgs{nullptr, in.pointer<const uint8_t>(packed_), static_cast<Format>(in.integer(format_)),
+      out.arguments = EmbedArgs{in.pointer<const int32_t>(tokens_), in.pointer<const uint8_t>(packed_), static_cast<Format>(in.integer(format_)),
                                 in.integer(group_), in.integer(rows_), in.integer(width_), in.pointer<float>(out_)};
-      return true;
+      return;
     }
     case Opcode::norm: {
       using namespace instruction::norm;
-      out.arguments = NormArgs{in.pointer<const float>(residual_), in.merged(merged_, stride_), in.pointer<const float>(weight_),
-                               in.real(epsilon_), in.integer(width_), in.pointer<float>(sum_), in.pointer<float>(out_),
+      out.arguments = NormArgs{in.gather(rows_), in.merged(a_, aStride_), in.merged(b_, bStride_), in.pointer<const float>(weight_),
+                               in.real(epsilon_), in.integer(width_), in.integer(heads_), in.pointer<float>(sum_), in.pointer<float>(out_),
                                in.quantized(codes_, group_)};
-      return true;
+      out.per_token = in.integer(heads_);
+      return;
     }
     case Opcode::quantize: {
       using namespace instruction::quantize;
-      out.arguments = QuantizeArgs{in.pointer<const float>(x_), in.integer(width_), in.quantized(codes_, group_)};
-      return true;
+      out.arguments = QuantizeArgs{in.pointer<const float>(x_), in.integer(width_), in.integer(xStride_), in.quantized(codes_, group_)};
+      return;
     }
     case Opcode::siluMul: {
       using namespace instruction::siluMul;
-      const auto chunks = static_cast<int32_t>(ceil_div(in.integer(width_), SILU_CHUNK));
+      const int32_t chunks = chunks_of(in.integer(width_), SILU_CHUNK);
       out.arguments = SiluMulArgs{in.merged(gate_, gateStride_), in.merged(up_, upStride_), in.integer(width_), chunks,
                                   in.pointer<float>(out_), in.quantized(codes_, group_)};
       out.per_token = chunks;
-      return true;
+      return;
     }
     case Opcode::elementwise: {
       using namespace instruction::elementwise;
-      out.arguments = ElementwiseArgs{static_cast<Elementwise>(in.integer(kind_)), in.merged(a_, aStride_), in.merged(b_, bStride_),
-                                      in.integer(width_), in.pointer<float>(out_)};
-      return true;
+      out.arguments = ElementwiseArgs{static_cast<Elementwise>(in.integer(kind_)), in.gather(rows_), in.merged(a_, aStride_),
+                                      in.merged(b_, bStride_), in.integer(width_), in.pointer<float>(out_)};
+      return;
+    }
+    case Opcode::rope: {
+      using namespace instruction::rope;
+      out.arguments = RopeArgs{in.merged(x_, xStride_), in.pointer<const int32_t>(positions_), in.rotation(cosines_), in.integer(context_),
+                               in.integer(heads_), in.integer(headDim_), in.pointer<float>(out_)};
+      out.per_token = in.integer(heads_);
+      return;
     }
     case Opcode::heads: {
       using namespace instruction::heads;
       out.arguments = HeadsArgs{in.merged(q_, qStride_), in.merged(k_, kStride_), in.merged(v_, vStride_),
-                                in.pointer<const float>(qNorm_), in.pointer<const float>(kNorm_), in.real(epsilon_),
-                                in.pointer<const float>(cosines_), in.pointer<const float>(sines_), in.integer(heads_),
-                                in.integer(kvHeads_), in.integer(headDim_), 0, in.pointer<float>(qOut_),
-                                Cache{in.pointer<uint16_t>(cacheK_), in.pointer<uint16_t>(cacheV_), in.integer(capacity_)}};
-      out.per_token = in.integer(heads_) + 2 * in.integer(kvHeads_);
-      return true;
+                                in.pointer<const float>(qNorm_), in.pointer<const float>(kNorm_), in.real(qEpsilon_), in.real(kEpsilon_),
+                                in.rotation(cosines_), in.pages(positions_, pageCount_), in.integer(heads_), in.integer(kvHeads_),
+                                in.integer(headDim_), in.pointer<float>(out_), in.cache(cacheK_), in.integer(layer_), nullptr};
+      out.per_token = int64_t{in.integer(heads_)} + 2 * in.integer(kvHeads_);
+      return;
     }
     case Opcode::attention: {
       using namespace instruction::attention;
-      out.arguments = AttentionArgs{in.pointer<const float>(q_),
-                                    Cache{in.pointer<uint16_t>(cacheK_), in.pointer<uint16_t>(cacheV_), in.integer(capacity_)},
-                                    0, in.integer(heads_), in.integer(kvHeads_), in.integer(headDim_), 0, in.real(scale_),
-                                    in.pointer<float>(out_), nullptr};
+      out.arguments = AttentionArgs{in.pointer<const float>(q_), in.cache(cacheK_), in.pointer<const int32_t>(tiles_),
+                                    in.pages(positions_, pageCount_), 0, in.integer(heads_), in.integer(kvHeads_), in.integer(headDim_),
+                                    in.real(scale_), in.pointer<float>(out_), nullptr};
       out.per_token = in.integer(kvHeads_);
-      return true;
+      return;
     }
     case Opcode::linear: {
       using namespace instruction::linear;
-      LinearArgs arguments{};
-      arguments.packed = in.pointer<const uint8_t>(packed_);
-      arguments.format = static_cast<Format>(in.integer(format_));
-      arguments.rows = in.integer(rows_);
-      arguments.inputs = in.integer(inputs_);
-      arguments.x = in.pointer<const float>(x_);
-      arguments.quantized = in.quantized(codes_, group_);
-      arguments.group = arguments.quantized.group;
-      arguments.y = in.pointer<float>(y_);
-      arguments.y_stride = in.integer(yStride_);
-      out.residual = in.residual(residualCodes_, residualWidth_);
-      out.corrected = out.residual.codes != nullptr;
-      out.is_output = in.integer(isOutput_) != 0;
-      out.arguments = arguments;
-      out.per_token = ceil_div(arguments.rows, 16);
+      out.arguments = LinearArgs{in.pointer<const uint8_t>(packed_), static_cast<Format>(in.integer(format_)), in.integer(group_),
+                                 in.integer(rows_), in.integer(inputs_), in.pointer<const float>(x_), in.integer(xStride_),
+                                 in.quantized(codes_, group_), 0, in.pointer<float>(y_), in.integer(yStride_),
+                                 in.residual(residualCodes_, residualWidth_), nullptr};
+      out.per_token = chunks_of(in.integer(rows_), TILE_ROWS);
       out.fixed_items = true;
-      return in.integer(format_) >= 0 && in.integer(format_) <= static_cast<int>(Format::q2);
+      return;
     }
     case Opcode::sparseSelect: {
       using namespace instruction::sparseSelect;
-      out.arguments = SparseSelectArgs{in.pointer<const float>(x_), in.residual(residualCodes_, residualWidth_),
+      out.arguments = SparseSelectArgs{in.pointer<const float>(x_), in.integer(xStride_), in.residual(residualCodes_, residualWidth_),
                                        in.selection(index_, channels_), nullptr};
-      return in.integer(channels_) > 0;
+      return;
     }
     case Opcode::sparseSum: {
       using namespace instruction::sparseSum;
       const Residual residual = in.residual(residualCodes_, residualWidth_);
-      const auto chunks = static_cast<int32_t>(ceil_div(residual_blocks(residual), SPARSE_BLOCKS));
+      const int32_t chunks = chunks_of(residual.row_bytes / 32, SPARSE_BLOCKS);
       out.arguments = SparseSumArgs{residual, in.selection(index_, channels_), chunks, in.pointer<float>(delta_),
                                     in.integer(deltaStride_)};
       out.per_token = chunks;
-      return chunks > 0;
+      return;
     }
     case Opcode::lowRankDown: {
       using namespace instruction::lowRankDown;
       const LowRank factors = in.factors(a_, aStride_);
-      const auto chunks = static_cast<int32_t>(ceil_div(factors.rank, LOW_RANK_DOWN));
-      out.arguments = LowRankDownArgs{factors, in.pointer<const float>(x_), in.pointer<float>(hidden_), chunks, in.integer(hiddenStride_)};
+      const int32_t chunks = chunks_of(factors.rank, LOW_RANK_DOWN);
+      out.arguments = LowRankDownArgs{factors, in.pointer<const float>(x_), in.integer(xStride_), in.pointer<float>(hidden_), chunks,
+                                      in.integer(hiddenStride_)};
       out.per_token = chunks;
-      return true;
+      return;
     }
     case Opcode::lowRankUp: {
       using namespace instruction::lowRankUp;
       const LowRank factors = in.factors(a_, aStride_);
-      const auto chunks = static_cast<int32_t>(ceil_div(factors.outputs, LOW_RANK_UP));
+      const int32_t chunks = chunks_of(factors.outputs, LOW_RANK_UP);
       out.arguments = LowRankUpArgs{factors, in.pointer<const float>(hidden_), in.integer(hiddenStride_), chunks,
                                     in.pointer<float>(delta_), in.integer(deltaStride_)};
       out.per_token = chunks;
-      return true;
+      return;
+    }
+    case Opcode::observe: {
+      using namespace instruction::observe;
+      const bool products = in.integer(products_) != 0;
+      out.arguments = ObserveArgs{in.pointer<const float>(x_), 0, in.integer(width_), in.integer(xStride_), products, in.pointer<double>(sums_)};
+      out.per_token = chunks_of(in.integer(width_), products ? OBSERVE_ROWS : OBSERVE_COLUMNS);
+      out.fixed_items = true;
+      return;
     }
   }
-  return false;
+}
+
+BoundInstruction bind_one(const Record* records, int64_t n, const Memory& memory, int32_t capacity) {
+  const Record& record = records[n];
+  check_header(record);
+  check_after(records, n);
+  check_pairs(record);
+  Extent extents_of[MOST_OPERANDS] = {};
+  if (const std::string wrong = extents(record, capacity, extents_of); !wrong.empty()) throw Refusal(wrong);
+  for (int i = 0; i < MOST_OPERANDS && extents_of[i].name; i++) {
+    check_operand(record.operand[i], extents_of[i], memory, static_cast<Opcode>(record.opcode));
+  }
+  BoundInstruction bound{};
+  bound.barrier = record.barrier != 0;
+  bound.over_rows = record.over != 0;
+  bound.decode_only = record.when != 0;
+  bound.after = record.after;
+  bind_arguments({record, memory, extents_of, capacity}, bound);
+  return bound;
 }
 
 }  // namespace
 
-bool bind(const Record* records, int64_t count, const Memory& memory, std::vector<BoundInstruction>& out, char* error, size_t error_size) {
-  out.resize(static_cast<size_t>(count));
+std::vector<BoundInstruction> bind(const Record* records, int64_t count, const Memory& memory, int32_t capacity) {
+  std::vector<BoundInstruction> program;
+  program.reserve(static_cast<size_t>(count));
   for (int64_t n = 0; n < count; n++) {
-    Reader reader{records[n], memory};
-    BoundInstruction& bound = out[static_cast<size_t>(n)];
-    bound.barrier = records[n].barrier != 0;
-    bound.when = records[n].when;
-    bound.after = records[n].after;
-    const bool known = bind_one(reader, bound) && bound.after >= 0 && bound.after <= n;
-    if (known && reader.valid) continue;
-    std::snprintf(error, error_size, "instruction %lld (opcode %d) %s", static_cast<long long>(n), records[n].opcode,
-                  known ? "has an operand outside its memory" : "is unknown or has sizes no kernel takes");
-    return false;
+    try {
+      program.push_back(bind_one(records, n, memory, capacity));
+    } catch (const Refusal& refusal) {
+      const int32_t op = records[n].opcode;
+      const char* name = op >= 0 && op < OPCODES ? OPCODE_NAMES[op] : "unknown";
+      throw Refusal("instruction " + std::to_string(n) + " (" + name + "): " + refusal.what());
+    }
   }
-  // The vector is at its final size: arguments may now point into it.
-  for (BoundInstruction& bound : out) {
-    if (auto* linear = std::get_if<LinearArgs>(&bound.arguments); linear && bound.corrected) linear->residual = &bound.residual;
-  }
-  return true;
-}
-
-int64_t linear_scratch_bytes(const LinearArgs& arguments) {
-  if (arguments.format == Format::bf16) return 0;
-  const int64_t groups = arguments.quantized.groups;
-  return LINEAR_BLOCKS * (16 * groups * arguments.group + 8 * 16 * groups);
+  return program;
 }
 
 int64_t scratch_bytes(const std::vector<BoundInstruction>& program) {
   int64_t most = 0;
   for (const BoundInstruction& bound : program) {
-    if (auto* linear = std::get_if<LinearArgs>(&bound.arguments)) most = std::max(most, linear_scratch_bytes(*linear));
-    if (auto* select = std::get_if<SparseSelectArgs>(&bound.arguments)) {
-      most = std::max<int64_t>(most, 2 * 4 * (ceil_div(select->residual.inputs, 64) * 64 + 64));
-    }
+    if (auto* linear = std::get_if<LinearArgs>(&bound.arguments)) most = std::max(most, linear_scratch_bytes(linear->quantized));
+    if (auto* select = std::get_if<SparseSelectArgs>(&bound.arguments)) most = std::max(most, 4 * select_scratch_floats(select->residual.inputs));
     if (auto* attention = std::get_if<AttentionArgs>(&bound.arguments)) {
-      most = std::max(most, 4 * attention_scratch_floats(attention->head_dim, attention->cache.capacity));
+      most = std::max(most, 4 * attention_scratch_floats(attention->head_dim, attention->pages.context));
     }
   }
   return most;

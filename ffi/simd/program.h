@@ -1,8 +1,9 @@
-// A program: instructions whose operands are bound to memory. Binding happens once; a step only changes the number
-// of tokens, the position and the mode.
+// Programs: instructions whose operands are bound to memory. Binding happens once and checks everything that a step
+// relies on; a step only changes counts and the mode.
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 #include <variant>
 #include <vector>
 
@@ -12,48 +13,54 @@
 namespace hc {
 
 enum class Mode : int32_t { prefill = 0, decode = 1 };
-enum class LogitRows : int32_t { none = 0, last = 1, all = 2 };
 
 struct Step {
-  const int32_t* tokens;
-  int32_t count;
-  int32_t position;
+  int32_t tokens, rows, tiles;
   Mode mode;
-  LogitRows logits;
 };
 
-struct Signal { int32_t event; };
-struct Wait { int32_t event; };
+struct Signal { uint64_t* event; };
+struct Wait { uint64_t* event; };
 
-using Arguments = std::variant<Signal, Wait, EmbedArgs, NormArgs, QuantizeArgs, SiluMulArgs, ElementwiseArgs, HeadsArgs,
-                               AttentionArgs, LinearArgs, SparseSelectArgs, SparseSumArgs, LowRankDownArgs, LowRankUpArgs>;
+using Arguments = std::variant<Signal, Wait, EmbedArgs, NormArgs, QuantizeArgs, SiluMulArgs, ElementwiseArgs, RopeArgs, HeadsArgs,
+                               AttentionArgs, LinearArgs, SparseSelectArgs, SparseSumArgs, LowRankDownArgs, LowRankUpArgs, ObserveArgs>;
 
 struct BoundInstruction {
   Arguments arguments;
   bool barrier;
-  int32_t when;          // 0 always, 1 prefill, 2 decode
-  int32_t after;         // how many instructions back the one lies that must be complete first; 0: none
-  bool is_output;        // a linear that makes logits: runs on the rows the step asks for
-  int64_t per_token;     // items of one token (tokens of a step multiply it), or of the step when fixed_items
+  bool over_rows;      // runs over the step's rows, not its tokens
+  bool decode_only;
+  int32_t after;       // how many instructions back the one lies that must be complete first; 0: none
+  int64_t per_token;   // items of one token (tokens of a step multiply it), or of the step when fixed_items
   bool fixed_items;
-  bool corrected;        // a linear that adds the residual in prompt steps
-  Residual residual;     // what LinearArgs::residual points at
 
-  bool runs(Mode mode) const { return when == 0 || (when == 1) == (mode == Mode::prefill); }
+  // 0: the step skips it.
+  int64_t items(const Step& step) const {
+    if (decode_only && step.mode != Mode::decode) return 0;
+    if (std::holds_alternative<AttentionArgs>(arguments)) return per_token * step.tiles;
+    const int64_t count = over_rows ? step.rows : step.tokens;
+    return fixed_items ? (count > 0 ? per_token : 0) : per_token * count;
+  }
 };
 
 struct Memory {
-  uint8_t* base[SEGMENTS];
+  uint8_t* base[SEGMENTS];  // multiples of 64
   int64_t size[SEGMENTS];
 };
 
-// Binds records to memory. Returns null and leaves a message in `error` when a record does not fit (an operand
-// outside its segment, an unknown opcode or format): a plan is data from a file and is not trusted.
-bool bind(const Record* records, int64_t count, const Memory& memory, std::vector<BoundInstruction>& out, char* error, size_t error_size);
+// What a program is refused for. A program is data and is not trusted.
+struct Refusal : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Binds records to memory, for steps of at most `capacity` tokens, rows and tiles. Throws Refusal for a record of which any step
+// could touch memory outside its operands, or wait for ever.
+std::vector<BoundInstruction> bind(const Record* records, int64_t count, const Memory& memory, int32_t capacity);
+
+// Throws Refusal where an event is not signalled exactly once, or the lanes wait for each other in a circle.
+void check_lanes(const std::vector<std::vector<BoundInstruction>>& lanes);
 
 // Bytes of scratch one thread needs for any instruction of the program.
 int64_t scratch_bytes(const std::vector<BoundInstruction>& program);
-
-int64_t linear_scratch_bytes(const LinearArgs& arguments);
 
 }  // namespace hc

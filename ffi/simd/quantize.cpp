@@ -170,19 +170,10 @@ template <Format format>
 HC_INLINE void load_codes(const uint8_t* in, int group, uint8_t (*codes)[4 * LANES]) {
   for (int q = 0; q < group / 4; q++) {
     for (int b = 0; b < 4 * LANES; b++) {
-      uint8_t& code = codes[q][b];
-      if constexpr (format == Format::q8) code = in[64 * q + b];
-      if constexpr (format == Format::q4) code = in[64 * (q / 2) + b] >> (4 * (q % 2)) & 15;
-      if constexpr (format == Format::q3 || format == Format::q2) code = in[64 * (q / 4) + b] >> (2 * (q % 4)) & 3;
-      if constexpr (format == Format::q3) code |= (in[4 * group + 64 * (q / 8) + b] >> (q % 8) & 1) << 2;
+      codes[q][b] = static_cast<uint8_t>(code_at(format, in, group, q, b));
     }
   }
 }
-
-constexpr int bits_of(Format format) {
-  return format == Format::q8 ? 8 : format == Format::q4 ? 4 : format == Format::q3 ? 3 : 2;
-}
-constexpr int header_bytes(Format format) { return format == Format::q8 ? 32 : 64; }
 
 // Row `row`, inputs [begin, begin + count) as floats.
 void read_row(const Source& source, int64_t row, int64_t begin, int count, float* out) {
@@ -230,11 +221,11 @@ void pack_tiles(const PackArgs& args, int64_t block) {
   constexpr Levels levels = levels_of(format);
   const int group = args.group;
   const int64_t groups = (args.source.inputs + group - 1) / group;
-  const int64_t tile_bytes = header_bytes(format) + LANES * group * bits_of(format) / 8;
-  uint8_t* tile = args.packed + block * groups * tile_bytes;
+  const int64_t bytes = tile_bytes(format, group);
+  uint8_t* tile = args.packed + block * groups * bytes;
   alignas(64) float w[MOST_GROUP * LANES];
   I32x16 words[MOST_GROUP / 4];
-  for (int64_t g = 0; g < groups; g++, tile += tile_bytes) {
+  for (int64_t g = 0; g < groups; g++, tile += bytes) {
     const int64_t begin = g * group;
     const int count = static_cast<int>(args.source.inputs - begin < group ? args.source.inputs - begin : group);
     const int64_t bad = read_block(args.source, block, begin, count, LARGEST_F16, w);
@@ -263,10 +254,10 @@ template <Format format>
 void tile_errors(const ErrorArgs& args, int64_t block) {
   const int group = args.group;
   const int64_t inputs = args.source.inputs, groups = (inputs + group - 1) / group;
-  const int64_t tile_bytes = header_bytes(format) + LANES * group * bits_of(format) / 8;
-  const uint8_t* tile = args.packed + block * groups * tile_bytes;
+  const int64_t bytes = tile_bytes(format, group);
+  const uint8_t* tile = args.packed + block * groups * bytes;
   uint8_t codes[MOST_GROUP / 4][4 * LANES];
-  for (int64_t g = 0; g < groups; g++, tile += tile_bytes) {
+  for (int64_t g = 0; g < groups; g++, tile += bytes) {
     const int64_t begin = g * group;
     const int count = static_cast<int>(inputs - begin < group ? inputs - begin : group);
     load_codes<format>(tile + header_bytes(format), group, codes);

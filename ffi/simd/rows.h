@@ -18,6 +18,12 @@ template <class F> HC_INLINE void each_vector(int width, F f) {
   if (i < width) f(i, width - i);
 }
 
+HC_INLINE int64_t row_of(const Gather& rows, int64_t t) {
+  if (!rows.row) return t;
+  const int32_t row = rows.row[t];
+  return row >= 0 && row < rows.count ? row : 0;
+}
+
 // One token's row of a merged value, from element `offset` on.
 class Row {
  public:

@@ -1,16 +1,9 @@
 // Codes of packed tiles as operands of dot products, for every format (layouts: compiler/weights/format.ts).
 #pragma once
-#include "kernels.h"
 #include "simd.h"
+#include "tile.h"
 
 namespace hc::HC_ISA {
-
-constexpr bool has_zero_point(Format f) { return f == Format::q4 || f == Format::q3 || f == Format::q2; }
-constexpr int bits_of(Format f) {
-  return f == Format::q8 ? 8 : f == Format::q4 ? 4 : f == Format::q3 ? 3 : f == Format::q2 ? 2 : 16;
-}
-constexpr int header_bytes(Format f) { return f == Format::bf16 ? 0 : has_zero_point(f) ? 64 : 32; }
-constexpr int tile_bytes(Format f, int group) { return header_bytes(f) + 16 * group * bits_of(f) / 8; }
 
 // Calls visit(quad, codes) for the quads of one tile in order; quad is a compile-time constant after unrolling.
 template <Format F, int Group, typename Visit>

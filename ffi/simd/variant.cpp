@@ -12,6 +12,7 @@ const Kernels& kernels() {
       .quantize = quantize,
       .silu_mul = silu_mul,
       .elementwise = elementwise,
+      .rope = rope,
       .heads = heads,
       .attention = attention,
       .linear = linear,
@@ -19,6 +20,7 @@ const Kernels& kernels() {
       .sparse_sum = sparse_sum,
       .low_rank_down = low_rank_down,
       .low_rank_up = low_rank_up,
+      .observe = observe,
       .argmax = argmax,
       .token_loss = token_loss,
   };

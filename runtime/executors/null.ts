@@ -2,62 +2,89 @@
  * The null executor: computes nothing. It walks the plan with a clock from a machine profile, so that a model can be
  * planned for a machine that is not there; `trace` is the predicted timeline of one decoded token. Logits are zeros.
  */
-import type { Plan } from "../../compiler/plan.ts";
+import { HcinferError } from "../../compiler/errors.ts";
+import { type Memory, memoryOf } from "../../compiler/memory.ts";
+import type { ModelInfo, Plan } from "../../compiler/plan.ts";
 import { genericProfile, type MachineProfile } from "../../compiler/profile.ts";
-import { asyncTimeline, peakMemory, serialTimeline, type Timeline } from "../../compiler/timeline.ts";
-import { checkStep, type Executor, type ExecutorOptions, logitRows, type StepRequest } from "../executor.ts";
+import { type Timeline, timelineOf } from "../../compiler/timeline.ts";
+import {
+  checkStep,
+  contextOf,
+  type Executor,
+  type ExecutorOptions,
+  logitRows,
+  type Sequence,
+  type StepRequest,
+} from "../executor.ts";
 
-export interface NullExecutor extends Executor {
-  /** What one token is predicted to take: steps, stalls and totals of every lane. */
-  readonly trace: Timeline;
-  /** Predicted bytes of weights, corrections, key-value cache and arena at the executor's capacity. */
-  readonly peakBytes: number;
-  /** Predicted microseconds of everything stepped so far, a prompt's tokens counted one by one. */
-  readonly clock: number;
+class NullSequence implements Sequence {
+  constructor(public length = 0) {}
+
+  fork(): NullSequence {
+    return new NullSequence(this.length);
+  }
+
+  [Symbol.dispose](): void {
+    this.length = 0;
+  }
 }
 
-/**
- * @param plan of a bundle
- * @param options threads and corrections as for any executor; `profile` is the machine to pretend
- */
+export class NullExecutor implements Executor {
+  readonly name = "null";
+  readonly model: ModelInfo;
+  readonly capacity: number;
+  readonly contextLength: number;
+  /** What one token is predicted to take: steps, stalls and totals of every lane. */
+  readonly trace: Timeline;
+  /** What the plan's memory is predicted to be. */
+  readonly memory: Memory;
+  #clock = 0;
+
+  /** @param options threads and corrections as for any executor; `profile` is the machine to pretend */
+  constructor(plan: Plan, options: ExecutorOptions & { readonly profile?: MachineProfile }) {
+    const { threads, capacity = 512, profile = genericProfile(threads), corrections } = options;
+    this.model = plan.model;
+    this.contextLength = contextOf(plan.model, options.contextLength);
+    this.capacity = Math.min(capacity, this.contextLength);
+    const mode = corrections === "auto" ? plan.corrections.mode : corrections;
+    this.trace = timelineOf(plan, mode, { profile, threads });
+    this.memory = memoryOf(plan, { capacity: this.capacity, contextLength: this.contextLength });
+  }
+
+  /** Predicted microseconds of everything stepped so far, a prompt's tokens counted one by one. */
+  get clock(): number {
+    return this.#clock;
+  }
+
+  sequence(): Sequence {
+    return new NullSequence();
+  }
+
+  step(request: StepRequest): readonly Float32Array[] {
+    checkStep(this, request);
+    return request.runs.map((run) => {
+      if (!(run.sequence instanceof NullSequence)) {
+        throw new HcinferError("input", "a run names a sequence of another executor");
+      }
+      run.sequence.length = run.position + run.tokens.length;
+      this.#clock += this.trace.microseconds * run.tokens.length;
+      return new Float32Array(logitRows(run) * this.model.vocabularySize);
+    });
+  }
+
+  stepAsync(request: StepRequest, signal?: AbortSignal): Promise<readonly Float32Array[]> {
+    return new Promise((resolve) => {
+      signal?.throwIfAborted();
+      resolve(this.step(request));
+    });
+  }
+
+  [Symbol.dispose](): void {}
+}
+
 export function createNullExecutor(
   plan: Plan,
   options: ExecutorOptions & { readonly profile?: MachineProfile },
 ): NullExecutor {
-  const { threads, capacity = 512, profile = genericProfile(threads) } = options;
-  const contextLength = options.contextLength ?? plan.model.contextLength;
-  const trace = timelineOf(plan, options.corrections, { profile, threads });
-  const { model } = plan;
-  let cached = 0;
-  let clock = 0;
-  return {
-    name: "null",
-    model,
-    capacity,
-    contextLength,
-    trace,
-    peakBytes: peakMemory(plan, { capacity, contextLength }).total,
-    get clock() {
-      return clock;
-    },
-    step(request: StepRequest): Float32Array {
-      checkStep(this, request, cached);
-      cached = request.position + request.tokens.length;
-      clock += trace.microseconds * request.tokens.length;
-      return new Float32Array(logitRows(request) * model.vocabularySize);
-    },
-    [Symbol.dispose]() {},
-  };
-}
-
-/** The timeline of a plan in the mode asked for; "auto" is the plan's own. */
-export function timelineOf(
-  plan: Plan,
-  corrections: ExecutorOptions["corrections"],
-  options: { readonly profile: MachineProfile; readonly threads: number },
-): Timeline {
-  const mode = corrections === "auto" ? plan.corrections.mode : corrections;
-  return mode === "async"
-    ? asyncTimeline(plan.graph, plan.lanes, options)
-    : serialTimeline(plan.graph, mode, options);
+  return new NullExecutor(plan, options);
 }

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { HcinferError } from "../../compiler/errors.ts";
 import { TINY } from "../../compiler/ir/fixture.ts";
-import { tinyPlan } from "../../compiler/passes/fixture.ts";
+import { tinyPlan } from "../../tests/fixtures/passes.ts";
 import { createNullExecutor } from "./null.ts";
 
 Deno.test("the null executor keeps a clock and its steps' rules", () => {

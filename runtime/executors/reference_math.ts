@@ -80,16 +80,22 @@ export function rmsNorm(x: Float64Array, weight: Float64Array, epsilon: number):
 
 /**
  * x [rows, heads, headDim]: pairs (i, i + headDim / 2) of every head are rotated by the angle
- * position * theta^(-2i / headDim). RoFormer (arXiv 2104.09864), in the half-split order of Hugging Face.
+ * position * frequencies[i], and multiplied by `scale`. RoFormer (arXiv 2104.09864), in the half-split order of Hugging
+ * Face; its frequencies are theta^(-2i / headDim), its scale is 1.
  */
-export function rope(x: Float64Array, positions: Float64Array, headDim: number, theta: number): Float64Array {
-  const half = headDim / 2;
+export function rope(
+  x: Float64Array,
+  positions: Float64Array,
+  frequencies: readonly number[],
+  scale = 1,
+): Float64Array {
+  const half = frequencies.length, headDim = 2 * half;
   const width = x.length / positions.length;
   const y = new Float64Array(x.length);
   for (let t = 0; t < positions.length; t++) {
     for (let i = 0; i < half; i++) {
-      const angle = positions[t]! * Math.pow(theta, -2 * i / headDim);
-      const cosine = Math.cos(angle), sine = Math.sin(angle);
+      const angle = positions[t]! * frequencies[i]!;
+      const cosine = scale * Math.cos(angle), sine = scale * Math.sin(angle);
       for (let first = t * width + i; first < (t + 1) * width; first += headDim) {
         const a = x[first]!, b = x[first + half]!;
         y[first] = a * cosine - b * sine;
@@ -125,6 +131,12 @@ export class LayerCache {
 
   get values(): Float64Array {
     return this.#values;
+  }
+
+  copy(): LayerCache {
+    const copy = new LayerCache(this.width);
+    copy.write(0, this.#keys, this.#values);
+    return copy;
   }
 
   /** Writes rows [n, width] at `position` and after. */

@@ -45,14 +45,16 @@ Deno.test("rms_norm has unit root mean square; rope keeps lengths and turns by d
   }
   // One head of 4: the product of two turned vectors depends only on the difference of their positions.
   const product = (p: number, q: number) => {
-    const turned = math.rope(x, Float64Array.of(p, q), 4, 10000);
+    const turned = math.rope(x, Float64Array.of(p, q), [1, 0.01]);
     return [0, 1, 2, 3].reduce((sum, i) => sum + turned[i]! * turned[4 + i]!, 0);
   };
   assert.ok(Math.abs(product(5, 2) - product(13, 10)) < 1e-12);
   assert.ok(Math.abs(product(5, 2) - product(2, 5)) > 1e-3);
   // Pairs are (i, i + d/2): position 1 turns the first pair by one radian.
-  const turned = math.rope(Float64Array.of(1, 0, 0, 0), Float64Array.of(1), 4, 10000);
+  const turned = math.rope(Float64Array.of(1, 0, 0, 0), Float64Array.of(1), [1, 0.01]);
   assert.deepEqual([...turned], [Math.cos(1), 0, Math.sin(1), 0]);
+  const scaled = math.rope(Float64Array.of(1, 0, 0, 0), Float64Array.of(1), [1, 0.01], 2);
+  assert.deepEqual([...scaled], [2 * Math.cos(1), 0, 2 * Math.sin(1), 0]);
 });
 
 Deno.test("attention: causal, heads share keys, and a mean where all scores are equal", () => {

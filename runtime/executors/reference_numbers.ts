@@ -17,6 +17,7 @@ export interface ResidualNumbers {
 
 /** E^T ~= A B in order of importance: `a` is A transposed, [maxRank, inputs]; `b` is [maxRank, outputs]. */
 export interface FactorNumbers {
+  readonly maxRank: number;
   readonly a: Float64Array;
   readonly b: Float64Array;
 }
@@ -74,7 +75,7 @@ export function bundleNumbers(bundle: ExecutableBundle): Numbers {
         const scale = floats(tensor(`${window}.factors.${name}_scale`).bytes);
         return decodeFactor(bytes, factors.dtype, scale, length);
       };
-      return { a: decode("a", inputs), b: decode("b", outputs) };
+      return { maxRank: factors.maxRank, a: decode("a", inputs), b: decode("b", outputs) };
     }),
   };
 }

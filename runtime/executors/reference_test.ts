@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { HcinferError } from "../../compiler/errors.ts";
 import { GraphBuilder } from "../../compiler/ir/build.ts";
-import { paddedOutputs } from "../../compiler/ir/naming.ts";
+import { moduleTensor, paddedOutputs } from "../../compiler/ir/naming.ts";
 import { tensor } from "../../compiler/ir/types.ts";
 import { PLAN_VERSION } from "../../compiler/plan.ts";
 import { factorStride } from "../../compiler/weights/correction.ts";
@@ -16,10 +16,10 @@ import type { ExecutableBundle, ExecutorOptions, StepRequest } from "../executor
 import { createReferenceExecutor } from "./reference.ts";
 
 const INPUTS = 40;
-const SECTIONS = [{ path: "model.layers.0.a_proj", outputs: 5 }, {
-  path: "model.layers.0.b_proj",
-  outputs: 18,
-}];
+const SECTIONS = [
+  { ...moduleTensor("model.layers.0.a_proj"), outputs: 5 },
+  { ...moduleTensor("model.layers.0.b_proj"), outputs: 18 },
+];
 const WINDOW = "0.ab";
 const ROWS = 6; // of the embedding
 const RANK = 3;
@@ -61,8 +61,12 @@ function bundle(corrections: Corrections, output: number, channels = 7, rank = 2
   const build = new GraphBuilder("test");
   const tokens = build.input("tokens", tensor("i32", "T"));
   build.input("positions", tensor("i32", "T"));
-  const [x] = build.node("embedding", [tokens], { path: "model.embed", rows: ROWS, width: INPUTS });
-  const sections = build.node("linear", [x!], { weights: SECTIONS, format: FORMAT });
+  const [x] = build.node("embedding", [tokens], {
+    ...moduleTensor("model.embed"),
+    rows: ROWS,
+    width: INPUTS,
+  });
+  const sections = build.node("linear", [x!], { weights: SECTIONS, window: WINDOW, format: FORMAT });
   const deltas = corrections.map((kind) =>
     kind === "sparse"
       ? build.node("sparse_residual", [x!], { window: WINDOW, channels, outputs: OUTPUTS, width: 4 })[0]!
@@ -110,7 +114,7 @@ function bundle(corrections: Corrections, output: number, channels = 7, rank = 2
         rows: ROWS,
         inputs: INPUTS,
         bytes: 1,
-        sections: [section({ path: "model.embed", outputs: ROWS }, 0)],
+        sections: [section({ ...moduleTensor("model.embed"), outputs: ROWS }, 0)],
       }, {
         tensor: "ab.packed",
         format: "q3g32",

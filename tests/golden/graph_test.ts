@@ -1,6 +1,6 @@
 /**
  * The graph of tiny-dense after every pass, as text: a change to a pass is read as a diff of these files. The
- * statistics are made up (compiler/passes/fixture.ts), so they depend on no weights.
+ * statistics are made up (tests/fixtures/passes.ts), so they depend on no weights.
  *
  *     UPDATE_GOLDEN=1 deno test -A tests/golden    rewrites them
  */
@@ -10,7 +10,7 @@ import process from "node:process";
 import { traceModel } from "../../compiler/frontend/trace.ts";
 import { parseGraph } from "../../compiler/ir/parse.ts";
 import { printGraph } from "../../compiler/ir/text.ts";
-import { CHOICES, passes } from "../../compiler/passes/fixture.ts";
+import { CHOICES, passes } from "../fixtures/passes.ts";
 
 const read = (path: string) => readFileSync(new URL(path, import.meta.url), "utf8");
 

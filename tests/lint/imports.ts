@@ -2,8 +2,9 @@
  * House rules as lint rules; `deno lint` loads this file (deno.json, "plugins").
  *
  * layers      Who may import whom, after the way of the data: compiler -> bundle -> runtime -> ffi. The compiler imports
- *             nothing from runtime/ or ffi/, except that compiler/weights/ and compiler/bundle.ts may use ffi/.
- *             ffi/ imports nothing from runtime/. None of the three imports the programs on top of them.
+ *             nothing from runtime/ or ffi/, except that compiler/weights/ and compiler/bundle*.ts may use ffi/.
+ *             ffi/ imports nothing from runtime/. None of the three imports the programs on top of them. Only tests
+ *             import from tests/.
  * pointers    Deno.dlopen and Deno.Unsafe* only in ffi/: pointers never leave it.
  * node        No other use of Deno.* outside ffi/ and tests, so that the code also runs on Node.
  * registries  npm packages by their names in deno.json's import map and node: built-ins; no jsr:, https:, or npm: inline.
@@ -21,15 +22,15 @@ const PROGRAMS = String.raw`main\.ts|mod\.ts|cli/|examples/`;
 
 const LAYERS: readonly Layer[] = [
   {
-    importer: /^compiler\/(weights\/|bundle(_test)?\.ts$)/,
+    importer: /^compiler\/(weights\/|bundle\w*\.ts$)/,
     forbidden: new RegExp(`^(runtime/|${PROGRAMS})`),
-    hint: "compiler/weights/ and compiler/bundle.ts may use ffi/ but not runtime/.",
+    hint: "compiler/weights/ and compiler/bundle*.ts may use ffi/ but not runtime/.",
   },
   {
     importer: /^compiler\//,
     forbidden: new RegExp(`^(runtime/|ffi/|${PROGRAMS})`),
     hint:
-      "Only compiler/weights/ and compiler/bundle.ts may use ffi/; what a run needs reaches it through the bundle.",
+      "Only compiler/weights/ and compiler/bundle*.ts may use ffi/; what a run needs reaches it through the bundle.",
   },
   {
     importer: /^runtime\//,
@@ -85,11 +86,18 @@ const plugin: Deno.lint.Plugin = {
       create(context) {
         const importer = inRepository(context.filename);
         const layer = LAYERS.find((l) => l.importer.test(importer));
-        if (layer === undefined) return {};
         return importVisitor((specifier, node) => {
           const path = target(importer, specifier);
-          if (path === undefined || !layer.forbidden.test(path)) return;
-          context.report({ node, message: `${importer} must not import ${path}`, hint: layer.hint });
+          if (path === undefined) return;
+          const message = `${importer} must not import ${path}`;
+          if (layer?.forbidden.test(path)) context.report({ node, message, hint: layer.hint });
+          if (path.startsWith("tests/") && !isTest(importer)) {
+            context.report({
+              node,
+              message,
+              hint: "What tests share is in tests/fixtures/, for tests alone.",
+            });
+          }
         });
       },
     },

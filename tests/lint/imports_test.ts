@@ -36,13 +36,20 @@ Deno.test("compiler/weights/ and compiler/bundle.ts may use ffi/ but not runtime
 });
 
 Deno.test("runtime/ is built on ffi/, the programs on everything", () => {
-  assert.deepEqual(broken("runtime/executors/cpu.ts", `import "../../ffi/engine.ts";`), []);
+  assert.deepEqual(broken("runtime/executors/cpu/executor.ts", `import "../../ffi/engine.ts";`), []);
   assert.deepEqual(broken("runtime/session.ts", `import "../cli/run.ts";`), ["hcinfer/layers"]);
   assert.deepEqual(broken("ffi/engine.ts", `import "../runtime/session.ts";`), ["hcinfer/layers"]);
   for (const file of ["main.ts", "cli/a.ts", "examples/a.ts", "tests/a.ts"]) {
     const up = file === "main.ts" ? "./" : "../";
     assert.deepEqual(broken(file, `import "${up}runtime/session.ts"; import "${up}ffi/open.ts";`), []);
   }
+});
+
+Deno.test("only tests import from tests/", () => {
+  assert.deepEqual(broken("compiler/cost.ts", `import "../tests/fixtures/passes.ts";`), ["hcinfer/layers"]);
+  assert.deepEqual(broken("cli/run.ts", `import "../tests/fixtures/passes.ts";`), ["hcinfer/layers"]);
+  assert.deepEqual(broken("compiler/cost_test.ts", `import "../tests/fixtures/passes.ts";`), []);
+  assert.deepEqual(broken("tests/golden/a.ts", `import "../fixtures/passes.ts";`), []);
 });
 
 Deno.test("pointers stay in ffi/, Deno.* out of what should run on Node", () => {

@@ -7,7 +7,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { createCpuExecutor } from "../../runtime/executors/cpu.ts";
+import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import {
   referenceLogits,
   relativeError,

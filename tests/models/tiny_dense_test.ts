@@ -1,6 +1,6 @@
 /** The bundled model, a Qwen3 trained on English text: the cpu executor against transformers, and what corrections win. */
 import assert from "node:assert/strict";
-import { createCpuExecutor } from "../../runtime/executors/cpu.ts";
+import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import {
   referenceLogits,
   relativeError,

@@ -28,10 +28,10 @@ struct Chosen {
 static Chosen select(const Residual& residual, const Floats& x, int tokens, int channels) {
   Chosen chosen(tokens, channels);
   // As much as kernels.h says, and a pattern that is no sensible key.
-  const size_t bytes = 2 * 4 * static_cast<size_t>((residual.inputs + 63) / 64 * 64 + 64);
+  const auto bytes = 4 * static_cast<size_t>(select_scratch_floats(residual.inputs));
   auto* scratch = static_cast<float*>(std::aligned_alloc(64, bytes));
   std::memset(scratch, 0xA5, bytes);
-  isa::sparse_select({x.data(), residual, chosen.selection, scratch}, 0, tokens);
+  isa::sparse_select({x.data(), static_cast<int>(x.size()) / tokens, residual, chosen.selection, scratch}, 0, tokens);
   std::free(scratch);
   return chosen;
 }
@@ -190,7 +190,7 @@ static void factors() {
     for (const int rank : {1, 2, 7, 8, 9, 20, 64}) {
       for (const auto& [inputs, outputs] : std::initializer_list<std::pair<int, int>>{{1, 1}, {50, 48}, {64, 256}, {130, 257}, {333, 720}}) {
         const int tokens = 3, a_stride = (inputs + 63) / 64 * 64, b_stride = (outputs + 63) / 64 * 64, hidden_stride = (rank + 15) / 16 * 16;
-        const int delta_stride = outputs + rank;
+        const int delta_stride = outputs + rank, x_stride = inputs + rank % 3;
         std::vector<int8_t> bytes;
         std::vector<uint16_t> halves;
         std::vector<double> a(static_cast<size_t>(rank) * a_stride), b(static_cast<size_t>(rank) * b_stride);
@@ -209,13 +209,13 @@ static void factors() {
         fill(a, a_stride, inputs);
         const size_t half = a.size();
         fill(b, b_stride, outputs);
-        const Floats a_scale = uniforms(rank, 0.001f, 0.1f), b_scale = uniforms(rank, 0.001f, 0.1f), x = uniforms(static_cast<size_t>(tokens) * inputs);
+        const Floats a_scale = uniforms(rank, 0.001f, 0.1f), b_scale = uniforms(rank, 0.001f, 0.1f), x = uniforms(static_cast<size_t>(tokens) * x_stride);
         const void* first = bf16 ? static_cast<const void*>(halves.data()) : bytes.data();
         const void* second = bf16 ? static_cast<const void*>(halves.data() + half) : bytes.data() + half;
         const LowRank low_rank = {first, second, a_scale.data(), b_scale.data(), a_stride, b_stride, inputs, outputs, rank, bf16};
 
         Floats hidden(static_cast<size_t>(tokens) * hidden_stride, -7), hidden_parts = hidden;
-        LowRankDownArgs down = {low_rank, x.data(), hidden.data(), (rank + LOW_RANK_DOWN - 1) / LOW_RANK_DOWN, hidden_stride};
+        LowRankDownArgs down = {low_rank, x.data(), x_stride, hidden.data(), (rank + LOW_RANK_DOWN - 1) / LOW_RANK_DOWN, hidden_stride};
         isa::low_rank_down(down, 0, static_cast<int64_t>(tokens) * down.chunks);
         down.hidden = hidden_parts.data();
         for (int64_t item = static_cast<int64_t>(tokens) * down.chunks; item-- > 0;) isa::low_rank_down(down, item, item + 1);
@@ -231,7 +231,7 @@ static void factors() {
           for (int c = 0; c < rank; c++) {
             double exact = 0, magnitude = 0;
             for (int j = 0; j < inputs; j++) {
-              const double term = a[static_cast<size_t>(c) * a_stride + j] * x[static_cast<size_t>(t) * inputs + j] * a_scale[c];
+              const double term = a[static_cast<size_t>(c) * a_stride + j] * x[static_cast<size_t>(t) * x_stride + j] * a_scale[c];
               exact += term, magnitude += std::fabs(term);
             }
             near(hidden[static_cast<size_t>(t) * hidden_stride + c], exact, 2e-6 * magnitude, "low_rank_down");

@@ -1,8 +1,9 @@
-// Elementwise, attention and sampling kernels against plain loops in double precision, on ragged shapes and odd
+// Elementwise, observing and sampling kernels against plain loops in double precision, on ragged shapes and odd
 // values; and equality, bit by bit, of every grouping of items and of steps.
 #include "../../ffi/simd/kernels_variant.h"
 
 #include "check.h"
+#include "merged.h"
 
 using namespace hc;
 using check::expect, check::mix, check::near, check::random32, check::uniform, check::uniforms;
@@ -56,25 +57,6 @@ struct Quantized {
   }
 };
 
-// A merged value in memory of its own with 0, 1 or 2 deltas.
-struct MergedValue {
-  Floats parts[3];
-  Merged merged;
-  int stride;
-  MergedValue(int tokens, int width, int stride_, int deltas, int only = -1) : stride(stride_) {
-    for (Floats& part : parts) part = uniforms(static_cast<size_t>(tokens) * stride, -2, 2);
-    (void)width;
-    merged = {parts[0].data(), {deltas > 0 ? parts[1].data() : nullptr, deltas > 1 ? parts[2].data() : nullptr}, stride};
-    if (only == 1) merged.delta[0] = nullptr, merged.delta[1] = parts[2].data();
-  }
-  double at(int t, int i) const {
-    size_t k = static_cast<size_t>(t) * stride + i;
-    double delta = 0;
-    for (int d = 0; d < 2; d++) if (merged.delta[d]) delta += merged.delta[d][k];
-    return merged.base[k] + delta;
-  }
-};
-
 static void norms() {
   for (int width : {4, 16, 20, 32, 64, 576, 1000, 1024, 1030}) {
     for (int group : {0, 32, 64, 128}) {
@@ -83,9 +65,10 @@ static void norms() {
         MergedValue value(tokens, width, width + 16, deltas == 3 ? 2 : deltas, deltas == 3 ? 1 : -1);
         if (deltas < 0) value.merged.base = nullptr;
         Floats residual = uniforms(static_cast<size_t>(tokens) * width, -3, 3), weight = uniforms(width, 0.5, 2);
+        const Merged a = {residual.data(), {nullptr, nullptr}, width};
         Floats total(residual.size(), -7), out(residual.size(), -7);
         Quantized quantized(tokens, width, group);
-        NormArgs args = {residual.data(), value.merged, weight.data(), 1e-5f, width, total.data(), out.data(), quantized.rows};
+        NormArgs args = {{}, a, value.merged, weight.data(), 1e-5f, width, 1, total.data(), out.data(), quantized.rows};
         isa::norm(args, 0, tokens);
         mix(total), mix(out);
         for (int t = 0; t < tokens; t++) {
@@ -108,10 +91,65 @@ static void norms() {
         args.out = again.data(), args.sum = nullptr, args.quantized = requantized.rows;
         for (int t = tokens; t-- > 0;) isa::norm(args, t, t + 1);
         expect(again == out && requantized.codes == quantized.codes, "norm: grouping");
-        args.residual = in_place.data(), args.sum = in_place.data();
+        args.a.base = in_place.data(), args.sum = in_place.data();
         isa::norm(args, 0, tokens);
         expect(again == out && in_place == total, "norm: in place");
       }
+    }
+  }
+}
+
+static void norms_of_heads() {  // several norms beside each other, of gathered rows of a merged value
+  for (int width : {4, 20, 64, 100}) {
+    for (int heads : {1, 3}) {
+      const int tokens = 4, all = heads * width;
+      MergedValue a(tokens, all, all + 7, 2), b(tokens, all, all + 3, 1);
+      const Floats weight = uniforms(width, 0.5, 2);
+      const int32_t rows[] = {3, 0, -1, tokens};  // the last two do not exist
+      Floats total(static_cast<size_t>(tokens) * all, -7), out = total, again = total;
+      NormArgs args = {{rows, tokens}, a.merged, b.merged, weight.data(), 1e-5f, width, heads, total.data(), out.data(), {}};
+      isa::norm(args, 0, tokens * heads);
+      mix(total), mix(out);
+      for (int t = 0; t < tokens; t++) {
+        const int row = t == 0 ? 3 : 0;
+        for (int h = 0; h < heads; h++) {
+          double squares = 0;
+          for (int i = h * width; i < (h + 1) * width; i++) squares += std::pow(a.at(row, i) + b.at(row, i), 2);
+          for (int i = h * width; i < (h + 1) * width; i++) {
+            const double sum = a.at(row, i) + b.at(row, i);
+            near(total[t * all + i], sum, 4e-6, "norm of heads: sum");
+            near(out[t * all + i], weight[i - h * width] * sum / std::sqrt(squares / width + 1e-5), 6e-6, "norm of heads: out");
+          }
+        }
+      }
+      args.out = again.data(), args.sum = nullptr;
+      for (int item = tokens * heads; item-- > 0;) isa::norm(args, item, item + 1);
+      expect(again == out, "norm of heads: grouping");
+
+      isa::elementwise({Elementwise::copy, {rows, tokens}, a.merged, {}, all, out.data()}, 0, tokens), mix(out);
+      for (int t = 0; t < tokens; t++) for (int i = 0; i < all; i++) near(out[t * all + i], a.at(t == 0 ? 3 : 0, i), 2e-6, "copy of rows");
+    }
+  }
+}
+
+static void observations() {
+  for (int width : {1, 4, 15, 64, 70, 130}) {
+    const int tokens = 5, stride = width + 9;
+    const Floats x = uniforms(static_cast<size_t>(tokens) * stride, -3, 3);
+    for (bool products : {false, true}) {
+      const int n = products ? width * width : width, unit = products ? OBSERVE_ROWS : OBSERVE_COLUMNS, items = (width + unit - 1) / unit;
+      Doubles expected(n, 0.25), sums = expected, parts = expected;
+      for (int t = 0; t < tokens; t++) {
+        const float* row = x.data() + t * stride;
+        for (int i = 0; i < n; i++) expected[i] += static_cast<double>(row[products ? i / width : i]) * row[products ? i % width : i];
+      }
+      isa::observe({x.data(), tokens, width, stride, products, sums.data()}, 0, items);
+      expect(sums == expected, "observe");
+      // The same tokens in two steps, and item by item.
+      for (int item = items; item-- > 0;) isa::observe({x.data(), 2, width, stride, products, parts.data()}, item, item + 1);
+      for (int item = items; item-- > 0;) isa::observe({x.data() + 2 * stride, tokens - 2, width, stride, products, parts.data()}, item, item + 1);
+      expect(parts == expected, "observe: grouping");
+      mix(sums);
     }
   }
 }
@@ -127,15 +165,20 @@ static void quantization() {
       x[3 * width] = NAN;
       if (width > 1) x[3 * width + width - 1] = -INFINITY;
       Quantized quantized(tokens, width, group);
-      isa::quantize({x.data(), width, quantized.rows}, 0, tokens);
+      isa::quantize({x.data(), width, width, quantized.rows}, 0, tokens);
       quantized.verify(x.data(), tokens, width);
+      Quantized first(1, width, group), second(2, width, group);  // tokens 0 and 2 of a longer stride
+      isa::quantize({x.data(), width, 2 * width, second.rows}, 0, 2);
+      isa::quantize({x.data(), width, width, first.rows}, 0, 1);
+      expect(std::memcmp(second.codes.data(), first.codes.data(), first.codes.size()) == 0 &&
+             std::memcmp(&second.codes[first.codes.size()], &quantized.codes[2 * first.codes.size()], first.codes.size()) == 0, "quantize: stride");
     }
   }
   // Halves round to even.
   Floats x(32);
   for (int i = 0; i < 32; i++) x[i] = i % 2 ? i - 15.5f : 127;
   Quantized quantized(1, 32, 32);
-  isa::quantize({x.data(), 32, quantized.rows}, 0, 1);
+  isa::quantize({x.data(), 32, 32, quantized.rows}, 0, 1);
   for (int i = 1; i < 32; i += 2) expect(quantized.codes[i] == std::nearbyint(x[i]), "ties to even", quantized.codes[i], x[i]);
 }
 
@@ -161,11 +204,11 @@ static void products() {
       for (int64_t item = static_cast<int64_t>(tokens) * chunks; item-- > 0;) isa::silu_mul(args, item, item + 1);
       expect(again == out && requantized.codes == quantized.codes && requantized.sums == quantized.sums, "silu_mul: grouping");
 
-      isa::elementwise({Elementwise::add, gate.merged, up.merged, width, out.data()}, 0, tokens), mix(out);
+      isa::elementwise({Elementwise::add, {}, gate.merged, up.merged, width, out.data()}, 0, tokens), mix(out);
       for (int i = 0; i < width; i++) near(out[width + i], gate.at(1, i) + up.at(1, i), 4e-6, "add");
-      isa::elementwise({Elementwise::mul, gate.merged, up.merged, width, out.data()}, 0, tokens), mix(out);
+      isa::elementwise({Elementwise::mul, {}, gate.merged, up.merged, width, out.data()}, 0, tokens), mix(out);
       for (int i = 0; i < width; i++) near(out[width + i], gate.at(1, i) * up.at(1, i), 2e-5, "mul");
-      isa::elementwise({Elementwise::silu, gate.merged, {}, width, out.data()}, 0, tokens), mix(out);
+      isa::elementwise({Elementwise::silu, {}, gate.merged, {}, width, out.data()}, 0, tokens), mix(out);
       for (int i = 0; i < width; i++) near(out[width + i], gate.at(1, i) / (1 + std::exp(-gate.at(1, i))), 2e-6, "silu");
     }
   }
@@ -206,150 +249,17 @@ static void embeddings() {
             }
           }
         }
-        const int32_t tokens[] = {0, 36, 15, 16, 3, 3};
-        Floats out(6 * static_cast<size_t>(width));
-        isa::embed({tokens, packed.data(), kind.format, group, rows, width, out.data()}, 0, 6);
+        const int32_t tokens[] = {0, 36, 15, 16, 3, 3, 37, -1};
+        Floats out(8 * static_cast<size_t>(width), -7);
+        isa::embed({tokens, packed.data(), kind.format, group, rows, width, out.data()}, 0, 8);
         mix(out);
+        for (int i = 6 * width; i < 8 * width; i++) expect(out[i] == 0, "embed: no such row", out[i]);
         for (int t = 0; t < 6; t++) {
           for (int i = 0; i < width; i++) {
             double value = expected[static_cast<size_t>(tokens[t]) * width + i];
             near(out[static_cast<size_t>(t) * width + i], value, std::fabs(value) * 2e-7, "embed");
           }
         }
-      }
-    }
-  }
-}
-
-struct Shape { int heads, kv_heads, head_dim; bool norm, rope; };
-
-// A whole sequence through `heads` and `attention` in steps of the given sizes; gives all outputs.
-static Floats attend(const Shape& s, int tokens, int step, bool item_by_item, const Floats& q, const Floats& k,
-                     const Floats& v, const Floats& q_norm, const Floats& k_norm, const Floats& cosines,
-                     const Floats& sines, Floats* rotated) {
-  const int capacity = (tokens + 15) / 16 * 16 + 16;
-  // What was not appended is NaN and must not be read into a result.
-  std::vector<uint16_t> keys(static_cast<size_t>(s.kv_heads) * capacity * s.head_dim, 0x7E00), values = keys;
-  Cache cache = {keys.data(), values.data(), capacity};
-  const int q_width = s.heads * s.head_dim, kv_width = s.kv_heads * s.head_dim;
-  Floats out(static_cast<size_t>(tokens) * q_width, -7), heads_out(out.size(), -7);
-  Floats scratch(attention_scratch_floats(s.head_dim, capacity), NAN);
-  for (int start = 0; start < tokens; start += step) {
-    const int n = tokens - start < step ? tokens - start : step;
-    HeadsArgs h = {};
-    h.q = {q.data() + static_cast<size_t>(start) * q_width, {nullptr, nullptr}, q_width};
-    h.k = {k.data() + static_cast<size_t>(start) * kv_width, {nullptr, nullptr}, kv_width};
-    h.v = {v.data() + static_cast<size_t>(start) * kv_width, {nullptr, nullptr}, kv_width};
-    h.q_norm = s.norm ? q_norm.data() : nullptr, h.k_norm = s.norm ? k_norm.data() : nullptr;
-    h.epsilon = 1e-6f;
-    h.cosines = s.rope ? cosines.data() : nullptr, h.sines = s.rope ? sines.data() : nullptr;
-    h.heads = s.heads, h.kv_heads = s.kv_heads, h.head_dim = s.head_dim, h.position = start;
-    h.q_out = heads_out.data() + static_cast<size_t>(start) * q_width;
-    h.cache = cache;
-    const int64_t items = static_cast<int64_t>(n) * (s.heads + 2 * s.kv_heads);
-    if (item_by_item) for (int64_t i = items; i-- > 0;) isa::heads(h, i, i + 1);
-    else isa::heads(h, 0, items);
-    AttentionArgs a = {h.q_out, cache, n, s.heads, s.kv_heads, s.head_dim, start, 1 / std::sqrt(static_cast<float>(s.head_dim)),
-                       out.data() + static_cast<size_t>(start) * q_width, scratch.data()};
-    const int64_t tiles = static_cast<int64_t>(n + ATTENTION_TILE - 1) / ATTENTION_TILE * s.kv_heads;
-    if (item_by_item) for (int64_t i = tiles; i-- > 0;) isa::attention(a, i, i + 1);
-    else isa::attention(a, 0, tiles);
-  }
-  *rotated = heads_out;
-  return out;
-}
-
-static void attentions() {
-  const Shape shapes[] = {{3, 1, 64, false, true}, {4, 2, 32, true, true}, {8, 4, 128, true, true}, {2, 2, 20, false, true},
-                          {7, 1, 36, true, false}, {9, 1, 16, false, true}, {1, 1, 4, false, false}, {5, 1, 100, true, true}};
-  for (const Shape& s : shapes) {
-    const int tokens = 53, q_width = s.heads * s.head_dim, kv_width = s.kv_heads * s.head_dim, half = s.head_dim / 2;
-    Floats q = uniforms(static_cast<size_t>(tokens) * q_width, -3, 3), k = uniforms(static_cast<size_t>(tokens) * kv_width, -3, 3);
-    Floats v = uniforms(static_cast<size_t>(tokens) * kv_width), q_norm = uniforms(s.head_dim, 0.5, 2), k_norm = uniforms(s.head_dim, 0.5, 2);
-    Floats cosines(static_cast<size_t>(tokens) * half), sines = cosines;
-    for (int p = 0; p < tokens; p++) {
-      for (int i = 0; i < half; i++) {
-        double angle = p * std::pow(10000.0, -static_cast<double>(i) / half);
-        cosines[static_cast<size_t>(p) * half + i] = static_cast<float>(std::cos(angle));
-        sines[static_cast<size_t>(p) * half + i] = static_cast<float>(std::sin(angle));
-      }
-    }
-    Floats rotated, rotated_again;
-    Floats whole = attend(s, tokens, tokens, false, q, k, v, q_norm, k_norm, cosines, sines, &rotated);
-    mix(whole), mix(rotated);
-    for (int step : {1, 3, 8, 16, 20}) {
-      Floats parts = attend(s, tokens, step, step % 2 == 0, q, k, v, q_norm, k_norm, cosines, sines, &rotated_again);
-      expect(std::memcmp(parts.data(), whole.data(), whole.size() * 4) == 0 && rotated_again == rotated, "attention: grouping", step);
-    }
-    // The reference, in double; keys and values rounded to f16 as the cache does.
-    auto prepare = [&](const Floats& x, int width, int t, int head, const Floats& weight) {
-      Doubles row(s.head_dim), turned(s.head_dim);
-      double squares = 0;
-      for (int i = 0; i < s.head_dim; i++) {
-        row[i] = x[static_cast<size_t>(t) * width + head * s.head_dim + i];
-        squares += row[i] * row[i];
-      }
-      if (s.norm) for (int i = 0; i < s.head_dim; i++) row[i] *= weight[i] / std::sqrt(squares / s.head_dim + 1e-6);
-      if (!s.rope) return row;
-      for (int i = 0; i < half; i++) {
-        double c = cosines[static_cast<size_t>(t) * half + i], n = sines[static_cast<size_t>(t) * half + i];
-        turned[i] = row[i] * c - row[i + half] * n, turned[i + half] = row[i + half] * c + row[i] * n;
-      }
-      return turned;
-    };
-    auto rounded = [](double x) { return static_cast<double>(isa::f16_to_f32(isa::f32_to_f16(static_cast<float>(x)))); };
-    std::vector<Doubles> keys;
-    for (int t = 0; t < tokens; t++) {
-      for (int h = 0; h < s.kv_heads; h++) {
-        keys.push_back(prepare(k, kv_width, t, h, k_norm));
-        for (double& x : keys.back()) x = rounded(x);
-      }
-    }
-    for (int t = 0; t < tokens; t++) {
-      for (int h = 0; h < s.heads; h++) {
-        const int kv = h / (s.heads / s.kv_heads);
-        Doubles query = prepare(q, q_width, t, h, q_norm), weights(t + 1), expected(s.head_dim);
-        for (int i = 0; i < s.head_dim; i++) {
-          near(rotated[static_cast<size_t>(t) * q_width + h * s.head_dim + i], query[i], 4e-6, "heads: query");
-        }
-        double top = -INFINITY, total = 0;
-        for (int p = 0; p <= t; p++) {
-          for (int i = 0; i < s.head_dim; i++) weights[p] += query[i] * keys[static_cast<size_t>(p) * s.kv_heads + kv][i];
-          weights[p] /= std::sqrt(s.head_dim);
-          top = std::fmax(top, weights[p]);
-        }
-        for (double& w : weights) total += w = std::exp(w - top);
-        for (int i = 0; i < s.head_dim; i++) {
-          for (int p = 0; p <= t; p++) {
-            expected[i] += weights[p] / total * rounded(v[static_cast<size_t>(p) * kv_width + kv * s.head_dim + i]);
-          }
-          // A key that lies on the border of two f16 values may have been rounded to the other one.
-          near(whole[static_cast<size_t>(t) * q_width + h * s.head_dim + i], expected[i], s.norm ? 2e-3 : 1e-4, "attention");
-        }
-      }
-    }
-  }
-}
-
-static void merged_heads() {  // deltas of q, k and v are added before anything else
-  const int heads = 4, kv_heads = 2, head_dim = 24, tokens = 5, capacity = 16;
-  MergedValue q(tokens, heads * head_dim, 112, 2), k(tokens, kv_heads * head_dim, 64, 1), v(tokens, kv_heads * head_dim, 64, 2, 1);
-  std::vector<uint16_t> keys(kv_heads * capacity * head_dim), values = keys;
-  Floats out(tokens * heads * head_dim);
-  HeadsArgs args = {};
-  args.q = q.merged, args.k = k.merged, args.v = v.merged;
-  args.heads = heads, args.kv_heads = kv_heads, args.head_dim = head_dim, args.position = 7;
-  args.q_out = out.data(), args.cache = {keys.data(), values.data(), capacity};
-  isa::heads(args, 0, tokens * (heads + 2 * kv_heads));
-  mix(out), mix(keys), mix(values);
-  for (int t = 0; t < tokens; t++) {
-    for (int i = 0; i < heads * head_dim; i++) near(out[t * heads * head_dim + i], q.at(t, i), 2e-6, "merged q");
-    for (int h = 0; h < kv_heads; h++) {
-      for (int d = 0; d < head_dim; d++) {
-        double key = isa::f16_to_f32(keys[static_cast<size_t>(h * head_dim + d) * 16 + 7 + t]);
-        double value = isa::f16_to_f32(values[static_cast<size_t>(h * capacity + 7 + t) * head_dim + d]);
-        near(key, k.at(t, h * head_dim + d), 2.1e-3, "merged k");
-        near(value, v.at(t, h * head_dim + d), 2.1e-3, "merged v");
       }
     }
   }
@@ -386,11 +296,11 @@ static void sampling() {
 
 int main() {
   norms();
+  norms_of_heads();
   quantization();
   products();
   embeddings();
-  attentions();
-  merged_heads();
+  observations();
   sampling();
   return check::finish("kernels_test " HC_ISA_TEXT);
 }

@@ -6,7 +6,6 @@
 #include <tuple>
 
 #include "../../ffi/simd/kernels_variant.h"
-#include "../../ffi/simd/program.h"
 
 #include "check.h"
 
@@ -97,20 +96,22 @@ struct Activations {
   std::vector<int8_t> codes;
   Floats scales, x;
   std::vector<int32_t> sums;
+  int stride;  // of x
   Doubles values;
   QuantizedRows rows;
 
   Activations(const Matrix& matrix, int tokens) {
     const int inputs = matrix.inputs;
     values.resize(static_cast<size_t>(tokens) * inputs);
+    stride = inputs + tokens % 3;
     if (matrix.format == Format::bf16) {
-      x = uniforms(values.size());
-      std::copy(x.begin(), x.end(), values.begin());
+      x = uniforms(static_cast<size_t>(tokens - 1) * stride + inputs);
+      for (int t = 0; t < tokens; t++) std::copy_n(x.begin() + t * stride, inputs, values.begin() + t * inputs);
       rows = {};
       return;
     }
-    const int group = matrix.group, groups = matrix.groups, stride = (inputs + 127) / 128 * 128;
-    codes.assign(static_cast<size_t>(tokens) * stride, 0);
+    const int group = matrix.group, groups = matrix.groups, code_stride = (inputs + 127) / 128 * 128;
+    codes.assign(static_cast<size_t>(tokens) * code_stride, 0);
     scales.resize(static_cast<size_t>(tokens) * groups);
     sums.assign(scales.size(), 0);
     for (int t = 0; t < tokens; t++) {
@@ -119,12 +120,12 @@ struct Activations {
         if (i % group == 0) scales[g] = random32() % 11 == 0 ? 0 : uniform(0.0001f, 0.02f);
         // Some groups are all 127, the largest sums of products.
         const int code = g % 5 == 2 ? 127 : static_cast<int>(random32() % 255) - 127;
-        codes[static_cast<size_t>(t) * stride + i] = static_cast<int8_t>(code);
+        codes[static_cast<size_t>(t) * code_stride + i] = static_cast<int8_t>(code);
         sums[g] += code;
         values[static_cast<size_t>(t) * inputs + i] = static_cast<double>(scales[g]) * code;
       }
     }
-    rows = {codes.data(), scales.data(), sums.data(), group, groups, stride};
+    rows = {codes.data(), scales.data(), sums.data(), group, groups, code_stride};
   }
 };
 
@@ -167,7 +168,8 @@ struct Problem {
     a.group = x.rows.group, a.rows = matrix.rows, a.inputs = matrix.inputs;
     a.quantized = x.rows;
     if (matrix.format == Format::bf16) {
-      a.x = x.x.data() + static_cast<size_t>(first) * matrix.inputs;
+      a.x = x.x.data() + static_cast<size_t>(first) * x.stride;
+      a.x_stride = x.stride;
     } else {
       a.quantized.codes += static_cast<int64_t>(first) * x.rows.stride;
       a.quantized.scales += static_cast<int64_t>(first) * x.rows.groups;
@@ -176,9 +178,9 @@ struct Problem {
     a.tokens = last - first;
     a.y = y.data() + static_cast<size_t>(first) * stride;
     a.y_stride = stride;
-    a.residual = residual;
+    if (residual) a.residual = *residual;
     // Exactly what the engine gives a thread, and a byte pattern that is no sensible number.
-    const auto bytes = static_cast<size_t>((linear_scratch_bytes(a) + 63) / 64 * 64);
+    const auto bytes = static_cast<size_t>((linear_scratch_bytes(a.quantized) + 63) / 64 * 64);
     auto* scratch = static_cast<uint8_t*>(std::aligned_alloc(64, bytes));
     std::memset(scratch, 0xA5, bytes);
     a.scratch = scratch;

@@ -16,7 +16,8 @@ simd=../../ffi/simd
 sources() { # test, variant
   echo "$1.cpp"
   case $1 in
-    kernels_test) kernels="elementwise attention sampling" ;;
+    kernels_test) kernels="elementwise observe sampling" ;;
+    attention_test) kernels="attention" ;;
     linear_test) kernels="linear" ;;
     correction_test) kernels="correction" ;;
     *) kernels= ;;
@@ -24,11 +25,6 @@ sources() { # test, variant
   for kernel in $kernels; do
     if [ -n "${OBJECTS:-}" ]; then echo "$OBJECTS/$kernel.$2.o"; else echo "$simd/$kernel.cpp"; fi
   done
-  # How much scratch linear is given. It needs instructions.h, which `deno task build` writes.
-  if [ "$1" = linear_test ]; then
-    echo "-I../../ffi/build"
-    if [ -n "${OBJECTS:-}" ]; then echo "$OBJECTS/program.o"; else echo "$simd/program.cpp"; fi
-  fi
 }
 
 variants() {
@@ -52,7 +48,7 @@ all_variants() {
 }
 
 status=0
-for test in ${@:-simd_test kernels_test linear_test correction_test}; do
+for test in ${@:-simd_test kernels_test attention_test linear_test correction_test}; do
   first=
   for variant in $(variants); do
     compiler=${CXX:-g++}; machine=; runner=

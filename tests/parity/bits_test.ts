@@ -11,9 +11,9 @@ import process from "node:process";
 import fc from "fast-check";
 import type { CompileOptions } from "../../compiler/compile.ts";
 import type { Bundle } from "../../compiler/bundle.ts";
-import type { TinyModel } from "../../compiler/weights/tiny_model.ts";
+import type { TinyModel } from "../fixtures/tiny_model.ts";
 import type { CorrectionMode, StepKind } from "../../runtime/executor.ts";
-import { type CpuExecutor, createCpuExecutor } from "../../runtime/executors/cpu.ts";
+import { type CpuExecutor, createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import { RandomModels, SHAPES, someTokens } from "./random_models.ts";
 
 const LENGTH = 37;

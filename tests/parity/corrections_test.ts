@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { CompileOptions } from "../../compiler/compile.ts";
-import { writeTinyModel } from "../../compiler/weights/tiny_model.ts";
+import { writeTinyModel } from "../fixtures/tiny_model.ts";
 import type { StepKind } from "../../runtime/executor.ts";
 import { createReferenceExecutor } from "../../runtime/executors/reference.ts";
 import { relativeError, UNCOMPRESSED, withBundle } from "./reference_bundle.ts";

@@ -14,7 +14,7 @@ import type { CompileOptions } from "../../compiler/compile.ts";
 import { RESIDUAL_WIDTHS } from "../../compiler/weights/correction.ts";
 import { FORMAT_KINDS, GROUP_SIZES } from "../../compiler/weights/format.ts";
 import type { CorrectionMode, StepKind } from "../../runtime/executor.ts";
-import { createCpuExecutor } from "../../runtime/executors/cpu.ts";
+import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import { createReferenceExecutor } from "../../runtime/executors/reference.ts";
 import { RandomModels, SHAPES, someTokens } from "./random_models.ts";
 import { relativeError } from "./reference_bundle.ts";

@@ -9,7 +9,7 @@ import process from "node:process";
 import { openBundle } from "../../compiler/bundle.ts";
 import { HcinferError } from "../../compiler/errors.ts";
 import { instructionSet } from "../../ffi/engine.ts";
-import { createCpuExecutor } from "../../runtime/executors/cpu.ts";
+import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import { someTokens } from "./random_models.ts";
 
 const THREADS = 1;

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { type Bundle, openBundle } from "../../compiler/bundle.ts";
 import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "../../compiler/compile.ts";
 import { genericProfile } from "../../compiler/profile.ts";
-import { type TinyModel, writeTinyModel } from "../../compiler/weights/tiny_model.ts";
+import { type TinyModel, writeTinyModel } from "../fixtures/tiny_model.ts";
 
 /**
  * Widths that are no multiple of 16, of a group, or of anything; odd numbers of heads; one and several query heads a

@@ -1,0 +1,341 @@
+/** Expressions of the subset: a rule for each kind of node of tree-sitter's grammar that is in it. */
+import type { Node } from "web-tree-sitter";
+import { readAttribute, readItem } from "./attributes.ts";
+import { call } from "./calls.ts";
+import { didYouMean } from "./diagnostics.ts";
+import { described, isPattern, leaves, parts } from "./nodes.ts";
+import { ARITHMETIC, binary, type BinaryOperator, compare, COMPARISONS } from "./operators.ts";
+import type { Unit } from "./unit.ts";
+import { describe, type Evaluate, isModule, isUnknown, type Scope, UNKNOWN, type Value } from "./values.ts";
+
+/** Undefined for what was reported. */
+type Rule = (node: Node, unit: Unit) => Evaluate | undefined;
+
+const INSTEAD: Readonly<Record<string, string>> = {
+  lambda: "define a function with def",
+  generator_expression: "write a list comprehension, [... for ... in ...]",
+  set_comprehension: "write a list comprehension, [... for ... in ...]",
+  dictionary_comprehension: "write a list comprehension, [... for ... in ...]",
+  dictionary: "use attributes of self, or a list",
+  set: "use a list",
+  named_expression: "assign in a statement of its own",
+  list_splat: "write the items out",
+  slice: "accepted: one index, a[i]",
+  ellipsis: "accepted: one index, a[i]",
+  await: "call it directly",
+};
+
+const unknown: Evaluate = () => UNKNOWN;
+
+/** Compiles an expression, and reports what of it is outside the subset. */
+export function expression(node: Node | null | undefined, unit: Unit): Evaluate {
+  if (!node) return unknown;
+  const span = unit.span(node);
+  const { tracing } = unit;
+  const evaluate = unit.nested(node, () => (RULES[node.type] ?? outside)(node, unit)) ?? unknown;
+  return (scope) => tracing.nested(span, () => evaluate(scope));
+}
+
+const RULES: Readonly<Record<string, Rule>> = {
+  integer: number,
+  float: number,
+  true: () => () => true,
+  false: () => () => false,
+  none: () => () => null,
+  string: (node, unit) => constant(string(node, unit)),
+  concatenated_string: (node, unit) => constant(string(node, unit)),
+  identifier: (node, unit) => unit.name(node),
+  attribute,
+  subscript,
+  call: callExpression,
+  list: sequence("list"),
+  tuple: sequence("tuple"),
+  expression_list: sequence("tuple"),
+  list_comprehension: comprehension,
+  parenthesized_expression: (node, unit) => expression(parts(node)[0], unit),
+  unary_operator: unary,
+  not_operator(node, unit) {
+    const met = condition(node.childForFieldName("argument"), unit);
+    return (scope) => {
+      const value = met(scope);
+      return value === undefined ? UNKNOWN : !value;
+    };
+  },
+  binary_operator(node, unit) {
+    const operator = node.childForFieldName("operator")?.text ?? "";
+    const left = expression(node.childForFieldName("left"), unit);
+    const right = expression(node.childForFieldName("right"), unit);
+    const span = unit.span(node);
+    if (isBinary(operator)) return (scope) => binary(operator, left(scope), right(scope), span, unit.tracing);
+    const accepted = `accepted: ${Object.keys(ARITHMETIC).join(" ")}`;
+    unit.unsupported(node, `operator ${operator} is outside the subset`, accepted);
+    return undefined;
+  },
+  boolean_operator(node, unit) {
+    const or = node.childForFieldName("operator")?.text === "or";
+    const first = node.childForFieldName("left") ?? node;
+    const left = expression(first, unit);
+    const right = expression(node.childForFieldName("right"), unit);
+    const span = unit.span(first);
+    return (scope) => {
+      const value = left(scope);
+      const met = unit.tracing.truth(value, span);
+      if (met === undefined) return UNKNOWN;
+      return met === or ? value : right(scope);
+    };
+  },
+  comparison_operator: comparison,
+  conditional_expression(node, unit) {
+    const [then, test, otherwise] = parts(node);
+    const met = condition(test, unit);
+    const branches = { true: expression(then, unit), false: expression(otherwise, unit) };
+    return (scope) => {
+      const value = met(scope);
+      return value === undefined ? UNKNOWN : branches[`${value}`](scope);
+    };
+  },
+};
+
+function isBinary(operator: string): operator is BinaryOperator {
+  return Object.hasOwn(ARITHMETIC, operator);
+}
+
+function outside(node: Node, unit: Unit): undefined {
+  if (node.isError || node.isMissing) return;
+  const note = INSTEAD[node.type] ??
+    "accepted: numbers, strings, names, attributes, calls, lists, arithmetic, comparisons";
+  unit.unsupported(node, `${described(node)} is outside the subset`, note);
+}
+
+/** A condition's truth, or undefined when it has none that is static, which is reported. */
+export function condition(
+  node: Node | null | undefined,
+  unit: Unit,
+): (scope: Scope) => boolean | undefined {
+  if (!node) return () => undefined;
+  const evaluate = expression(node, unit);
+  const span = unit.span(node);
+  return (scope) => unit.tracing.truth(evaluate(scope), span);
+}
+
+function constant(value: Value | undefined): Evaluate | undefined {
+  return value === undefined ? undefined : () => value;
+}
+
+function number(node: Node, unit: Unit): Evaluate | undefined {
+  const text = node.text.replaceAll("_", "");
+  const value = /^[\d.]/.test(text) && !/[jJlL]$/.test(text) ? Number(text) : NaN;
+  if (Number.isFinite(value) && (node.type === "float" || Number.isSafeInteger(value))) return () => value;
+  const shown = node.text.length > 40 ? `${node.text.slice(0, 40)}...` : node.text;
+  const accepted = "accepted: integers up to 2^53, finite floats";
+  unit.unsupported(node, `${shown} is no number that is kept exactly`, accepted);
+  return undefined;
+}
+
+const ESCAPES: Readonly<Record<string, string>> = {
+  "\\n": "\n",
+  "\\t": "\t",
+  "\\\\": "\\",
+  "\\'": "'",
+  '\\"': '"',
+};
+
+function string(node: Node, unit: Unit): string | undefined {
+  if (node.type === "concatenated_string") {
+    const pieces = parts(node).map((n) => string(n, unit));
+    return pieces.includes(undefined) ? undefined : pieces.join("");
+  }
+  const prefix = (node.namedChildren[0]?.text ?? "").replace(/["']+$/, "").toLowerCase();
+  if (prefix !== "" && prefix !== "r") {
+    const message = `a string with prefix ${prefix} is outside the subset`;
+    unit.unsupported(node, message, 'accepted: plain strings, "text"');
+    return undefined;
+  }
+  const content = node.namedChildren.filter((n) => n.type === "string_content").map((n) => n.text).join("");
+  if (prefix === "r") return content;
+  return content.replace(
+    /\\(?:\r?\n|[^])/g,
+    (escape) => escape.endsWith("\n") ? "" : ESCAPES[escape] ?? escape,
+  );
+}
+
+function attribute(node: Node, unit: Unit): Evaluate | undefined {
+  const owner = node.childForFieldName("object");
+  const field = node.childForFieldName("attribute");
+  if (!owner || !field) return undefined;
+  const object = expression(owner, unit);
+  const [name, span, self] = [field.text, unit.span(field), unit.self];
+  if (self && owner.type === "identifier" && owner.text === self.name && !self.attributes.has(name)) {
+    const note = `attributes are set in __init__: self.${name} = ...`;
+    unit.misplaced(field, `${self.type} has no attribute ${name}${didYouMean(name, self.attributes)}`, note);
+  }
+  return (scope) => readAttribute(object(scope), name, span, unit.tracing);
+}
+
+function subscript(node: Node, unit: Unit): Evaluate {
+  const [first, ...others] = node.childrenForFieldName("subscript");
+  if (others.length > 0) {
+    unit.unsupported(node, "several indices are outside the subset", "accepted: one index, a[i]");
+  }
+  const object = expression(node.childForFieldName("value"), unit);
+  const index = expression(first, unit);
+  const [span, indexSpan] = [unit.span(node), unit.span(first ?? node)];
+  return (scope) => readItem(object(scope), index(scope), span, indexSpan, unit.tracing);
+}
+
+function sequence(kind: "list" | "tuple"): Rule {
+  return (node, unit) => {
+    const items = parts(node).map((item) => expression(item, unit));
+    return (scope) => ({ kind, items: items.map((item) => item(scope)) });
+  };
+}
+
+function unary(node: Node, unit: Unit): Evaluate | undefined {
+  const operator = node.childForFieldName("operator")?.text;
+  const operand = expression(node.childForFieldName("argument"), unit);
+  if (operator === "+") return operand;
+  if (operator !== "-") {
+    unit.unsupported(node, `operator ${operator} is outside the subset`, "accepted: -x, +x, not x");
+    return undefined;
+  }
+  const span = unit.span(node);
+  return (scope) => {
+    const value = operand(scope);
+    if (typeof value === "number") return -value;
+    return isUnknown(value) ? UNKNOWN : unit.tracing.fail(span, `cannot negate ${describe(value)}`);
+  };
+}
+
+/** `a < b <= c`: each operand is compared with the next. */
+function comparison(node: Node, unit: Unit): Evaluate | undefined {
+  const found = node.childrenForFieldName("operators").map((n) => n.type);
+  const operators = found.map((operator) => COMPARISONS.find((known) => known === operator))
+    .filter((operator) => operator !== undefined);
+  const operands = parts(node).map((operand) => expression(operand, unit));
+  if (operators.length < found.length) {
+    unit.unsupported(node, `comparison ${found.join(" ")} is outside the subset`);
+    return undefined;
+  }
+  const span = unit.span(node);
+  return (scope) => {
+    const values = operands.map((operand) => operand(scope));
+    for (const [i, operator] of operators.entries()) {
+      const met = compare(operator, values[i] ?? null, values[i + 1] ?? null, span, unit.tracing);
+      if (met !== true) return met;
+    }
+    return true;
+  };
+}
+
+/** `[body for target in iterable if condition]`, one loop. */
+function comprehension(node: Node, unit: Unit): Evaluate | undefined {
+  const clauses = parts(node).filter((n) => n.type === "for_in_clause");
+  const [clause] = clauses;
+  const left = clause?.childForFieldName("left");
+  const right = clause?.childForFieldName("right");
+  if (!left || !right) return undefined;
+  if (clauses.length > 1 || clause?.children.some((n) => n.type === "async")) {
+    unit.unsupported(clauses[1] ?? node, "one `for` a comprehension", "nest a second comprehension instead");
+  }
+  const iterable = expression(right, unit);
+  const span = unit.span(right);
+  return unit.withLocals(leaves(left).map((n) => n.text), () => {
+    const assign = target(left, unit);
+    const conditions = parts(node).filter((n) => n.type === "if_clause")
+      .map((n) => condition(parts(n)[0], unit));
+    const body = expression(node.childForFieldName("body"), unit);
+    return (scope) => {
+      const items = unit.tracing.items(iterable(scope), span);
+      if (!items) return UNKNOWN;
+      const inner: Scope = new Map(scope);
+      const made: Value[] = [];
+      for (const item of items) {
+        assign(item, inner);
+        if (conditions.every((met) => met(inner) === true)) made.push(body(inner));
+      }
+      return { kind: "list", items: made };
+    };
+  });
+}
+
+function callExpression(node: Node, unit: Unit): Evaluate | undefined {
+  const callee = node.childForFieldName("function");
+  const list = node.childForFieldName("arguments");
+  if (!callee || !list) return undefined;
+  // PyTorch needs it, and it does nothing here.
+  if (callee.text === "super().__init__") return () => null;
+  if (list.type !== "argument_list") {
+    const message = "a generator as argument is outside the subset";
+    unit.unsupported(list, message, "write a list comprehension, [...]");
+    return undefined;
+  }
+  const read = (value: Node, at: Node) => {
+    const [evaluate, span] = [expression(value, unit), unit.span(at)];
+    return (scope: Scope) => ({ value: evaluate(scope), span });
+  };
+  const positional: ReturnType<typeof read>[] = [];
+  const keywords = new Map<string, ReturnType<typeof read>>();
+  for (const argument of parts(list).filter((n) => !n.isError)) {
+    const name = argument.childForFieldName("name")?.text;
+    const value = argument.childForFieldName("value");
+    if (argument.type === "list_splat" || argument.type === "dictionary_splat") {
+      unit.unsupported(argument, "unpacked arguments are outside the subset", "write the arguments out");
+    } else if (argument.type !== "keyword_argument") {
+      if (keywords.size > 0) unit.unsupported(argument, "a positional argument follows a named one");
+      positional.push(read(argument, argument));
+    } else if (name !== undefined && value) {
+      if (keywords.has(name)) unit.unsupported(argument, `argument ${name} is given twice`);
+      keywords.set(name, read(value, argument));
+    }
+  }
+  const callable = expression(callee, unit);
+  const [span, calleeSpan] = [unit.span(node), unit.span(callee)];
+  return (scope) => {
+    const found = callable(scope);
+    const site = {
+      positional: positional.map((argument) => argument(scope)),
+      keywords: new Map([...keywords].map(([name, argument]) => [name, argument(scope)])),
+      span,
+    };
+    return call(found, site, calleeSpan, unit.tracing);
+  };
+}
+
+type Assign = (value: Value, scope: Scope) => void;
+
+/** What can be assigned to: a name, an attribute of self, or several of them. */
+export function target(node: Node, unit: Unit): Assign {
+  const { tracing } = unit;
+  const [text, span] = [node.text, unit.span(node)];
+  if (node.type === "identifier") return (value, scope) => scope.set(text, value);
+  if (node.type === "attribute") {
+    const owner = expression(node.childForFieldName("object"), unit);
+    const name = node.childForFieldName("attribute")?.text ?? "";
+    return (value, scope) => {
+      const object = owner(scope);
+      if (isModule(object) && object.constructing) {
+        object.attributes.set(name, value);
+        tracing.adopt(object, name, value);
+      } else if (!isUnknown(object)) {
+        const found = isModule(object)
+          ? "an attribute set outside __init__"
+          : `an attribute of ${describe(object)}`;
+        tracing.fail(span, `cannot assign to ${found}`, "accepted: self.name = value, in __init__");
+      }
+    };
+  }
+  if (isPattern(node)) {
+    const items = unit.nested(node, () => parts(node).map((n) => target(n, unit))) ?? [];
+    return (value, scope) => {
+      const values = isUnknown(value) ? undefined : tracing.items(value, span);
+      if (values && values.length !== items.length) {
+        tracing.fail(span, `${items.length} names for ${values.length} values`);
+      }
+      const fits = values?.length === items.length;
+      items.forEach((assign, i) => assign(fits ? values?.[i] ?? null : UNKNOWN, scope));
+    };
+  }
+  const accepted = "accepted: a name, an attribute of self, or several names";
+  unit.unsupported(node, `cannot assign to ${described(node)}`, accepted);
+  return () => {};
+}

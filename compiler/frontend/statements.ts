@@ -1,0 +1,281 @@
+/** Statements, functions and classes of the subset: a rule for each kind of node of tree-sitter's grammar in it. */
+import type { Node } from "web-tree-sitter";
+import { condition, expression, target } from "./expressions.ts";
+import { described, isDocumentation, isPattern, parts, targetsIn } from "./nodes.ts";
+import type { Unit } from "./unit.ts";
+import {
+  type ClassDefinition,
+  type Evaluate,
+  type FunctionDefinition,
+  type Outcome,
+  type Scope,
+  text,
+  UNKNOWN,
+} from "./values.ts";
+
+type Execute = (scope: Scope) => Outcome;
+/** Undefined for what does nothing, or was reported. */
+type Rule = (node: Node, unit: Unit) => Execute | undefined;
+
+const GIVEN_UP: Outcome = { value: UNKNOWN };
+
+export const IMPORT =
+  "accepted, at the top of a file: from decoder import Name (of a file beside it, or in graphs/shared)";
+const INSTEAD: Readonly<Record<string, string>> = {
+  import_statement: IMPORT,
+  import_from_statement: IMPORT,
+  future_import_statement: IMPORT,
+  while_statement: "loop with `for` over a range or a list",
+  try_statement: 'check with `if`, or state a requirement with `assert condition, "message"`',
+  raise_statement: 'state a requirement with `assert condition, "message"`',
+  with_statement: "write its statements without `with`",
+  match_statement: "use `if`, `elif` and `else`",
+  break_statement: "choose what the loop runs over, or use `if`",
+  continue_statement: "use `if` inside the loop",
+  decorated_definition: "write the definition without decorators",
+  global_statement: "pass values as arguments",
+  nonlocal_statement: "pass values as arguments",
+  delete_statement: "leave the name unused",
+  yield: "return a value or a list",
+};
+
+const RULES: Readonly<Record<string, Rule>> = {
+  expression_statement: simple,
+  return_statement(node, unit) {
+    const [value] = parts(node);
+    if (!value) return () => ({ value: null });
+    const evaluate = expression(value, unit);
+    return (scope) => ({ value: evaluate(scope) });
+  },
+  if_statement: conditional,
+  for_statement: loop,
+  assert_statement: assertion,
+  pass_statement: () => undefined,
+};
+
+/** Compiles a statement, and reports what of it is outside the subset. */
+export function statement(node: Node, unit: Unit): Execute | undefined {
+  const run = (RULES[node.type] ?? outside)(node, unit);
+  const span = unit.span(node);
+  return run && ((scope) => {
+    unit.tracing.at = span;
+    unit.tracing.spend(1);
+    return run(scope);
+  });
+}
+
+/** Whether no statement of this kind is in the subset, wherever it stands. */
+export function isOutside(node: Node): boolean {
+  return RULES[node.type] === undefined;
+}
+
+function outside(node: Node, unit: Unit): undefined {
+  const note = INSTEAD[node.type] ?? "accepted: assignments, calls, if, for, assert and return";
+  // A block is pointed at by its first word.
+  const at = node.startPosition.row === node.endPosition.row ? node : node.children[0] ?? node;
+  unit.unsupported(at, `${described(node)} is outside the subset`, note);
+}
+
+function block(node: Node | null, unit: Unit): Execute {
+  const compile = () => node ? parts(node).flatMap((n) => n.isError ? [] : statement(n, unit) ?? []) : [];
+  const statements = (node ? unit.nested(node, compile) : undefined) ?? [];
+  return (scope) => {
+    for (const run of statements) {
+      const outcome = run(scope);
+      if (outcome) return outcome;
+    }
+    return undefined;
+  };
+}
+
+function simple(node: Node, unit: Unit): Execute | undefined {
+  const [inner] = parts(node);
+  if (!inner || isDocumentation(node)) return undefined;
+  const left = inner.childForFieldName("left");
+  if (inner.type === "augmented_assignment") {
+    const operator = inner.childForFieldName("operator")?.text ?? "";
+    const fix = `write ${left?.text} = ${left?.text} ${operator.slice(0, -1)} ...`;
+    unit.unsupported(inner, `${operator} is outside the subset`, fix);
+    return undefined;
+  }
+  if (inner.type !== "assignment") {
+    const evaluate = expression(inner, unit);
+    return (scope) => void evaluate(scope);
+  }
+  const right = inner.childForFieldName("right");
+  if (right?.type === "assignment") {
+    unit.unsupported(inner, "one assignment a statement", "write each on a line of its own");
+    return undefined;
+  }
+  if (!left || !right) return undefined;
+  const evaluate = named(left, right, unit);
+  const assign = target(left, unit);
+  return (scope) => void assign(evaluate(scope), scope);
+}
+
+/** With the target's name for the values of the graph: `q, k = f(x), g(x)` names both. */
+function named(left: Node, right: Node, unit: Unit): Evaluate {
+  if (isPattern(left) && (right.type === "expression_list" || right.type === "tuple")) {
+    const own = parts(left);
+    const items = parts(right).map((item, i) => {
+      const name = own[i];
+      return name ? named(name, item, unit) : expression(item, unit);
+    });
+    return (scope) => ({ kind: "tuple", items: items.map((item) => item(scope)) });
+  }
+  const evaluate = expression(right, unit);
+  if (left.type !== "identifier") return evaluate;
+  const hint = left.text;
+  return (scope) => unit.tracing.named(hint, () => evaluate(scope));
+}
+
+function conditional(node: Node, unit: Unit): Execute {
+  const branch = (part: Node) => ({
+    met: condition(part.childForFieldName("condition"), unit),
+    run: block(part.childForFieldName("consequence"), unit),
+  });
+  const alternatives = node.childrenForFieldName("alternative");
+  const branches = [node, ...alternatives.filter((n) => n.type === "elif_clause")].map(branch);
+  const last = alternatives.find((n) => n.type === "else_clause");
+  const otherwise = block(last?.childForFieldName("body") ?? null, unit);
+  return (scope) => {
+    for (const { met, run } of branches) {
+      const value = met(scope);
+      if (value === undefined) return GIVEN_UP;
+      if (value) return run(scope);
+    }
+    return otherwise(scope);
+  };
+}
+
+function loop(node: Node, unit: Unit): Execute | undefined {
+  const left = node.childForFieldName("left");
+  const right = node.childForFieldName("right");
+  const otherwise = node.childForFieldName("alternative");
+  if (otherwise) unit.unsupported(otherwise, "a loop has no else", "write the statements after the loop");
+  if (!left || !right) return undefined;
+  const assign = target(left, unit);
+  const iterable = expression(right, unit);
+  const body = block(node.childForFieldName("body"), unit);
+  const span = unit.span(right);
+  return (scope) => {
+    const items = unit.tracing.items(iterable(scope), span);
+    if (!items) return GIVEN_UP;
+    for (const item of items) {
+      assign(item, scope);
+      const outcome = body(scope);
+      if (outcome) return outcome;
+    }
+    return undefined;
+  };
+}
+
+/** Every failed assertion is reported; tracing goes on, since the graph will not be used. */
+function assertion(node: Node, unit: Unit): Execute {
+  const [test, reason] = parts(node);
+  const met = condition(test, unit);
+  const message = reason && expression(reason, unit);
+  const { tracing } = unit;
+  const span = unit.span(node);
+  return (scope) => {
+    tracing.fieldsRead = new Map();
+    if (met(scope) !== false) return undefined;
+    const read = [...tracing.fieldsRead].map(([name, json]) => `${name} = ${text(json)}`);
+    const said = message?.(scope);
+    const notes = read.length > 0 ? [`config.json has ${read.join(", ")}`] : [];
+    tracing.fail(span, typeof said === "string" ? said : "this assertion does not hold", ...notes);
+    return undefined;
+  };
+}
+
+/** `def`, with `attributes` where it is a method of a class. */
+export function functionDefinition(
+  node: Node,
+  unit: Unit,
+  owner?: { readonly type: string; readonly attributes: ReadonlySet<string> },
+): FunctionDefinition {
+  const nameNode = node.childForFieldName("name");
+  const body = node.childForFieldName("body");
+  const [first] = node.children;
+  if (first?.type === "async") unit.unsupported(first, "functions are not async", "accepted: def");
+  const parameters = parametersOf(node.childForFieldName("parameters"), unit);
+  const own = parameters[0]?.name;
+  unit.self = owner && own !== undefined ? { name: own, ...owner } : undefined;
+  const locals = [...parameters.map((p) => p.name), ...targetsIn(node).map((n) => n.text)];
+  const run = unit.withLocals(locals, () => block(body, unit));
+  unit.self = undefined;
+  return { name: nameNode?.text ?? "", parameters, run, span: unit.span(nameNode ?? node) };
+}
+
+function parametersOf(list: Node | null, unit: Unit): FunctionDefinition["parameters"] {
+  const parameters: FunctionDefinition["parameters"][number][] = [];
+  let keywordOnly = false;
+  for (const node of list ? parts(list).filter((n) => !n.isError) : []) {
+    // An annotation says to a reader what a value is; it has no meaning here.
+    const value = node.childForFieldName("value");
+    const nameNode = node.type === "identifier"
+      ? node
+      : node.childForFieldName("name") ?? (node.type === "typed_parameter" ? node.namedChildren[0] : null);
+    if (node.type === "keyword_separator") {
+      keywordOnly = true;
+    } else if (nameNode?.type === "identifier") {
+      const name = nameNode.text;
+      if (parameters.some((p) => p.name === name)) unit.report(node, `parameter ${name} appears twice`);
+      const given = value ? { default: expression(value, unit) } : {};
+      parameters.push({ name, optional: value !== null, keywordOnly, ...given });
+    } else {
+      unit.unsupported(
+        node,
+        `parameter ${node.text} is outside the subset`,
+        "accepted: name, or name=default",
+      );
+    }
+  }
+  return parameters;
+}
+
+export function classDefinition(node: Node, unit: Unit): ClassDefinition {
+  const nameNode = node.childForFieldName("name") ?? node;
+  const name = nameNode.text;
+  const bases = node.childForFieldName("superclasses");
+  const base = bases ? parts(bases) : [];
+  if (!node.hasError && (base.length !== 1 || base[0]?.text !== "Module")) {
+    const message = `class ${name} must derive from Module and nothing else`;
+    unit.unsupported(bases ?? nameNode, message, `accepted: class ${name}(Module):`);
+  }
+  const body = node.childForFieldName("body");
+  const members = body ? parts(body).filter((n) => !n.isError) : [];
+  const owner = { type: name, attributes: attributesOf(members) };
+  const methods = new Map<string, FunctionDefinition>();
+  for (const member of members) {
+    if (isDocumentation(member) || member.type === "pass_statement") continue;
+    if (member.type === "function_definition") {
+      const method = functionDefinition(member, unit, owner);
+      const at = member.childForFieldName("name") ?? member;
+      if (methods.has(method.name)) unit.misplaced(at, `class ${name} defines ${method.name} twice`);
+      if (method.parameters.length === 0 && !member.hasError) {
+        unit.report(at, `method ${method.name} has no self`, `accepted: def ${method.name}(self):`);
+      }
+      methods.set(method.name, method);
+    } else if (INSTEAD[member.type] !== undefined) {
+      outside(member, unit);
+    } else {
+      const accepted = "accepted: methods (def); attributes are set on self in __init__";
+      unit.misplaced(member, `${described(member)} cannot stand in a class body`, accepted);
+    }
+  }
+  return { kind: "class", name, methods, span: unit.span(nameNode) };
+}
+
+/** Methods, and what any method assigns to an attribute of its first parameter. */
+function attributesOf(members: readonly Node[]): Set<string> {
+  return new Set(members.flatMap((member) => {
+    const list = member.childForFieldName("parameters");
+    const self = list && parts(list)[0]?.text;
+    const set = targetsIn(member).filter((n) =>
+      n.type === "attribute" && n.childForFieldName("object")?.text === self
+    );
+    return [member.childForFieldName("name"), ...set.map((n) => n.childForFieldName("attribute"))]
+      .flatMap((n) => n?.text ?? []);
+  }));
+}

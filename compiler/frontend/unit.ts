@@ -1,0 +1,125 @@
+/**
+ * One file of a description while it is compiled: what its names mean, and how it reports what is outside the subset.
+ * Compiling walks tree-sitter's nodes once and makes of each a function that evaluates it (statements.ts,
+ * expressions.ts); the walk is also the static check of the whole file.
+ */
+import type { Node } from "web-tree-sitter";
+import { PREDEFINED } from "./builtins.ts";
+import { didYouMean, type Source, type Span } from "./diagnostics.ts";
+import { spanOf } from "./nodes.ts";
+import type { Tracing } from "./tracing.ts";
+import type { ClassDefinition, Evaluate, Outcome, Scope, Value } from "./values.ts";
+
+/** Deeper nesting is no model description, and would exhaust the stack. */
+const DEEPEST = 64;
+
+interface Self {
+  readonly name: string;
+  readonly type: string;
+  readonly attributes: ReadonlySet<string>;
+}
+
+export class Unit {
+  /** What the file defines, filled while it is compiled. */
+  readonly globals: Scope = new Map();
+  /** Every name of the file, known before any of its bodies is compiled. */
+  readonly names = new Set<string>();
+  /** Files that names are imported from. */
+  readonly imports = new Map<string, Unit>();
+  /** Its last class. */
+  model: ClassDefinition | undefined;
+  /** Its assignments, which run before anything is traced. */
+  readonly constants: ((scope: Scope) => Outcome)[] = [];
+  /** The class around the method that is being compiled. */
+  self: Self | undefined;
+  #locals: ReadonlySet<string> = new Set();
+  #depth = 0;
+
+  /** `broken`: the file has syntax errors, so that parts may stand in blocks they do not belong to. */
+  constructor(readonly source: Source, readonly tracing: Tracing, readonly broken: boolean) {}
+
+  span(node: Node): Span {
+    return spanOf(node, this.source);
+  }
+
+  report(node: Node, message: string, ...notes: string[]): void {
+    this.tracing.diagnostics.report(this.span(node), message, ...notes);
+  }
+
+  /** Reports what is outside the subset, unless a syntax error may have made it. */
+  unsupported(node: Node, message: string, ...notes: string[]): void {
+    const doubtful = this.broken &&
+      (node.hasError || this.tracing.diagnostics.hasInRow(this.span(node)));
+    if (!doubtful) this.report(node, message, ...notes);
+  }
+
+  /** Reports what a syntax error may have moved to another block, or made of a definition that is lost. */
+  misplaced(node: Node, message: string, ...notes: string[]): void {
+    if (!this.broken) this.report(node, message, ...notes);
+  }
+
+  /** Compiles one level deeper; undefined for a level too many, which is reported. */
+  nested<R>(node: Node, compile: () => R): R | undefined {
+    if (this.#depth >= DEEPEST) {
+      this.report(node, `nested more than ${DEEPEST} levels deep`, "give inner parts names");
+      return undefined;
+    }
+    this.#depth++;
+    try {
+      return compile();
+    } finally {
+      this.#depth--;
+    }
+  }
+
+  /** Compiles with these names as locals, beside those around them. */
+  withLocals<R>(names: Iterable<string>, compile: () => R): R {
+    const outer = this.#locals;
+    this.#locals = new Set([...outer, ...names]);
+    try {
+      return compile();
+    } finally {
+      this.#locals = outer;
+    }
+  }
+
+  /**
+   * Reads a name. As in Python, a name that a function assigns anywhere is its own everywhere in it; all others are
+   * the file's, an import or built in.
+   */
+  name(node: Node): Evaluate | undefined {
+    const name = node.text;
+    const span = this.span(node);
+    const unset = (...notes: string[]) =>
+      this.tracing.fail(span, `${name} is read before it has a value`, ...notes);
+    if (this.#locals.has(name)) {
+      const hides = this.#isGlobal(name)
+        ? [`it is assigned in this function, so it is not the ${name} outside; give it a name of its own`]
+        : [];
+      return (scope) => scope.has(name) ? scope.get(name) ?? null : unset(...hides);
+    }
+    if (this.#isGlobal(name)) {
+      return () => {
+        const value = this.lookup(name);
+        return value === undefined ? unset() : value;
+      };
+    }
+    const near = didYouMean(name, [...this.#locals, ...this.names, ...PREDEFINED.keys()]);
+    const torch = name === "torch" || name === "nn"
+      ? ["layers are built in: write Linear, not nn.Linear"]
+      : [];
+    this.misplaced(node, `${name} is not defined${near}`, ...torch);
+    return undefined;
+  }
+
+  #isGlobal(name: string): boolean {
+    return this.names.has(name) || PREDEFINED.has(name);
+  }
+
+  /** The value of a name of the file; undefined before its assignment has run. */
+  lookup(name: string): Value | undefined {
+    const origin = this.imports.get(name);
+    if (origin !== undefined) return origin.lookup(name);
+    return this.globals.has(name) ? this.globals.get(name) : PREDEFINED.get(name);
+  }
+}
