@@ -16,7 +16,7 @@ const run = promisify(execFile);
 const WITHOUT_WORDS = [
   "Bundle CompileOptions CompileReport Correct CorrectionMode EvaluateOptions Evaluation Executor ExecutorOptions",
   "FactorDType FormatKind GenerateOptions Graph GroupSize HcinferError MachineProfile OpenOptions Plan ResidualWidth",
-  "Session Stage StepRequest printGraph",
+  "Quantizer Session Stage StepRequest WeightSource createNullExecutor printGraph",
 ].join(" ").split(" ");
 
 const Documentation = z.object({
