@@ -1,6 +1,8 @@
 /** What a plan holds, in figures: `compile` and the demo print a summary, `inspect` the tables. */
 import type { Graph, Node, NodeOf } from "../compiler/ir/graph.ts";
 import { packedName } from "../compiler/ir/naming.ts";
+import type { Op } from "../compiler/ir/ops.ts";
+import { flights } from "../compiler/passes/schedule.ts";
 import type { PackedWeight, Plan } from "../compiler/plan.ts";
 import { bytesText, percentText } from "./terminal.ts";
 
@@ -28,6 +30,9 @@ export interface Window {
   readonly cause: string;
 }
 
+/** What chooses rows reads a norm of each, which the budget leaves out: rows and factors are what it spends. */
+const CHOICES: ReadonlySet<Op> = new Set<Op>(["sparse_select"]);
+
 /** Windows in graph order, each with its packed weight, its corrections and its budget. */
 export function windows(plan: Plan): Window[] {
   const budgets = new Map(plan.graph.budgets.map((budget) => [budget.window, budget]));
@@ -35,11 +40,12 @@ export function windows(plan: Plan): Window[] {
   const linears = new Map(
     plan.graph.nodes.flatMap((n) => n.op === "linear" ? [[packedName(n.params.weights), n] as const] : []),
   );
+  const flown = flights(plan.graph);
   return plan.weights.flatMap((weight) => {
     const linear = linears.get(packedName(weight.sections));
     const name = linear?.params.window;
     if (linear === undefined || name === undefined) return [];
-    const nodes = correctionNodes(plan.graph, name);
+    const nodes = flown.get(name)?.corrections.map((index) => plan.graph.nodes[index]!) ?? [];
     const budget = budgets.get(name);
     const store = stores.get(name);
     return [{
@@ -50,16 +56,13 @@ export function windows(plan: Plan): Window[] {
       rank: budget?.rank ?? 0,
       channels: budget?.channels ?? 0,
       bytesStored: (store?.residual?.bytes ?? 0) + (store?.factors?.bytes ?? 0),
-      bytesRead: nodes.reduce((sum, node) => sum + (node.placement.bytesRead ?? 0), 0),
+      bytesRead: nodes.reduce(
+        (sum, node) => sum + (CHOICES.has(node.op) ? 0 : node.placement.bytesRead ?? 0),
+        0,
+      ),
       cause: budget?.cause ?? "",
     }];
   });
-}
-
-function correctionNodes(graph: Graph, window: string): Node[] {
-  return graph.nodes.filter((node) =>
-    (node.op === "low_rank" || node.op === "sparse_residual") && node.params.window === window
-  );
 }
 
 export function figures(plan: Plan): Figures {
@@ -88,6 +91,9 @@ export function predicted(graph: Graph): Map<string, number> {
   return lanes;
 }
 
+/** The form of correction that makes a delta by an op. */
+const FORMS: { readonly [P in Op]?: string } = { low_rank_up: "low_rank", sparse_sum: "sparse_residual" };
+
 function range(numbers: readonly number[]): string {
   const [least, most] = [Math.min(...numbers), Math.max(...numbers)];
   return least === most ? `${least}` : `${least}-${most}`;
@@ -111,7 +117,7 @@ export function planSummary(plan: Plan): string {
       }`,
     ],
   ];
-  const forms = [...new Set(all.flatMap((window) => window.nodes.map((node) => node.op)))];
+  const forms = [...new Set(all.flatMap((window) => window.nodes.flatMap((node) => FORMS[node.op] ?? [])))];
   if (forms.length === 0) {
     lines.push(["corrections", "none"]);
   } else {

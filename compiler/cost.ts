@@ -78,7 +78,7 @@ function factor(dtype: FactorDType, rank: number, length: number): Cost {
 
 /** The choice of channels among `inputs`. */
 function choice(inputs: number): Cost {
-  return { ...elementwise([], 0, 8 * inputs), operations: 4 * inputs };
+  return { ...elementwise([], 0, 4 * inputs), operations: 4 * inputs };
 }
 
 /** The sum of `channels` chosen rows. */
@@ -144,8 +144,9 @@ const COSTS: { readonly [P in Op]: CostRule<P> } = {
     return sum(factor(dtype, rank, width(inputs)), factor(dtype, rank, outputs));
   },
   sparse_residual({ params: { width: bits, channels, outputs } }, inputs) {
-    const { bytesStored, ...cost } = sum(choice(width(inputs)), rows(bits, channels, outputs));
-    return { ...cost, bytesStored: bytesStored + width(inputs) * residualShape(bits, outputs).rowBytes };
+    const n = width(inputs);
+    const bytesStored = n * residualShape(bits, outputs).rowBytes + 4 * (2 * n + outputs);
+    return { ...sum(choice(n), rows(bits, channels, outputs)), bytesStored };
   },
   // Added where the outputs are consumed.
   merge: (node) => ({

@@ -317,7 +317,10 @@ class Lowering {
 
   #coded(x: string, group: GroupSize): string {
     const key = `${x} ${group}`;
+    const placement = this.#placement;
+    this.#placement = { ...placement, causes: ["int8 codes for a linear: its producer makes none"] };
     const made = this.#codes.get(key) ?? this.#emit("quantize", [plain(x)], { group }, [`${x}_codes`])[0]!;
+    this.#placement = placement;
     this.#codes.set(key, made);
     return made;
   }
