@@ -7,7 +7,7 @@ import type { PackedWeight, Plan } from "../compiler/plan.ts";
 import { bytesText, percentText } from "./terminal.ts";
 
 /** All bytes; "read" is per decoded token. */
-export interface Figures {
+interface Figures {
   /** Packed weights that lie in windows: what corrections correct. */
   readonly backboneBytes: number;
   /** Embedding and output head. */

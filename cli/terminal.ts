@@ -2,7 +2,7 @@
 import Table from "cli-table3";
 import process from "node:process";
 
-export const COLUMNS = 80;
+const COLUMNS = 80;
 
 /** What a terminal obeys instead of showing (C0 but tab and newline, DEL, C1), and what turns the order of text around. */
 const CONTROLS = /(?![\t\n])[\p{Cc}\p{Bidi_Control}]/gu;
