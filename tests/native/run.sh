@@ -20,11 +20,17 @@ sources() { # test, variant
     attention_test) kernels="attention" ;;
     linear_test) kernels="linear" ;;
     correction_test) kernels="correction" ;;
+    extents_test) kernels="elementwise attention linear correction observe" ;;
     *) kernels= ;;
   esac
   for kernel in $kernels; do
     if [ -n "${OBJECTS:-}" ]; then echo "$OBJECTS/$kernel.$2.o"; else echo "$simd/$kernel.cpp"; fi
   done
+  # How instructions are bound. It needs instructions.h, which `deno task build` writes.
+  if [ "$1" = extents_test ]; then
+    echo "-I../../ffi/build"
+    if [ -n "${OBJECTS:-}" ]; then echo "$OBJECTS/program.o"; else echo "$simd/program.cpp"; fi
+  fi
 }
 
 variants() {
@@ -48,7 +54,7 @@ all_variants() {
 }
 
 status=0
-for test in ${@:-simd_test kernels_test attention_test linear_test correction_test}; do
+for test in ${@:-simd_test kernels_test attention_test linear_test correction_test extents_test}; do
   first=
   for variant in $(variants); do
     compiler=${CXX:-g++}; machine=; runner=
