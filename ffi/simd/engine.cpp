@@ -277,8 +277,8 @@ class Engine {
 Memory memory_of(uint8_t* const* segments, const int64_t* sizes) {
   Memory memory{};
   for (int n = 0; n < SEGMENTS; n++) {
-    if (reinterpret_cast<uintptr_t>(segments[n]) % 64 != 0 || sizes[n] < 0) {
-      throw Refusal("segment " + std::to_string(n) + " does not start at a multiple of 64 bytes");
+    if (reinterpret_cast<uintptr_t>(segments[n]) % 64 != 0 || sizes[n] < 0 || (sizes[n] > 0 && !segments[n])) {
+      throw Refusal("segment " + std::to_string(n) + " is no open memory that starts at a multiple of 64 bytes");
     }
     memory.base[n] = segments[n], memory.size[n] = sizes[n];
   }

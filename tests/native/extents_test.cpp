@@ -54,6 +54,7 @@ static int32_t places_of(const std::string& name, const Record& record, int32_t 
   if (name == "positions") return static_cast<Opcode>(record.opcode) == Opcode::rope ? record.integer[instruction::rope::context_] : page_sizes[3];
   if (name == "sequences") return page_sizes[1];
   if (name == "pages") return page_sizes[0];
+  if (name == "sums" || name == "selectionSum") return 1000;  // of codes
   if (name == "index") return record.integer[instruction::sparseSum::residualInputs_];
   return 0;
 }
