@@ -162,9 +162,10 @@ static void shortages() {
   for (const int operand : {q_, cacheK_, cacheV_, tiles_, positions_, sequences_, pages_, out_}) record.operand[operand] = place(Segment::arena, 0);
   for (const int integer : {heads_, kvHeads_, headDim_, pageCount_, mostSequences_}) record.integer[integer] = 1;
   record.integer[mostPages_] = 1 << 20, record.integer[context_] = 1 << 26;
+  alignas(64) static uint8_t start[64];
   uint8_t* base[SEGMENTS] = {};
   int64_t size[SEGMENTS] = {};
-  size[static_cast<int>(Segment::arena)] = int64_t{1} << 40;
+  base[static_cast<int>(Segment::arena)] = start, size[static_cast<int>(Segment::arena)] = int64_t{1} << 40;
   const int64_t count = 1;
   const int32_t threads = 1024;
   within(rlim_t{1} << 40, [&] {
