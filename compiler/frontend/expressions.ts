@@ -6,7 +6,7 @@ import { didYouMean } from "./diagnostics.ts";
 import { described, isPattern, leaves, parts } from "./nodes.ts";
 import { ARITHMETIC, binary, type BinaryOperator, compare, COMPARISONS } from "./operators.ts";
 import type { Unit } from "./unit.ts";
-import { describe, type Evaluate, isModule, isUnknown, type Scope, UNKNOWN, type Value } from "./values.ts";
+import { describe, type Evaluate, is, type Scope, UNKNOWN, type Value } from "./values.ts";
 
 /** Undefined for what was reported. */
 type Rule = (node: Node, unit: Unit) => Evaluate | undefined;
@@ -25,6 +25,7 @@ const INSTEAD: Readonly<Record<string, string>> = {
   await: "call it directly",
 };
 
+/** Of what was reported; never run. */
 const unknown: Evaluate = () => UNKNOWN;
 
 /** Compiles an expression, and reports what of it is outside the subset. */
@@ -48,18 +49,15 @@ const RULES: Readonly<Record<string, Rule>> = {
   attribute,
   subscript,
   call: callExpression,
-  list: sequence("list"),
-  tuple: sequence("tuple"),
-  expression_list: sequence("tuple"),
+  list: sequence,
+  tuple: sequence,
+  expression_list: sequence,
   list_comprehension: comprehension,
   parenthesized_expression: (node, unit) => expression(parts(node)[0], unit),
   unary_operator: unary,
   not_operator(node, unit) {
     const met = condition(node.childForFieldName("argument"), unit);
-    return (scope) => {
-      const value = met(scope);
-      return value === undefined ? UNKNOWN : !value;
-    };
+    return (scope) => !met(scope);
   },
   binary_operator(node, unit) {
     const operator = node.childForFieldName("operator")?.text ?? "";
@@ -79,20 +77,15 @@ const RULES: Readonly<Record<string, Rule>> = {
     const span = unit.span(first);
     return (scope) => {
       const value = left(scope);
-      const met = unit.tracing.truth(value, span);
-      if (met === undefined) return UNKNOWN;
-      return met === or ? value : right(scope);
+      return unit.tracing.truth(value, span) === or ? value : right(scope);
     };
   },
   comparison_operator: comparison,
   conditional_expression(node, unit) {
     const [then, test, otherwise] = parts(node);
     const met = condition(test, unit);
-    const branches = { true: expression(then, unit), false: expression(otherwise, unit) };
-    return (scope) => {
-      const value = met(scope);
-      return value === undefined ? UNKNOWN : branches[`${value}`](scope);
-    };
+    const [yes, no] = [expression(then, unit), expression(otherwise, unit)];
+    return (scope) => met(scope) ? yes(scope) : no(scope);
   },
 };
 
@@ -107,14 +100,10 @@ function outside(node: Node, unit: Unit): undefined {
   unit.unsupported(node, `${described(node)} is outside the subset`, note);
 }
 
-/** A condition's truth, or undefined when it has none that is static, which is reported. */
-export function condition(
-  node: Node | null | undefined,
-  unit: Unit,
-): (scope: Scope) => boolean | undefined {
-  if (!node) return () => undefined;
+/** A condition, whose truth must be static. */
+export function condition(node: Node | null | undefined, unit: Unit): (scope: Scope) => boolean {
   const evaluate = expression(node, unit);
-  const span = unit.span(node);
+  const span = node ? unit.span(node) : unit.tracing.at;
   return (scope) => unit.tracing.truth(evaluate(scope), span);
 }
 
@@ -183,11 +172,9 @@ function subscript(node: Node, unit: Unit): Evaluate {
   return (scope) => readItem(object(scope), index(scope), span, indexSpan, unit.tracing);
 }
 
-function sequence(kind: "list" | "tuple"): Rule {
-  return (node, unit) => {
-    const items = parts(node).map((item) => expression(item, unit));
-    return (scope) => ({ kind, items: items.map((item) => item(scope)) });
-  };
+function sequence(node: Node, unit: Unit): Evaluate {
+  const items = parts(node).map((item) => expression(item, unit));
+  return (scope) => items.map((item) => item(scope));
 }
 
 function unary(node: Node, unit: Unit): Evaluate | undefined {
@@ -201,8 +188,7 @@ function unary(node: Node, unit: Unit): Evaluate | undefined {
   const span = unit.span(node);
   return (scope) => {
     const value = operand(scope);
-    if (typeof value === "number") return -value;
-    return isUnknown(value) ? UNKNOWN : unit.tracing.fail(span, `cannot negate ${describe(value)}`);
+    return typeof value === "number" ? -value : unit.tracing.fail(span, `cannot negate ${describe(value)}`);
   };
 }
 
@@ -219,11 +205,9 @@ function comparison(node: Node, unit: Unit): Evaluate | undefined {
   const span = unit.span(node);
   return (scope) => {
     const values = operands.map((operand) => operand(scope));
-    for (const [i, operator] of operators.entries()) {
-      const met = compare(operator, values[i] ?? null, values[i + 1] ?? null, span, unit.tracing);
-      if (met !== true) return met;
-    }
-    return true;
+    return operators.every((operator, i) =>
+      compare(operator, values[i] ?? null, values[i + 1] ?? null, span, unit.tracing)
+    );
   };
 }
 
@@ -245,15 +229,11 @@ function comprehension(node: Node, unit: Unit): Evaluate | undefined {
       .map((n) => condition(parts(n)[0], unit));
     const body = expression(node.childForFieldName("body"), unit);
     return (scope) => {
-      const items = unit.tracing.items(iterable(scope), span);
-      if (!items) return UNKNOWN;
       const inner: Scope = new Map(scope);
-      const made: Value[] = [];
-      for (const item of items) {
+      return unit.tracing.items(iterable(scope), span).flatMap((item) => {
         assign(item, inner);
-        if (conditions.every((met) => met(inner) === true)) made.push(body(inner));
-      }
-      return { kind: "list", items: made };
+        return conditions.every((met) => met(inner)) ? [body(inner)] : [];
+      });
     };
   });
 }
@@ -313,26 +293,24 @@ export function target(node: Node, unit: Unit): Assign {
     const name = node.childForFieldName("attribute")?.text ?? "";
     return (value, scope) => {
       const object = owner(scope);
-      if (isModule(object) && object.constructing) {
+      if (is("module", object) && object.constructing) {
         object.attributes.set(name, value);
         tracing.adopt(object, name, value);
-      } else if (!isUnknown(object)) {
-        const found = isModule(object)
-          ? "an attribute set outside __init__"
-          : `an attribute of ${describe(object)}`;
-        tracing.fail(span, `cannot assign to ${found}`, "accepted: self.name = value, in __init__");
+        return;
       }
+      const late = is("module", object);
+      const found = late ? "an attribute set outside __init__" : `an attribute of ${describe(object)}`;
+      tracing.fail(span, `cannot assign to ${found}`, "accepted: self.name = value, in __init__");
     };
   }
   if (isPattern(node)) {
     const items = unit.nested(node, () => parts(node).map((n) => target(n, unit))) ?? [];
     return (value, scope) => {
-      const values = isUnknown(value) ? undefined : tracing.items(value, span);
-      if (values && values.length !== items.length) {
+      const values = tracing.items(value, span);
+      if (values.length !== items.length) {
         tracing.fail(span, `${items.length} names for ${values.length} values`);
       }
-      const fits = values?.length === items.length;
-      items.forEach((assign, i) => assign(fits ? values?.[i] ?? null : UNKNOWN, scope));
+      items.forEach((assign, i) => assign(values[i] ?? null, scope));
     };
   }
   const accepted = "accepted: a name, an attribute of self, or several names";

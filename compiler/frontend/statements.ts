@@ -2,22 +2,19 @@
 import type { Node } from "web-tree-sitter";
 import { condition, expression, target } from "./expressions.ts";
 import { described, isDocumentation, isPattern, parts, targetsIn } from "./nodes.ts";
+import { Reported } from "./tracing.ts";
 import type { Unit } from "./unit.ts";
 import {
   type ClassDefinition,
   type Evaluate,
+  type Execute,
   type FunctionDefinition,
-  type Outcome,
-  type Scope,
   text,
   UNKNOWN,
 } from "./values.ts";
 
-type Execute = (scope: Scope) => Outcome;
 /** Undefined for what does nothing, or was reported. */
 type Rule = (node: Node, unit: Unit) => Execute | undefined;
-
-const GIVEN_UP: Outcome = { value: UNKNOWN };
 
 export const IMPORT =
   "accepted, at the top of a file: from decoder import Name (of a file beside it, or in graphs/shared)";
@@ -53,15 +50,26 @@ const RULES: Readonly<Record<string, Rule>> = {
   pass_statement: () => undefined,
 };
 
-/** Compiles a statement, and reports what of it is outside the subset. */
+/**
+ * Compiles a statement, and reports what of it is outside the subset. One that is given up leaves unknown what it
+ * assigns, so that tracing can go on; not one that may return, as it is not known what would run after it.
+ */
 export function statement(node: Node, unit: Unit): Execute | undefined {
   const run = (RULES[node.type] ?? outside)(node, unit);
+  if (!run) return undefined;
+  const { tracing } = unit;
   const span = unit.span(node);
-  return run && ((scope) => {
-    unit.tracing.at = span;
-    unit.tracing.spend(1);
-    return run(scope);
-  });
+  const targets = targetsIn(node).map((left) => target(left, unit));
+  const returns = node.descendantsOfType("return_statement").length > 0;
+  return (scope) => {
+    tracing.at = span;
+    tracing.spend(1);
+    const outcome = tracing.attempt(() => run(scope));
+    if (outcome) return outcome.value;
+    for (const assign of targets) tracing.attempt(() => assign(UNKNOWN, scope));
+    if (returns) throw new Reported();
+    return undefined;
+  };
 }
 
 /** Whether no statement of this kind is in the subset, wherever it stands. */
@@ -121,7 +129,7 @@ function named(left: Node, right: Node, unit: Unit): Evaluate {
       const name = own[i];
       return name ? named(name, item, unit) : expression(item, unit);
     });
-    return (scope) => ({ kind: "tuple", items: items.map((item) => item(scope)) });
+    return (scope) => items.map((item) => item(scope));
   }
   const evaluate = expression(right, unit);
   if (left.type !== "identifier") return evaluate;
@@ -139,12 +147,8 @@ function conditional(node: Node, unit: Unit): Execute {
   const last = alternatives.find((n) => n.type === "else_clause");
   const otherwise = block(last?.childForFieldName("body") ?? null, unit);
   return (scope) => {
-    for (const { met, run } of branches) {
-      const value = met(scope);
-      if (value === undefined) return GIVEN_UP;
-      if (value) return run(scope);
-    }
-    return otherwise(scope);
+    const branch = branches.find(({ met }) => met(scope));
+    return branch ? branch.run(scope) : otherwise(scope);
   };
 }
 
@@ -159,9 +163,7 @@ function loop(node: Node, unit: Unit): Execute | undefined {
   const body = block(node.childForFieldName("body"), unit);
   const span = unit.span(right);
   return (scope) => {
-    const items = unit.tracing.items(iterable(scope), span);
-    if (!items) return GIVEN_UP;
-    for (const item of items) {
+    for (const item of unit.tracing.items(iterable(scope), span)) {
       assign(item, scope);
       const outcome = body(scope);
       if (outcome) return outcome;
@@ -179,12 +181,11 @@ function assertion(node: Node, unit: Unit): Execute {
   const span = unit.span(node);
   return (scope) => {
     tracing.fieldsRead = new Map();
-    if (met(scope) !== false) return undefined;
+    if (met(scope)) return undefined;
     const read = [...tracing.fieldsRead].map(([name, json]) => `${name} = ${text(json)}`);
     const said = message?.(scope);
     const notes = read.length > 0 ? [`config.json has ${read.join(", ")}`] : [];
-    tracing.fail(span, typeof said === "string" ? said : "this assertion does not hold", ...notes);
-    return undefined;
+    return tracing.fail(span, typeof said === "string" ? said : "this assertion does not hold", ...notes);
   };
 }
 

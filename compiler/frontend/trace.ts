@@ -4,8 +4,8 @@
  * static values are computed, tensors are symbols whose ops are appended to a graph. A description is never executed:
  * it can make a graph or diagnostics, nothing else, in bounded time (tracing.ts).
  *
- * An error is reported once and its value becomes `UNKNOWN`, which spreads in silence, so that one run reports every
- * independent error.
+ * An error is reported once and gives up its statement: what that assigns is `UNKNOWN`, and a statement that reads it is
+ * given up in silence. So one run reports every independent error.
  */
 import { readdirSync } from "node:fs";
 import { basename } from "node:path";
@@ -21,7 +21,7 @@ import { Diagnostics, Source, type Span, TooManyDiagnostics } from "./diagnostic
 import { Files } from "./files.ts";
 import { LimitReached, Tracing } from "./tracing.ts";
 import type { Unit } from "./unit.ts";
-import { describe, isTensor, isUnknown, newModule, type Value } from "./values.ts";
+import { describe, is, newModule, type Value } from "./values.ts";
 
 /** The fields of a config.json, by their names; what descriptions read as `config.hidden_size`. */
 export interface Config {
@@ -84,10 +84,12 @@ function trace({ model, source }: Unit, tracing: Tracing, config: Config): Graph
   const root = newModule(model);
   tracing.root = root;
   construct(root, model, site(model.span, { kind: "record", path: "", fields: config }), tracing);
-  const logits = callFunction(forward, root, site(forward.span, ...inputs), tracing);
-  if (isUnknown(logits)) return undefined;
-  const shape = isTensor(logits) ? logits.value.type.shape : [];
-  if (!isTensor(logits) || shape.length !== 2 || logits.value.type.dtype !== "f32") {
+  const method = { kind: "function", definition: forward, self: root } as const;
+  const outcome = tracing.attempt(() => callFunction(method, site(forward.span, ...inputs), tracing));
+  if (!outcome) return undefined;
+  const logits = outcome.value;
+  const shape = is("tensor", logits) ? logits.value.type.shape : [];
+  if (!is("tensor", logits) || shape.length !== 2 || logits.value.type.dtype !== "f32") {
     const found = describe(logits);
     diagnostics.report(forward.span, `forward must return logits [T,vocabulary] f32, found ${found}`);
     return undefined;

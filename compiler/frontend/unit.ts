@@ -4,11 +4,12 @@
  * expressions.ts); the walk is also the static check of the whole file.
  */
 import type { Node } from "web-tree-sitter";
+import { known } from "./attributes.ts";
 import { PREDEFINED } from "./builtins.ts";
 import { didYouMean, type Source, type Span } from "./diagnostics.ts";
 import { spanOf } from "./nodes.ts";
 import type { Tracing } from "./tracing.ts";
-import type { ClassDefinition, Evaluate, Outcome, Scope, Value } from "./values.ts";
+import type { ClassDefinition, Evaluate, Execute, Scope, Value } from "./values.ts";
 
 /** Deeper nesting is no model description, and would exhaust the stack. */
 const DEEPEST = 64;
@@ -29,7 +30,7 @@ export class Unit {
   /** Its last class. */
   model: ClassDefinition | undefined;
   /** Its assignments, which run before anything is traced. */
-  readonly constants: ((scope: Scope) => Outcome)[] = [];
+  readonly constants: Execute[] = [];
   /** The class around the method that is being compiled. */
   self: Self | undefined;
   #locals: ReadonlySet<string> = new Set();
@@ -90,30 +91,23 @@ export class Unit {
   name(node: Node): Evaluate | undefined {
     const name = node.text;
     const span = this.span(node);
-    const unset = (...notes: string[]) =>
-      this.tracing.fail(span, `${name} is read before it has a value`, ...notes);
+    const read = (value: Value | undefined, ...notes: string[]) =>
+      value === undefined
+        ? this.tracing.fail(span, `${name} is read before it has a value`, ...notes)
+        : known(value);
+    const isGlobal = this.names.has(name) || PREDEFINED.has(name);
     if (this.#locals.has(name)) {
-      const hides = this.#isGlobal(name)
-        ? [`it is assigned in this function, so it is not the ${name} outside; give it a name of its own`]
-        : [];
-      return (scope) => scope.has(name) ? scope.get(name) ?? null : unset(...hides);
+      const hides =
+        `it is assigned in this function, so it is not the ${name} outside; give it a name of its own`;
+      return (scope) => read(scope.get(name), ...(isGlobal ? [hides] : []));
     }
-    if (this.#isGlobal(name)) {
-      return () => {
-        const value = this.lookup(name);
-        return value === undefined ? unset() : value;
-      };
-    }
+    if (isGlobal) return () => read(this.lookup(name));
     const near = didYouMean(name, [...this.#locals, ...this.names, ...PREDEFINED.keys()]);
     const torch = name === "torch" || name === "nn"
       ? ["layers are built in: write Linear, not nn.Linear"]
       : [];
     this.misplaced(node, `${name} is not defined${near}`, ...torch);
     return undefined;
-  }
-
-  #isGlobal(name: string): boolean {
-    return this.names.has(name) || PREDEFINED.has(name);
   }
 
   /** The value of a name of the file; undefined before its assignment has run. */
