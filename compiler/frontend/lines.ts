@@ -18,11 +18,8 @@ export interface LogicalLine {
   readonly broken: boolean;
 }
 
-export interface Mistake {
-  readonly span: Span;
-  readonly message: string;
-  readonly note?: string;
-}
+/** Takes a mistake. */
+type Report = (span: Span, message: string, ...notes: string[]) => void;
 
 /** Strings (the groups are their opening quotes, and their closing ones if they are closed), space, all else. */
 const TOKEN =
@@ -32,10 +29,13 @@ const HEADERS = /^(class|def|if|elif|else|for|while|with|try|except|finally)\b/;
 /** What cannot continue an expression: a bracket still open before it was forgotten. */
 const STATEMENT = /^[ \t]*(class|def|return|assert|import|pass)\b|^[ \t]*self\.\w+[ \t]*=[^=]/;
 
-export function scanLines(source: string): { lines: LogicalLine[]; mistakes: Mistake[] } {
+export function scanLines(source: string, report: Report): LogicalLine[] {
   const lines: LogicalLine[] = [];
-  const mistakes: Mistake[] = [];
-  const mistake = (span: Span, message: string) => mistakes.push({ span, message });
+  let mistakes = 0;
+  const mistake = (span: Span, message: string) => {
+    mistakes++;
+    report(span, message);
+  };
   const open: { readonly bracket: string; readonly span: Span }[] = [];
   let row = 0, rowStart = 0;
   /** The line being scanned: where it starts, where its last token ends, and whether a colon stood outside brackets. */
@@ -46,11 +46,11 @@ export function scanLines(source: string): { lines: LogicalLine[]; mistakes: Mis
     const { start, last, colon, known } = line;
     const text = source.slice(line.from, line.to);
     const word = HEADERS.exec(text)?.[1];
-    if (word !== undefined && !colon && mistakes.length === known) {
+    if (word !== undefined && !colon && mistakes === known) {
       mistake(last, `":" is missing at the end of this ${word}`);
     }
     const header = text.endsWith(":") || (word !== undefined && !colon);
-    lines.push({ row: start.row, indent: start.column, text, header, broken: mistakes.length > known });
+    lines.push({ row: start.row, indent: start.column, text, header, broken: mistakes > known });
     line = undefined;
   };
   for (const { 0: token, 1: triple, 2: tripleEnd, 3: quote, 4: quoteEnd, index } of source.matchAll(TOKEN)) {
@@ -65,7 +65,7 @@ export function scanLines(source: string): { lines: LogicalLine[]; mistakes: Mis
       continue;
     }
     if (/^[\s#]|^\\\r?\n/.test(token)) continue;
-    line ??= { start: span, from: index, to: index, last: span, colon: false, known: mistakes.length };
+    line ??= { start: span, from: index, to: index, last: span, colon: false, known: mistakes };
     line.to = index + token.length;
     line.last = { row, column: line.to - rowStart, endRow: row, endColumn: line.to - rowStart + 1 };
     if (triple !== undefined || quote !== undefined) {
@@ -89,32 +89,29 @@ export function scanLines(source: string): { lines: LogicalLine[]; mistakes: Mis
     }
   }
   finish();
-  return { lines, mistakes: [...mistakes, ...indentation(lines)] };
+  checkIndentation(lines, report);
+  return lines;
 }
 
 /** Python's rules of blocks: deeper after a header, and nowhere else; back only to a level that is open. */
-function indentation(lines: readonly LogicalLine[]): Mistake[] {
-  const mistakes: Mistake[] = [];
+function checkIndentation(lines: readonly LogicalLine[], report: Report): void {
   const levels = [0];
   let header: LogicalLine | undefined;
-  const report = ({ row, indent }: LogicalLine, message: string, note?: string) => {
-    const span = { row, column: indent, endRow: row, endColumn: indent + 1 };
-    mistakes.push({ span, message, ...(note === undefined ? {} : { note }) });
-  };
+  const at = ({ row, indent }: LogicalLine, message: string, ...notes: string[]) =>
+    report({ row, column: indent, endRow: row, endColumn: indent + 1 }, message, ...notes);
   for (const line of lines) {
     const level = levels.at(-1) ?? 0;
     if (line.indent > level) {
-      if (!header) report(line, "this line is indented, but no block starts before it");
+      if (!header) at(line, "this line is indented, but no block starts before it");
       levels.push(line.indent);
     } else if (header) {
       const empty = `the block of line ${header.row + 1} is empty or not indented`;
-      report(line, empty, "indent its statements, or write pass");
+      at(line, empty, "indent its statements, or write pass");
     }
     // A line that matches no level leaves them as they are, so that it is reported alone.
     if (levels.includes(line.indent)) levels.length = levels.indexOf(line.indent) + 1;
-    else report(line, "this indentation matches no block around it");
+    else at(line, "this indentation matches no block around it");
     header = line.header ? line : undefined;
   }
-  if (header) report(header, "the file ends before the block of this line");
-  return mistakes;
+  if (header) at(header, "the file ends before the block of this line");
 }

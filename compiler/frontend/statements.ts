@@ -1,7 +1,7 @@
 /** Statements, functions and classes of the subset: a rule for each kind of node of tree-sitter's grammar in it. */
 import type { Node } from "web-tree-sitter";
 import { condition, expression, target } from "./expressions.ts";
-import { described, isDocumentation, isPattern, parts, targetsIn } from "./nodes.ts";
+import { described, fields, isDocumentation, isPattern, parts, targetsIn } from "./nodes.ts";
 import { Reported } from "./tracing.ts";
 import type { Unit } from "./unit.ts";
 import {
@@ -81,10 +81,10 @@ function outside(node: Node, unit: Unit): undefined {
   const note = INSTEAD[node.type] ?? "accepted: assignments, calls, if, for, assert and return";
   // A block is pointed at by its first word.
   const at = node.startPosition.row === node.endPosition.row ? node : node.children[0] ?? node;
-  unit.unsupported(at, `${described(node)} is outside the subset`, note);
+  return unit.unsupported(at, `${described(node)} is outside the subset`, note);
 }
 
-function block(node: Node | null, unit: Unit): Execute {
+function block(node: Node | undefined, unit: Unit): Execute {
   const compile = () => node ? parts(node).flatMap((n) => n.isError ? [] : statement(n, unit) ?? []) : [];
   const statements = (node ? unit.nested(node, compile) : undefined) ?? [];
   return (scope) => {
@@ -99,21 +99,17 @@ function block(node: Node | null, unit: Unit): Execute {
 function simple(node: Node, unit: Unit): Execute | undefined {
   const [inner] = parts(node);
   if (!inner || isDocumentation(node)) return undefined;
-  const left = inner.childForFieldName("left");
+  const { left, operator, right } = fields(inner);
   if (inner.type === "augmented_assignment") {
-    const operator = inner.childForFieldName("operator")?.text ?? "";
-    const fix = `write ${left?.text} = ${left?.text} ${operator.slice(0, -1)} ...`;
-    unit.unsupported(inner, `${operator} is outside the subset`, fix);
-    return undefined;
+    const fix = `write ${left?.text} = ${left?.text} ${operator?.text.slice(0, -1)} ...`;
+    return unit.unsupported(inner, `${operator?.text} is outside the subset`, fix);
   }
   if (inner.type !== "assignment") {
     const evaluate = expression(inner, unit);
     return (scope) => void evaluate(scope);
   }
-  const right = inner.childForFieldName("right");
   if (right?.type === "assignment") {
-    unit.unsupported(inner, "one assignment a statement", "write each on a line of its own");
-    return undefined;
+    return unit.unsupported(inner, "one assignment a statement", "write each on a line of its own");
   }
   if (!left || !right) return undefined;
   const evaluate = named(left, right, unit);
@@ -138,14 +134,14 @@ function named(left: Node, right: Node, unit: Unit): Evaluate {
 }
 
 function conditional(node: Node, unit: Unit): Execute {
-  const branch = (part: Node) => ({
-    met: condition(part.childForFieldName("condition"), unit),
-    run: block(part.childForFieldName("consequence"), unit),
-  });
+  const branch = (part: Node) => {
+    const { condition: test, consequence } = fields(part);
+    return { met: condition(test, unit), run: block(consequence, unit) };
+  };
   const alternatives = node.childrenForFieldName("alternative");
   const branches = [node, ...alternatives.filter((n) => n.type === "elif_clause")].map(branch);
   const last = alternatives.find((n) => n.type === "else_clause");
-  const otherwise = block(last?.childForFieldName("body") ?? null, unit);
+  const otherwise = block(last && fields(last).body, unit);
   return (scope) => {
     const branch = branches.find(({ met }) => met(scope));
     return branch ? branch.run(scope) : otherwise(scope);
@@ -153,19 +149,16 @@ function conditional(node: Node, unit: Unit): Execute {
 }
 
 function loop(node: Node, unit: Unit): Execute | undefined {
-  const left = node.childForFieldName("left");
-  const right = node.childForFieldName("right");
-  const otherwise = node.childForFieldName("alternative");
+  const { left, right, body, alternative: otherwise } = fields(node);
   if (otherwise) unit.unsupported(otherwise, "a loop has no else", "write the statements after the loop");
   if (!left || !right) return undefined;
   const assign = target(left, unit);
-  const iterable = expression(right, unit);
-  const body = block(node.childForFieldName("body"), unit);
+  const [iterable, run] = [expression(right, unit), block(body, unit)];
   const span = unit.span(right);
   return (scope) => {
     for (const item of unit.tracing.items(iterable(scope), span)) {
       assign(item, scope);
-      const outcome = body(scope);
+      const outcome = run(scope);
       if (outcome) return outcome;
     }
     return undefined;
@@ -195,35 +188,32 @@ export function functionDefinition(
   unit: Unit,
   owner?: { readonly type: string; readonly attributes: ReadonlySet<string> },
 ): FunctionDefinition {
-  const nameNode = node.childForFieldName("name");
-  const body = node.childForFieldName("body");
+  const { name = node, parameters: list, body } = fields(node);
   const [first] = node.children;
   if (first?.type === "async") unit.unsupported(first, "functions are not async", "accepted: def");
-  const parameters = parametersOf(node.childForFieldName("parameters"), unit);
+  const parameters = parametersOf(list, unit);
   const own = parameters[0]?.name;
   unit.self = owner && own !== undefined ? { name: own, ...owner } : undefined;
   const locals = [...parameters.map((p) => p.name), ...targetsIn(node).map((n) => n.text)];
   const run = unit.withLocals(locals, () => block(body, unit));
   unit.self = undefined;
-  return { name: nameNode?.text ?? "", parameters, run, span: unit.span(nameNode ?? node) };
+  return { name: name.text, parameters, run, span: unit.span(name) };
 }
 
-function parametersOf(list: Node | null, unit: Unit): FunctionDefinition["parameters"] {
+function parametersOf(list: Node | undefined, unit: Unit): FunctionDefinition["parameters"] {
   const parameters: FunctionDefinition["parameters"][number][] = [];
   let keywordOnly = false;
   for (const node of list ? parts(list).filter((n) => !n.isError) : []) {
     // An annotation says to a reader what a value is; it has no meaning here.
-    const value = node.childForFieldName("value");
-    const nameNode = node.type === "identifier"
-      ? node
-      : node.childForFieldName("name") ?? (node.type === "typed_parameter" ? node.namedChildren[0] : null);
+    const { name: inner, value } = fields(node);
+    const nameNode = inner ?? (node.type === "typed_parameter" ? node.namedChildren[0] : node);
     if (node.type === "keyword_separator") {
       keywordOnly = true;
     } else if (nameNode?.type === "identifier") {
       const name = nameNode.text;
       if (parameters.some((p) => p.name === name)) unit.report(node, `parameter ${name} appears twice`);
       const given = value ? { default: expression(value, unit) } : {};
-      parameters.push({ name, optional: value !== null, keywordOnly, ...given });
+      parameters.push({ name, optional: value !== undefined, keywordOnly, ...given });
     } else {
       unit.unsupported(
         node,
@@ -236,15 +226,13 @@ function parametersOf(list: Node | null, unit: Unit): FunctionDefinition["parame
 }
 
 export function classDefinition(node: Node, unit: Unit): ClassDefinition {
-  const nameNode = node.childForFieldName("name") ?? node;
+  const { name: nameNode = node, superclasses: bases, body } = fields(node);
   const name = nameNode.text;
-  const bases = node.childForFieldName("superclasses");
   const base = bases ? parts(bases) : [];
   if (!node.hasError && (base.length !== 1 || base[0]?.text !== "Module")) {
     const message = `class ${name} must derive from Module and nothing else`;
     unit.unsupported(bases ?? nameNode, message, `accepted: class ${name}(Module):`);
   }
-  const body = node.childForFieldName("body");
   const members = body ? parts(body).filter((n) => !n.isError) : [];
   const owner = { type: name, attributes: attributesOf(members) };
   const methods = new Map<string, FunctionDefinition>();
@@ -252,7 +240,7 @@ export function classDefinition(node: Node, unit: Unit): ClassDefinition {
     if (isDocumentation(member) || member.type === "pass_statement") continue;
     if (member.type === "function_definition") {
       const method = functionDefinition(member, unit, owner);
-      const at = member.childForFieldName("name") ?? member;
+      const at = fields(member).name ?? member;
       if (methods.has(method.name)) unit.misplaced(at, `class ${name} defines ${method.name} twice`);
       if (method.parameters.length === 0 && !member.hasError) {
         unit.report(at, `method ${method.name} has no self`, `accepted: def ${method.name}(self):`);
@@ -271,12 +259,9 @@ export function classDefinition(node: Node, unit: Unit): ClassDefinition {
 /** Methods, and what any method assigns to an attribute of its first parameter. */
 function attributesOf(members: readonly Node[]): Set<string> {
   return new Set(members.flatMap((member) => {
-    const list = member.childForFieldName("parameters");
-    const self = list && parts(list)[0]?.text;
-    const set = targetsIn(member).filter((n) =>
-      n.type === "attribute" && n.childForFieldName("object")?.text === self
-    );
-    return [member.childForFieldName("name"), ...set.map((n) => n.childForFieldName("attribute"))]
-      .flatMap((n) => n?.text ?? []);
+    const { name, parameters } = fields(member);
+    const self = parameters && parts(parameters)[0]?.text;
+    const set = targetsIn(member).map(fields).filter(({ object }) => object?.text === self);
+    return [name, ...set.map(({ attribute }) => attribute)].flatMap((n) => n?.text ?? []);
   }));
 }

@@ -48,7 +48,7 @@ export class Unit {
   }
 
   /** Reports what is outside the subset, unless a syntax error may have made it. */
-  unsupported(node: Node, message: string, ...notes: string[]): void {
+  unsupported(node: Node, message: string, ...notes: string[]): undefined {
     const doubtful = this.broken &&
       (node.hasError || this.tracing.diagnostics.hasInRow(this.span(node)));
     if (!doubtful) this.report(node, message, ...notes);
