@@ -110,7 +110,7 @@ const REFUSED: readonly [string, RegExp][] = [
   ["from pair import Pair\nPair = 3", /2:1: error: Pair is defined twice/],
   [
     "from loop import A",
-    /loop2.py:1:6: error: these files import each other: loop.py -> loop2.py -> loop.py/,
+    /loop2.py:1:6: error: these files import each other: loop.py -> loop2.py -> loop.py\n/,
   ],
   ["from self import A", /self.py:1:6: error: these files import each other: self.py -> self.py/],
   ["from model import A", /import each other: model.py -> model.py|no model.py/],
