@@ -37,17 +37,11 @@ export function readAttribute(object: Value, name: string, span: Span, tracing: 
 /** A method of a module, bound to it. */
 export function readMethod(module: ModuleInstance, name: string, span: Span, tracing: Tracing): Value {
   const { type, attributes, incomplete } = module;
-  if (type.kind === "class") {
-    const definition = type.methods.get(name);
-    if (definition) return { kind: "function", definition, self: module };
-    if (incomplete) throw new Reported();
-  } else {
-    const method = type.methods.get(name);
-    if (method) return method(module);
-  }
+  const method = type.methods.get(name);
+  if (method) return method(module);
+  if (incomplete) throw new Reported();
   const near = didYouMean(name, [...attributes.keys(), ...type.methods.keys()]);
-  const notes = type.kind === "class" ? ["attributes are set in __init__"] : [];
-  return tracing.fail(span, `${type.name} has no attribute ${name}${near}`, ...notes);
+  return tracing.fail(span, `${type.name} has no attribute ${name}${near}`, "attributes are set in __init__");
 }
 
 /** `object[index]`; `span` is of the whole, `indexSpan` of what stands in the brackets. */

@@ -4,10 +4,10 @@
  */
 import type { Op, Params } from "../ir/ops.ts";
 import { known } from "./attributes.ts";
-import { type Arguments, builtin } from "./calls.ts";
+import { type Arguments, callable } from "./calls.ts";
 import { didYouMean } from "./diagnostics.ts";
 import { LAYERS } from "./layers.ts";
-import { type Builtin, describe, is, type Value } from "./values.ts";
+import { type Callable, describe, is, type Value } from "./values.ts";
 
 /** An op of the graph: tensors first, then static parameters. */
 function operation<P extends Op>(
@@ -15,14 +15,14 @@ function operation<P extends Op>(
   tensors: string,
   others: string,
   params: (found: Arguments) => Params[P],
-): Builtin {
-  return builtin(op, `${tensors} ${others}`, (found) => {
+): Callable {
+  return callable(op, `${tensors} ${others}`, (found) => {
     const inputs = tensors.split(" ").map((name) => found.tensor(name));
     return found.tracing.node(op, inputs, params(found), found.span);
   });
 }
 
-const OPERATIONS: readonly Builtin[] = [
+const OPERATIONS: readonly Callable[] = [
   operation("silu", "x", "", () => ({})),
   operation("rope", "x positions", "frequencies scale=", (found) => {
     const scale = found.has("scale") ? found.positive("scale") : 1;
@@ -38,8 +38,8 @@ const OPERATIONS: readonly Builtin[] = [
 ];
 
 /** A function of numbers. */
-function arithmetic(name: string, parameters: string, apply: (...numbers: number[]) => number): Builtin {
-  return builtin(name, parameters, (found) => {
+function arithmetic(name: string, parameters: string, apply: (...numbers: number[]) => number): Callable {
+  return callable(name, parameters, (found) => {
     const numbers = parameters.split(" ").map((n) => found.number(n));
     const result = apply(...numbers);
     if (Number.isFinite(result)) return result;
@@ -47,7 +47,7 @@ function arithmetic(name: string, parameters: string, apply: (...numbers: number
   });
 }
 
-const STATIC: readonly Builtin[] = [
+const STATIC: readonly Callable[] = [
   arithmetic("int", "x", Math.trunc),
   arithmetic("float", "x", (x) => x),
   arithmetic("min", "a b", Math.min),
@@ -56,7 +56,7 @@ const STATIC: readonly Builtin[] = [
   arithmetic("ceil", "x", Math.ceil),
   arithmetic("log", "x", Math.log),
   arithmetic("sqrt", "x", Math.sqrt),
-  builtin("range", "start stop= step=", (found) => {
+  callable("range", "start stop= step=", (found) => {
     const from = found.integer("start");
     const [start, stop] = found.has("stop") ? [from, found.integer("stop")] : [0, from];
     const step = found.has("step") ? found.integer("step") : 1;
@@ -65,9 +65,9 @@ const STATIC: readonly Builtin[] = [
     found.tracing.length(length, found.span, `a range of ${length}`);
     return Array.from({ length }, (_, i) => start + i * step);
   }),
-  builtin("len", "items", (found) => found.items("items").length),
-  builtin("enumerate", "items", (found) => found.items("items").map((item, i) => [i, item])),
-  builtin("getattr", "object name default=", (found) => {
+  callable("len", "items", (found) => found.items("items").length),
+  callable("enumerate", "items", (found) => found.items("items").map((item, i) => [i, item])),
+  callable("getattr", "object name default=", (found) => {
     const [object, name] = [found.value("object"), found.string("name")];
     const value = found.tracing.field(object, name);
     if (value !== undefined) return known(value);
@@ -76,10 +76,10 @@ const STATIC: readonly Builtin[] = [
     const message = `${describe(object)} has no field "${name}"${near}`;
     return found.fail("name", message, "a third argument is its default");
   }),
-  builtin("hasattr", "object name", (found) => {
+  callable("hasattr", "object name", (found) => {
     return found.tracing.field(found.value("object"), found.string("name")) !== undefined;
   }),
-  builtin("ModuleList", "modules", (found) => {
+  callable("ModuleList", "modules", (found) => {
     const items = found.items("modules");
     const other = items.find((item) => !is("module", item));
     if (other !== undefined) found.fail("modules", `expected modules, found ${describe(other)}`);
@@ -89,6 +89,6 @@ const STATIC: readonly Builtin[] = [
 
 /** What every description can name without defining it. */
 export const PREDEFINED: ReadonlyMap<string, Value> = new Map<string, Value>([
-  ...[...OPERATIONS, ...STATIC, ...LAYERS].map((builtin) => [builtin.name, builtin] as const),
+  ...[...OPERATIONS, ...STATIC, ...LAYERS].map((known) => [known.name, known] as const),
   ["pi", Math.PI],
 ]);

@@ -3,16 +3,12 @@ import { readMethod } from "./attributes.ts";
 import { didYouMean, type Span } from "./diagnostics.ts";
 import type { Tracing } from "./tracing.ts";
 import {
-  type BoundFunction,
-  type Builtin,
-  type ClassDefinition,
+  type Callable,
   describe,
   is,
   isList,
   type ModuleInstance,
   newModule,
-  type Parameter,
-  type Scope,
   type Tensor,
   type Value,
 } from "./values.ts";
@@ -29,20 +25,15 @@ export interface CallSite {
   readonly span: Span;
 }
 
-interface Signature {
-  readonly name: string;
-  readonly parameters: readonly Parameter[];
-}
-
 /** A built-in function; its parameters are written `x positions scale=`, where `=` marks what is optional. */
-export function builtin(name: string, parameters: string, call: Builtin["call"]): Builtin {
+export function callable(name: string, parameters: string, call: Callable["call"]): Callable {
   const names = parameters.split(" ").filter((p) => p !== "");
   const list = names.map((p) => ({ name: p.replace("=", ""), optional: p.endsWith("=") }));
-  return { kind: "builtin", name, parameters: list, call };
+  return { kind: "function", name, parameters: list, call };
 }
 
 /** Arguments by parameter name. */
-function bind({ name, parameters }: Signature, site: CallSite, tracing: Tracing): Map<string, Argument> {
+function bind({ name, parameters }: Callable, site: CallSite, tracing: Tracing): Map<string, Argument> {
   const names = parameters.map((p) => p.optional ? `${p.name}=...` : p.name);
   const fail = (span: Span, message: string): never =>
     tracing.fail(span, `${name} ${message}`, `accepted: ${name}(${names.join(", ")})`);
@@ -148,44 +139,17 @@ export class Arguments {
 /** Calls what can be called; `at` is where it is named. */
 export function call(callee: Value, site: CallSite, at: Span, tracing: Tracing): Value {
   if (is("module", callee)) return call(readMethod(callee, "forward", at, tracing), site, at, tracing);
-  if (is("class", callee)) return construct(newModule(callee), callee, site, tracing);
-  if (is("function", callee)) return callFunction(callee, site, tracing);
-  if (!is("builtin", callee)) return tracing.fail(at, `${describe(callee)} cannot be called`);
+  if (is("class", callee)) return construct(newModule(callee), site, tracing);
+  if (!is("function", callee)) return tracing.fail(at, `${describe(callee)} cannot be called`);
   return callee.call(new Arguments(callee.name, bind(callee, site, tracing), site.span, tracing));
 }
 
 /** Runs the `__init__` of a new module. Where that is given up, the module stands for what could be made of it. */
-export function construct(
-  module: ModuleInstance,
-  { name, methods }: ClassDefinition,
-  site: CallSite,
-  tracing: Tracing,
-): ModuleInstance {
-  const definition = methods.get("__init__");
+export function construct(module: ModuleInstance, site: CallSite, tracing: Tracing): ModuleInstance {
+  const { name, methods } = module.type;
+  const init = methods.get("__init__")?.(module) ?? callable(name, "", () => null);
   module.constructing = true;
-  module.incomplete = !tracing.attempt(() => {
-    if (definition) callFunction({ kind: "function", definition, self: module }, site, tracing);
-    else bind({ name, parameters: [] }, site, tracing);
-  });
+  module.incomplete = !tracing.attempt(() => call(init, site, site.span, tracing));
   module.constructing = false;
   return module;
-}
-
-export function callFunction({ definition, self }: BoundFunction, site: CallSite, tracing: Tracing): Value {
-  const parameters = definition.parameters.slice(self ? 1 : 0);
-  const name = self ? `${self.type.name}.${definition.name}` : definition.name;
-  const bound = bind({ name, parameters }, site, tracing);
-  const scope: Scope = new Map();
-  const own = definition.parameters[0];
-  if (self && own) scope.set(own.name, self);
-  for (const parameter of parameters) {
-    const given = bound.get(parameter.name);
-    scope.set(parameter.name, given ? given.value : parameter.default?.(new Map()) ?? null);
-  }
-  if (self) tracing.running.push(self);
-  try {
-    return definition.run(scope)?.value ?? null;
-  } finally {
-    if (self) tracing.running.pop();
-  }
 }

@@ -111,8 +111,8 @@ function compileStatements(statements: readonly Node[], unit: Unit): void {
       unit.model = classDefinition(node, unit);
       unit.globals.set(unit.model.name, unit.model);
     } else if (node.type === "function_definition") {
-      const definition = functionDefinition(node, unit);
-      unit.globals.set(definition.name, { kind: "function", definition });
+      const { name, bind } = functionDefinition(node, unit);
+      unit.globals.set(name.text, bind());
     } else {
       const [inner] = parts(node);
       const plain = inner?.type === "assignment" && targetsIn(node).every((n) => n.type === "identifier");

@@ -2,12 +2,12 @@
  * The layers that hold weights: Linear, Embedding and RMSNorm, with PyTorch's parameters. The attribute path of a
  * layer is the name of its tensor in the checkpoint, without `.weight`.
  */
-import { type Arguments, builtin } from "./calls.ts";
+import { type Arguments, callable } from "./calls.ts";
 import type { Op, Params } from "../ir/ops.ts";
 import { typeText } from "../ir/types.ts";
-import { type Builtin, type ModuleInstance, newModule, type Value } from "./values.ts";
+import { type Callable, type ModuleInstance, newModule, type Value } from "./values.ts";
 
-type Method = (self: ModuleInstance) => Builtin;
+type Method = (self: ModuleInstance) => Callable;
 
 /** A layer: `construct` checks its arguments and gives its attributes. */
 function layer(
@@ -15,9 +15,9 @@ function layer(
   parameters: string,
   construct: (found: Arguments) => Iterable<readonly [string, Value]>,
   methods: Readonly<Record<string, Method>>,
-): Builtin {
-  const type = { kind: "layer", name, methods: new Map(Object.entries(methods)) } as const;
-  return builtin(name, parameters, (found) => newModule(type, construct(found)));
+): Callable {
+  const type = { kind: "class", name, methods: new Map(Object.entries(methods)) } as const;
+  return callable(name, parameters, (found) => newModule(type, construct(found)));
 }
 
 /**
@@ -31,7 +31,7 @@ function method<P extends Op>(
   params: (path: string, size: (attribute: string) => number) => Params[P],
 ): Method {
   return (self) =>
-    builtin(name, "x", (found) => {
+    callable(name, "x", (found) => {
       const x = found.tensor("x");
       const path = found.tracing.path(self, found.span);
       const size = (attribute: string) => Number(self.attributes.get(attribute));
@@ -48,7 +48,7 @@ function linear(name: string, inputs: string, outputs: string): Method {
   return method(name, "linear", inputs, (path, size) => ({ weights: [{ path, outputs: size(outputs) }] }));
 }
 
-export const LAYERS: readonly Builtin[] = [
+export const LAYERS: readonly Callable[] = [
   layer("Linear", "in_features out_features bias=", (found) => {
     if (found.has("bias") && found.value("bias") !== false) {
       found.fail("bias", "a bias is not supported yet", "accepted: bias=False, which is the default here");

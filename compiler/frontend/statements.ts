@@ -5,10 +5,13 @@ import { described, fields, isDocumentation, isPattern, parts, targetsIn } from 
 import { Reported } from "./tracing.ts";
 import type { Unit } from "./unit.ts";
 import {
-  type ClassDefinition,
+  type Callable,
   type Evaluate,
   type Execute,
-  type FunctionDefinition,
+  type ModuleInstance,
+  type ModuleType,
+  type Parameter,
+  type Scope,
   text,
   UNKNOWN,
 } from "./values.ts";
@@ -182,26 +185,48 @@ function assertion(node: Node, unit: Unit): Execute {
   };
 }
 
-/** `def`, with `attributes` where it is a method of a class. */
+/** A function that is compiled: `bind` makes what can be called, of a method with its self. */
+export interface Definition {
+  readonly name: Node;
+  readonly parameters: readonly Parameter[];
+  readonly bind: (self?: ModuleInstance) => Callable;
+}
+
+/** `def`, with its `owner` where it is a method. */
 export function functionDefinition(
   node: Node,
   unit: Unit,
   owner?: { readonly type: string; readonly attributes: ReadonlySet<string> },
-): FunctionDefinition {
+): Definition {
   const { name = node, parameters: list, body } = fields(node);
   const [first] = node.children;
   if (first?.type === "async") unit.unsupported(first, "functions are not async", "accepted: def");
-  const parameters = parametersOf(list, unit);
+  const { parameters, defaults } = parametersOf(list, unit);
   const own = parameters[0]?.name;
   unit.self = owner && own !== undefined ? { name: own, ...owner } : undefined;
   const locals = [...parameters.map((p) => p.name), ...targetsIn(node).map((n) => n.text)];
   const run = unit.withLocals(locals, () => block(body, unit));
   unit.self = undefined;
-  return { name: name.text, parameters, run, span: unit.span(name) };
+  const text = owner ? `${owner.type}.${name.text}` : name.text;
+  const bind = (self?: ModuleInstance): Callable => ({
+    kind: "function",
+    name: text,
+    parameters: parameters.slice(self ? 1 : 0),
+    span: unit.span(name),
+    call({ bound, tracing }) {
+      const scope: Scope = new Map();
+      for (const [name, { value }] of bound) scope.set(name, value);
+      for (const [name, initial] of defaults) if (!bound.has(name)) scope.set(name, initial(new Map()));
+      if (self && own !== undefined) scope.set(own, self);
+      return tracing.inside(self, () => run(scope)?.value ?? null);
+    },
+  });
+  return { name, parameters, bind };
 }
 
-function parametersOf(list: Node | undefined, unit: Unit): FunctionDefinition["parameters"] {
-  const parameters: FunctionDefinition["parameters"][number][] = [];
+function parametersOf(list: Node | undefined, unit: Unit) {
+  const parameters: Parameter[] = [];
+  const defaults = new Map<string, Evaluate>();
   let keywordOnly = false;
   for (const node of list ? parts(list).filter((n) => !n.isError) : []) {
     // An annotation says to a reader what a value is; it has no meaning here.
@@ -212,8 +237,8 @@ function parametersOf(list: Node | undefined, unit: Unit): FunctionDefinition["p
     } else if (nameNode?.type === "identifier") {
       const name = nameNode.text;
       if (parameters.some((p) => p.name === name)) unit.report(node, `parameter ${name} appears twice`);
-      const given = value ? { default: expression(value, unit) } : {};
-      parameters.push({ name, optional: value !== undefined, keywordOnly, ...given });
+      if (value) defaults.set(name, expression(value, unit));
+      parameters.push({ name, optional: value !== undefined, keywordOnly });
     } else {
       unit.unsupported(
         node,
@@ -222,10 +247,10 @@ function parametersOf(list: Node | undefined, unit: Unit): FunctionDefinition["p
       );
     }
   }
-  return parameters;
+  return { parameters, defaults };
 }
 
-export function classDefinition(node: Node, unit: Unit): ClassDefinition {
+export function classDefinition(node: Node, unit: Unit): ModuleType {
   const { name: nameNode = node, superclasses: bases, body } = fields(node);
   const name = nameNode.text;
   const base = bases ? parts(bases) : [];
@@ -235,17 +260,16 @@ export function classDefinition(node: Node, unit: Unit): ClassDefinition {
   }
   const members = body ? parts(body).filter((n) => !n.isError) : [];
   const owner = { type: name, attributes: attributesOf(members) };
-  const methods = new Map<string, FunctionDefinition>();
+  const methods = new Map<string, Definition["bind"]>();
   for (const member of members) {
     if (isDocumentation(member) || member.type === "pass_statement") continue;
     if (member.type === "function_definition") {
-      const method = functionDefinition(member, unit, owner);
-      const at = fields(member).name ?? member;
-      if (methods.has(method.name)) unit.misplaced(at, `class ${name} defines ${method.name} twice`);
-      if (method.parameters.length === 0 && !member.hasError) {
-        unit.report(at, `method ${method.name} has no self`, `accepted: def ${method.name}(self):`);
+      const { name: at, parameters, bind } = functionDefinition(member, unit, owner);
+      if (methods.has(at.text)) unit.misplaced(at, `class ${name} defines ${at.text} twice`);
+      if (parameters.length === 0 && !member.hasError) {
+        unit.report(at, `method ${at.text} has no self`, `accepted: def ${at.text}(self):`);
       }
-      methods.set(method.name, method);
+      methods.set(at.text, bind);
     } else if (INSTEAD[member.type] !== undefined) {
       outside(member, unit);
     } else {

@@ -16,7 +16,7 @@ import type { Graph } from "../ir/graph.ts";
 import { GraphError } from "../ir/infer.ts";
 import { tensor } from "../ir/types.ts";
 import { verify } from "../ir/verify.ts";
-import { callFunction, type CallSite, construct } from "./calls.ts";
+import { call, type CallSite, construct } from "./calls.ts";
 import { Diagnostics, Source, type Span, TooManyDiagnostics } from "./diagnostics.ts";
 import { Files } from "./files.ts";
 import { LimitReached, Tracing } from "./tracing.ts";
@@ -64,12 +64,13 @@ export async function traceModel({ source, file, config }: TraceOptions): Promis
 
 function trace({ model, source }: Unit, tracing: Tracing, config: Config): Graph | undefined {
   const { builder, diagnostics } = tracing;
-  const forward = model?.methods.get("forward");
-  if (!model || !forward) {
+  const { span = { source, row: 0, column: 0, endRow: 0, endColumn: 1 } } = model ?? {};
+  const root = model && newModule(model);
+  const forward = root && model.methods.get("forward")?.(root);
+  if (!forward) {
     const found = model ? `class ${model.name} has no forward` : "there is no class in this file";
-    const start: Span = { source, row: 0, column: 0, endRow: 0, endColumn: 1 };
     const accepted = "the last class is the model: __init__(self, config), forward(self, tokens, positions)";
-    diagnostics.report(model?.span ?? start, found, accepted);
+    diagnostics.report(span, found, accepted);
     return undefined;
   }
   const site = (span: Span, ...values: Value[]): CallSite => ({
@@ -81,17 +82,16 @@ function trace({ model, source }: Unit, tracing: Tracing, config: Config): Graph
     kind: "tensor",
     value: builder.input(name, tensor("i32", "T")),
   }));
-  const root = newModule(model);
   tracing.root = root;
-  construct(root, model, site(model.span, { kind: "record", path: "", fields: config }), tracing);
-  const method = { kind: "function", definition: forward, self: root } as const;
-  const outcome = tracing.attempt(() => callFunction(method, site(forward.span, ...inputs), tracing));
+  construct(root, site(span, { kind: "record", path: "", fields: config }), tracing);
+  const at = forward.span ?? span;
+  const outcome = tracing.attempt(() => call(forward, site(at, ...inputs), at, tracing));
   if (!outcome) return undefined;
   const logits = outcome.value;
   const shape = is("tensor", logits) ? logits.value.type.shape : [];
   if (!is("tensor", logits) || shape.length !== 2 || logits.value.type.dtype !== "f32") {
     const found = describe(logits);
-    diagnostics.report(forward.span, `forward must return logits [T,vocabulary] f32, found ${found}`);
+    diagnostics.report(at, `forward must return logits [T,vocabulary] f32, found ${found}`);
     return undefined;
   }
   const graph = builder.finish([logits.value], "traced");
@@ -99,7 +99,7 @@ function trace({ model, source }: Unit, tracing: Tracing, config: Config): Graph
     verify(graph);
   } catch (error) {
     if (!(error instanceof GraphError)) throw error;
-    diagnostics.report(model.span, `this model makes no valid graph: ${error.message}`);
+    diagnostics.report(span, `this model makes no valid graph: ${error.message}`);
   }
   return graph;
 }

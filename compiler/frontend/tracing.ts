@@ -32,7 +32,7 @@ export class Tracing {
   /** The model: attribute paths start here. */
   root: ModuleInstance | undefined;
   /** Modules whose methods are running, innermost last; for messages. */
-  readonly running: ModuleInstance[] = [];
+  readonly #running: ModuleInstance[] = [];
   /** Fields of config.json read since this was last emptied; messages of `assert` show them. */
   fieldsRead = new Map<string, unknown>();
   #hint: string | undefined;
@@ -68,9 +68,19 @@ export class Tracing {
     }
   }
 
+  /** Evaluates within a method of a module; messages name it. */
+  inside(module: ModuleInstance | undefined, evaluate: () => Value): Value {
+    if (module) this.#running.push(module);
+    try {
+      return evaluate();
+    } finally {
+      if (module) this.#running.pop();
+    }
+  }
+
   /** Reports, with the module whose method is running. */
   report(span: Span, message: string, ...notes: string[]): void {
-    const module = this.running.at(-1);
+    const module = this.#running.at(-1);
     const path = module && this.#path(module);
     const where = path ? [`while tracing ${path} (${module.type.name})`] : [];
     this.diagnostics.report(span, message, ...notes, ...where);

@@ -9,7 +9,7 @@ import { PREDEFINED } from "./builtins.ts";
 import { didYouMean, type Source, type Span } from "./diagnostics.ts";
 import { spanOf } from "./nodes.ts";
 import type { Tracing } from "./tracing.ts";
-import type { ClassDefinition, Evaluate, Execute, Scope, Value } from "./values.ts";
+import type { Evaluate, Execute, ModuleType, Scope, Value } from "./values.ts";
 
 /** Deeper nesting is no model description, and would exhaust the stack. */
 const DEEPEST = 64;
@@ -28,7 +28,7 @@ export class Unit {
   /** Files that names are imported from. */
   readonly imports = new Map<string, Unit>();
   /** Its last class. */
-  model: ClassDefinition | undefined;
+  model: ModuleType | undefined;
   /** Its assignments, which run before anything is traced. */
   readonly constants: Execute[] = [];
   /** The class around the method that is being compiled. */

@@ -33,39 +33,29 @@ export interface Parameter {
   readonly keywordOnly?: boolean;
 }
 
-export interface FunctionDefinition {
+/** A function of a description, or one that is built in. */
+export interface Callable {
+  readonly kind: "function";
   readonly name: string;
-  readonly parameters: readonly (Parameter & { readonly default?: Evaluate })[];
-  readonly run: Execute;
-  /** The name: where a diagnostic about the function points. */
-  readonly span: Span;
-}
-
-/** A function that is built in. */
-export interface Builtin {
-  readonly kind: "builtin";
-  readonly name: string;
+  /** Without the self of a method. */
   readonly parameters: readonly Parameter[];
   readonly call: (found: Arguments) => Value;
+  /** Its name in a description. */
+  readonly span?: Span;
 }
 
-export interface ClassDefinition {
+/** A class of a description, or a layer that holds weights (layers.ts). */
+export interface ModuleType {
   readonly kind: "class";
   readonly name: string;
-  readonly methods: ReadonlyMap<string, FunctionDefinition>;
-  readonly span: Span;
-}
-
-/** A layer that holds weights (layers.ts). */
-export interface LayerType {
-  readonly kind: "layer";
-  readonly name: string;
-  readonly methods: ReadonlyMap<string, (self: ModuleInstance) => Builtin>;
+  readonly methods: ReadonlyMap<string, (self: ModuleInstance) => Callable>;
+  /** Its name in a description. */
+  readonly span?: Span;
 }
 
 export interface ModuleInstance {
   readonly kind: "module";
-  readonly type: ClassDefinition | LayerType;
+  readonly type: ModuleType;
   readonly attributes: Map<string, Value>;
   /** While its `__init__` runs, attributes may be set. */
   constructing: boolean;
@@ -77,16 +67,10 @@ export interface ModuleInstance {
 }
 
 export function newModule(
-  type: ModuleInstance["type"],
+  type: ModuleType,
   attributes: Iterable<readonly [string, Value]> = [],
 ): ModuleInstance {
   return { kind: "module", type, attributes: new Map(attributes), constructing: false, incomplete: false };
-}
-
-export interface BoundFunction {
-  readonly kind: "function";
-  readonly definition: FunctionDefinition;
-  readonly self?: ModuleInstance;
 }
 
 /** In a name or attribute whose assignment was reported; who reads it gives up in silence. */
@@ -105,9 +89,8 @@ export type Value =
   | Tensor
   | Record
   | ModuleInstance
-  | ClassDefinition
-  | BoundFunction
-  | Builtin
+  | ModuleType
+  | Callable
   | Unknown;
 
 type Kinds = Extract<Value, { readonly kind: string }>;
@@ -153,8 +136,6 @@ export function describe(value: Value): string {
     case "class":
       return `class ${value.name}`;
     case "function":
-      return `function ${value.definition.name}`;
-    case "builtin":
       return `function ${value.name}`;
     case "unknown":
       return "something unknown";
