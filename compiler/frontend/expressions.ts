@@ -11,19 +11,7 @@ import { describe, type Evaluate, is, type Scope, UNKNOWN, type Value } from "./
 /** Undefined for what was reported. */
 type Rule = (node: Node, unit: Unit) => Evaluate | undefined;
 
-const INSTEAD: Readonly<Record<string, string>> = {
-  lambda: "define a function with def",
-  generator_expression: "write a list comprehension, [... for ... in ...]",
-  set_comprehension: "write a list comprehension, [... for ... in ...]",
-  dictionary_comprehension: "write a list comprehension, [... for ... in ...]",
-  dictionary: "use attributes of self, or a list",
-  set: "use a list",
-  named_expression: "assign in a statement of its own",
-  list_splat: "write the items out",
-  slice: "accepted: one index, a[i]",
-  ellipsis: "accepted: one index, a[i]",
-  await: "call it directly",
-};
+const ACCEPTED = "accepted: numbers, strings, names, attributes, calls, lists, arithmetic, comparisons";
 
 /** Of what was reported; never run. */
 const unknown: Evaluate = () => UNKNOWN;
@@ -33,7 +21,9 @@ export function expression(node: Node | undefined, unit: Unit): Evaluate {
   if (!node) return unknown;
   const span = unit.span(node);
   const { tracing } = unit;
-  const evaluate = unit.nested(node, () => (RULES[node.type] ?? outside)(node, unit)) ?? unknown;
+  const rule = RULES[node.type];
+  const compile = () => rule ? rule(node, unit) : unit.outside(node, ACCEPTED);
+  const evaluate = unit.nested(node, compile) ?? unknown;
   return (scope) => tracing.nested(span, () => evaluate(scope));
 }
 
@@ -87,13 +77,6 @@ const RULES: Readonly<Record<string, Rule>> = {
 
 function isBinary(operator: string): operator is BinaryOperator {
   return Object.hasOwn(ARITHMETIC, operator);
-}
-
-function outside(node: Node, unit: Unit): undefined {
-  if (node.isError || node.isMissing) return;
-  const note = INSTEAD[node.type] ??
-    "accepted: numbers, strings, names, attributes, calls, lists, arithmetic, comparisons";
-  unit.unsupported(node, `${described(node)} is outside the subset`, note);
 }
 
 /** A condition, whose truth must be static. */

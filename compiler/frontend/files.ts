@@ -10,10 +10,10 @@ import type { Node } from "web-tree-sitter";
 import { didYouMean, Source } from "./diagnostics.ts";
 import { fields, isDocumentation, parts, targetsIn } from "./nodes.ts";
 import { parsePython } from "./python.ts";
-import { classDefinition, functionDefinition, IMPORT, isOutside, statement } from "./statements.ts";
+import { classDefinition, functionDefinition, isOutside, statement } from "./statements.ts";
 import { reportSyntaxErrors } from "./syntax_errors.ts";
 import type { Tracing } from "./tracing.ts";
-import { Unit } from "./unit.ts";
+import { INSTEAD, Unit } from "./unit.ts";
 
 const SHARED = fileURLToPath(new URL("../../graphs/shared/", import.meta.url));
 /** Longer than any description; a longer file is another kind of file. */
@@ -59,8 +59,7 @@ export class Files {
     const plain = module?.type === "dotted_name" && names.length > 0 &&
       [module, ...names].every((n) => /^\w+$/.test(n.text));
     if (!plain) {
-      unit.unsupported(node, "this import is outside the subset", IMPORT);
-      return;
+      return unit.unsupported(node, "this import is outside the subset", INSTEAD[node.type] ?? "");
     }
     for (const name of names) define(name, unit);
     const origin = await this.#find(module, unit);

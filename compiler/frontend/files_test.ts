@@ -61,6 +61,12 @@ Deno.test("an import may come by way of another file, and twice", async () => {
   assert.equal(graph.nodes.length, 1);
 });
 
+Deno.test("a module that a constant holds is not the model, and has no name", async () => {
+  const shared = "SHARED = Pair(8)\n";
+  const source = model("pass", "return SHARED(self.embed(tokens))", `from pair import Pair\n${shared}`);
+  assert.match(await messageOf(source, { "pair.py": PAIR }), /this Linear has no name/);
+});
+
 Deno.test("shared descriptions are found from any folder, and a file beside hides them", async () => {
   const source = model("self.mlp = MLP(config)", undefined, "from decoder import MLP");
   assert.equal((await trace(source)).nodes.length, 1);

@@ -3,7 +3,7 @@ import type { Node } from "web-tree-sitter";
 import { condition, expression, target } from "./expressions.ts";
 import { described, fields, isDocumentation, isPattern, parts, targetsIn } from "./nodes.ts";
 import { Reported } from "./tracing.ts";
-import type { Unit } from "./unit.ts";
+import { INSTEAD, type Unit } from "./unit.ts";
 import {
   type Callable,
   type Evaluate,
@@ -19,25 +19,7 @@ import {
 /** Undefined for what does nothing, or was reported. */
 type Rule = (node: Node, unit: Unit) => Execute | undefined;
 
-export const IMPORT =
-  "accepted, at the top of a file: from decoder import Name (of a file beside it, or in graphs/shared)";
-const INSTEAD: Readonly<Record<string, string>> = {
-  import_statement: IMPORT,
-  import_from_statement: IMPORT,
-  future_import_statement: IMPORT,
-  while_statement: "loop with `for` over a range or a list",
-  try_statement: 'check with `if`, or state a requirement with `assert condition, "message"`',
-  raise_statement: 'state a requirement with `assert condition, "message"`',
-  with_statement: "write its statements without `with`",
-  match_statement: "use `if`, `elif` and `else`",
-  break_statement: "choose what the loop runs over, or use `if`",
-  continue_statement: "use `if` inside the loop",
-  decorated_definition: "write the definition without decorators",
-  global_statement: "pass values as arguments",
-  nonlocal_statement: "pass values as arguments",
-  delete_statement: "leave the name unused",
-  yield: "return a value or a list",
-};
+const ACCEPTED = "accepted: assignments, calls, if, for, assert and return";
 
 const RULES: Readonly<Record<string, Rule>> = {
   expression_statement: simple,
@@ -58,7 +40,8 @@ const RULES: Readonly<Record<string, Rule>> = {
  * assigns, so that tracing can go on; not one that may return, as it is not known what would run after it.
  */
 export function statement(node: Node, unit: Unit): Execute | undefined {
-  const run = (RULES[node.type] ?? outside)(node, unit);
+  const rule = RULES[node.type];
+  const run = rule ? rule(node, unit) : unit.outside(node, ACCEPTED);
   if (!run) return undefined;
   const { tracing } = unit;
   const span = unit.span(node);
@@ -78,13 +61,6 @@ export function statement(node: Node, unit: Unit): Execute | undefined {
 /** Whether no statement of this kind is in the subset, wherever it stands. */
 export function isOutside(node: Node): boolean {
   return RULES[node.type] === undefined;
-}
-
-function outside(node: Node, unit: Unit): undefined {
-  const note = INSTEAD[node.type] ?? "accepted: assignments, calls, if, for, assert and return";
-  // A block is pointed at by its first word.
-  const at = node.startPosition.row === node.endPosition.row ? node : node.children[0] ?? node;
-  return unit.unsupported(at, `${described(node)} is outside the subset`, note);
 }
 
 function block(node: Node | undefined, unit: Unit): Execute {
@@ -271,7 +247,7 @@ export function classDefinition(node: Node, unit: Unit): ModuleType {
       }
       methods.set(at.text, bind);
     } else if (INSTEAD[member.type] !== undefined) {
-      outside(member, unit);
+      unit.outside(member, ACCEPTED);
     } else {
       const accepted = "accepted: methods (def); attributes are set on self in __init__";
       unit.misplaced(member, `${described(member)} cannot stand in a class body`, accepted);

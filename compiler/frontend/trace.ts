@@ -65,9 +65,8 @@ export async function traceModel({ source, file, config }: TraceOptions): Promis
 function trace({ model, source }: Unit, tracing: Tracing, config: Config): Graph | undefined {
   const { builder, diagnostics } = tracing;
   const { span = { source, row: 0, column: 0, endRow: 0, endColumn: 1 } } = model ?? {};
-  const root = model && newModule(model);
-  const forward = root && model.methods.get("forward")?.(root);
-  if (!forward) {
+  const method = model?.methods.get("forward");
+  if (!model || !method) {
     const found = model ? `class ${model.name} has no forward` : "there is no class in this file";
     const accepted = "the last class is the model: __init__(self, config), forward(self, tokens, positions)";
     diagnostics.report(span, found, accepted);
@@ -82,8 +81,10 @@ function trace({ model, source }: Unit, tracing: Tracing, config: Config): Graph
     kind: "tensor",
     value: builder.input(name, tensor("i32", "T")),
   }));
+  const root = newModule(model);
   tracing.root = root;
   construct(root, site(span, { kind: "record", path: "", fields: config }), tracing);
+  const forward = method(root);
   const at = forward.span ?? span;
   const outcome = tracing.attempt(() => call(forward, site(at, ...inputs), at, tracing));
   if (!outcome) return undefined;

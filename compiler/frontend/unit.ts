@@ -7,12 +7,47 @@ import type { Node } from "web-tree-sitter";
 import { known } from "./attributes.ts";
 import { PREDEFINED } from "./builtins.ts";
 import { didYouMean, type Source, type Span } from "./diagnostics.ts";
-import { spanOf } from "./nodes.ts";
+import { described, spanOf } from "./nodes.ts";
 import type { Tracing } from "./tracing.ts";
 import type { Evaluate, Execute, ModuleType, Scope, Value } from "./values.ts";
 
 /** Deeper nesting is no model description, and would exhaust the stack. */
 const DEEPEST = 64;
+
+const IMPORT =
+  "accepted, at the top of a file: from decoder import Name (of a file beside it, or in graphs/shared)";
+const COMPREHENSION = "write a list comprehension, [... for ... in ...]";
+const ONE_INDEX = "accepted: one index, a[i]";
+const ARGUMENTS = "pass values as arguments";
+/** What to write in place of what is outside the subset, by the grammar's kinds of nodes. */
+export const INSTEAD: Readonly<Partial<Record<string, string>>> = {
+  import_statement: IMPORT,
+  import_from_statement: IMPORT,
+  future_import_statement: IMPORT,
+  while_statement: "loop with `for` over a range or a list",
+  try_statement: 'check with `if`, or state a requirement with `assert condition, "message"`',
+  raise_statement: 'state a requirement with `assert condition, "message"`',
+  with_statement: "write its statements without `with`",
+  match_statement: "use `if`, `elif` and `else`",
+  break_statement: "choose what the loop runs over, or use `if`",
+  continue_statement: "use `if` inside the loop",
+  decorated_definition: "write the definition without decorators",
+  global_statement: ARGUMENTS,
+  nonlocal_statement: ARGUMENTS,
+  delete_statement: "leave the name unused",
+  yield: "return a value or a list",
+  lambda: "define a function with def",
+  generator_expression: COMPREHENSION,
+  set_comprehension: COMPREHENSION,
+  dictionary_comprehension: COMPREHENSION,
+  dictionary: "use attributes of self, or a list",
+  set: "use a list",
+  named_expression: "assign in a statement of its own",
+  list_splat: "write the items out",
+  slice: ONE_INDEX,
+  ellipsis: ONE_INDEX,
+  await: "call it directly",
+};
 
 interface Self {
   readonly name: string;
@@ -52,6 +87,15 @@ export class Unit {
     const doubtful = this.broken &&
       (node.hasError || this.tracing.diagnostics.hasInRow(this.span(node)));
     if (!doubtful) this.report(node, message, ...notes);
+  }
+
+  /** Reports a kind of node that is not in the subset; `accepted` is what could stand there. */
+  outside(node: Node, accepted: string): undefined {
+    if (node.isError || node.isMissing) return;
+    // A block is pointed at by its first word.
+    const at = node.startPosition.row === node.endPosition.row ? node : node.children[0] ?? node;
+    const message = `${described(node)} is outside the subset`;
+    return this.unsupported(at, message, INSTEAD[node.type] ?? accepted);
   }
 
   /** Reports what a syntax error may have moved to another block, or made of a definition that is lost. */
