@@ -262,7 +262,7 @@ Deno.test("other versions, and plans that say what the weights do not hold, are 
   await lie(set("weights.1.bytes", 64), /is not the graph's/);
   await lie(
     set("weights.1.tensor", "model.norm.weight"),
-    /model\.norm\.weight is F32 \[50\], the plan expects U8/,
+    /k_proj\+v_proj is in the tensor model\.norm\.weight/,
   );
   await lie(set("weights.1.format", "q4g32"), /is not the graph's/);
   await lie(
