@@ -320,6 +320,20 @@ Deno.test("a bundle can be read by those who can read all of its checkpoint", as
   assert.deepEqual(await modes(), [0o700, ...Array(4).fill(0o600)]);
 });
 
+Deno.test("a pipe among the checkpoint's files is found before anything is packed", async () => {
+  using work = new Workplace();
+  rmSync(join(work.model, "tokenizer.json"));
+  execFileSync("mkfifo", [join(work.model, "tokenizer.json")]);
+  let packed = 0;
+  const onProgress = () => packed++;
+  await refused(
+    () => work.compile(work.bundle, { onProgress }),
+    "checkpoint",
+    /tokenizer\.json is not a file/,
+  );
+  assert.equal(packed, 0);
+});
+
 Deno.test("a failed compile leaves what was there, and nothing else", async () => {
   using work = new Workplace();
   await work.compile();
