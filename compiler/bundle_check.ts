@@ -19,6 +19,9 @@ import type { TensorDType, TensorView } from "./weights/safetensors.ts";
 /** What is wrong with a plan's graph and lanes, or undefined. */
 export function checkGraph({ graph, lanes }: Plan): string | undefined {
   try {
+    // Before anything that grows with the square of their number.
+    const problem = checkLaneNames(lanes);
+    if (problem !== undefined) return problem;
     verify(graph);
     verifyLanes(graph, lanes);
     return checkLanes(graph, lanes)[0];
@@ -28,12 +31,16 @@ export function checkGraph({ graph, lanes }: Plan): string | undefined {
   }
 }
 
-/** Lanes have names of their own, and run the nodes that say so, on a device there is. */
-function checkLanes(graph: Graph, lanes: readonly LanePlan[]): string[] {
+/** Lanes have names of their own, and one is the backbone. */
+function checkLaneNames(lanes: readonly LanePlan[]): string | undefined {
   const names = lanes.map(({ lane }) => lane);
   const twice = duplicate(names);
-  if (twice !== undefined) return [`it has two lanes ${twice}`];
-  if (!names.includes("backbone")) return ["it has no lane backbone"];
+  if (twice !== undefined) return `it has two lanes ${twice}`;
+  return names.includes("backbone") ? undefined : "it has no lane backbone";
+}
+
+/** Lanes run the nodes that say so, on a device there is. */
+function checkLanes(graph: Graph, lanes: readonly LanePlan[]): string[] {
   return lanes.flatMap(({ lane, steps }) =>
     steps.flatMap((step): string[] => {
       const node = "run" in step ? graph.nodes[step.run] : undefined;

@@ -86,6 +86,7 @@ class Watch {
   #changes: string[] = [];
   #caseStarted = 0;
   #cases = 0;
+  #slowest = { seconds: 0, number: 0, changes: "" };
 
   constructor(
     readonly file: string,
@@ -156,6 +157,10 @@ class Watch {
     } else if (line.startsWith(CHANGED)) {
       this.#changes.push(line.slice(CHANGED.length));
     } else if (line.startsWith(ENDED)) {
+      const seconds = (performance.now() - this.#caseStarted) / 1000;
+      if (seconds > this.#slowest.seconds) {
+        this.#slowest = { seconds, number: this.#number, changes: this.#changes.join("; ") };
+      }
       const outcome = line.slice(ENDED.length).replaceAll(/\d+/g, "#").slice(0, 100);
       this.#outcomes.set(outcome, (this.#outcomes.get(outcome) ?? 0) + 1);
     }
@@ -165,6 +170,8 @@ class Watch {
     const most = [...this.#outcomes].sort(([, a], [, b]) => b - a);
     console.log(`\n${this.#cases} cases, ${most.length} kinds of outcome:`);
     for (const [outcome, count] of most.slice(0, 25)) console.log(`${`${count}`.padStart(7)} ${outcome}`);
+    const { seconds, number, changes } = this.#slowest;
+    console.log(`slowest: ${seconds.toFixed(1)} s, case ${number}: ${changes}`);
     const kinds = new Map<string, Finding[]>();
     for (const finding of this.#findings) {
       const place = /^\s+at (?!node:|ext:).*$|^.*Sanitizer.*$|^.*runtime error.*$/m.exec(finding.text)?.[0];

@@ -77,6 +77,11 @@ function change(
 function changeList(list: Json[], at: number, random: Random): string {
   const other = random.below(list.length);
   const [a = null, b = null] = [list[at], list[other]];
+  if (random.chance(0.03)) {
+    const copies = 10 ** random.pick([3, 4, 5]);
+    list.splice(at, 0, ...Array<Json>(copies).fill(a));
+    return `element ${at} ${copies} times more`;
+  }
   switch (random.below(4)) {
     case 0:
       list.splice(at, 1);
