@@ -5,15 +5,17 @@
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { unzipSync, zipSync } from "fflate";
-import { openBundle, PLAN_FILE, sha256, WEIGHTS_FILE } from "../../compiler/bundle.ts";
+import { openBundle, PLAN_FILE, readPlan, sha256, WEIGHTS_FILE } from "../../compiler/bundle.ts";
 import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "../../compiler/compile.ts";
 import { genericProfile } from "../../compiler/profile.ts";
 import { bytesChecksum } from "../../compiler/weights/checksum.ts";
+import type { Plan } from "../../compiler/plan.ts";
 import { type TinyModel, writeTinyModel } from "../../compiler/weights/tiny_model.ts";
 import { createCpuExecutor } from "../../runtime/executors/cpu.ts";
 import { type Case, main } from "./fuzz.ts";
 import { type Json, mutate, mutateEverywhere, wordsOf } from "./mutate.ts";
 import type { Random } from "./random.ts";
+import { rewire } from "./rewire.ts";
 
 const BUNDLES: readonly (readonly [TinyModel, Partial<CompileOptions>])[] = [
   [{}, {
@@ -44,8 +46,8 @@ async function prepare(folder: string): Promise<void> {
 }
 
 interface Parts {
-  plan: Json;
-  header: Json;
+  readonly plan: Plan;
+  readonly header: Json;
   readonly manifest: { files: Record<string, string>; weights: { bytes: number; checksum: string } };
   readonly zip: Record<string, Uint8Array>;
   readonly data: Uint8Array;
@@ -58,7 +60,7 @@ function read(bundle: string): Parts {
   const json = (bytes: Uint8Array | undefined) => JSON.parse(new TextDecoder().decode(bytes));
   const weights = readFileSync(join(bundle, WEIGHTS_FILE));
   const headerBytes = Number(weights.readBigUInt64LE(0));
-  const plan: Json = json(zip["plan.json"]);
+  const { plan } = readPlan(bundle);
   const header: Json = json(weights.subarray(8, 8 + headerBytes));
   return {
     plan,
@@ -67,7 +69,7 @@ function read(bundle: string): Parts {
     zip,
     data: weights.subarray(8 + headerBytes),
     run: readFileSync(join(bundle, "run.ts")),
-    words: [...wordsOf(header, wordsOf(plan))],
+    words: [...wordsOf(header, wordsOf(json(zip["plan.json"])))],
   };
 }
 
@@ -85,14 +87,22 @@ const PARTS = [
   "vectors",
 ];
 
-function changed(
-  parts: Parts,
-  random: Random,
-  note: (change: string) => void,
-): Pick<Parts, "plan" | "header"> {
-  const plan = structuredClone(parts.plan);
+interface Documents {
+  readonly plan: Json;
+  readonly header: Json;
+}
+
+function changed(parts: Parts, random: Random, note: (change: string) => void): Documents {
+  let rewired = parts.plan;
+  const isRewired = random.chance(0.5);
+  for (let n = isRewired ? 1 + random.below(2) : 0; n > 0; n--) {
+    const [plan, change] = rewire(rewired, random);
+    note(change);
+    rewired = plan;
+  }
+  const plan: Json = JSON.parse(JSON.stringify(rewired));
   const header = structuredClone(parts.header);
-  for (let n = 1 + random.below(3); n > 0; n--) {
+  for (let n = isRewired ? random.below(2) : 1 + random.below(3); n > 0; n--) {
     if (random.chance(0.25)) {
       const whole: Json = random.chance(0.3) ? [plan, header] : plan;
       note(mutateEverywhere(whole, random, parts.words));
@@ -108,7 +118,7 @@ function changed(
 }
 
 /** Writes a bundle whose checksums all fit. */
-function write(folder: string, parts: Parts, { plan, header }: Pick<Parts, "plan" | "header">): void {
+function write(folder: string, parts: Parts, { plan, header }: Documents): void {
   const encode = (value: unknown) => new TextEncoder().encode(JSON.stringify(value));
   const json = encode(header);
   const start = Math.ceil((8 + json.length) / 64) * 64;
