@@ -1,34 +1,16 @@
 import assert from "node:assert/strict";
-import { execFile } from "node:child_process";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseGraph } from "./compiler/ir/parse.ts";
 import { printGraph } from "./compiler/ir/text.ts";
 import { readSafetensors } from "./compiler/weights/safetensors.ts";
+import { hcinfer as runCommand, type Outcome, temporary } from "./tests/command_line.ts";
 
-const MAIN = fileURLToPath(new URL("./main.ts", import.meta.url));
 const MODEL = fileURLToPath(new URL("./examples/models/tiny-dense", import.meta.url));
 
-interface Outcome {
-  readonly code: number;
-  readonly out: string;
-  readonly err: string;
-}
-
 function hcinfer(...args: string[]): Promise<Outcome> {
-  return new Promise((resolve) => {
-    execFile(Deno.execPath(), ["run", "-A", MAIN, ...args], (error, out, err) => {
-      resolve({ code: error === null ? 0 : Number(error.code), out, err });
-    });
-  });
-}
-
-/** A folder that is gone when the test ends. */
-function temporary(): { path: string } & Disposable {
-  const path = mkdtempSync(join(tmpdir(), "hcinfer-main-"));
-  return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true }) };
+  return runCommand(args);
 }
 
 Deno.test("a checkpoint to tokens, from the command line", async () => {
@@ -37,6 +19,7 @@ Deno.test("a checkpoint to tokens, from the command line", async () => {
   const compiled = await hcinfer("compile", MODEL, "-o", bundle, "--weights", "q3", "--group", "32");
   assert.equal(compiled.code, 0, compiled.err);
   assert.match(compiled.err, /q3g32/);
+  assert.equal(compiled.out, "");
   const reference = await hcinfer("compile", MODEL, "-o", exact, "--weights", "bf16", "--head", "bf16");
   assert.equal(reference.code, 0, reference.err);
 
@@ -107,8 +90,15 @@ Deno.test("what a user gets wrong is one line and an exit code", async () => {
     assert.doesNotMatch(outcome.err, /^\s+at /m);
     assert.equal(outcome.out, "");
   }));
-  const debug = await hcinfer("inspect", "does-not-exist", "--debug");
-  assert.match(debug.err, /^\s+at /m);
+  for (const args of [["inspect", "does-not-exist", "--debug"], ["--debug", "inspect", "does-not-exist"]]) {
+    const debug = await hcinfer(...args);
+    assert.equal(debug.code, 5);
+    assert.match(debug.err, /^\s+at /m);
+  }
+  const nothing = await hcinfer();
+  assert.equal(nothing.code, 2);
+  assert.match(nothing.err, /^Usage: hcinfer/);
+  assert.equal(nothing.out, "");
 });
 
 Deno.test("help and version go to standard output", async () => {
@@ -116,5 +106,11 @@ Deno.test("help and version go to standard output", async () => {
   assert.equal(help.code, 0);
   assert.match(help.out, /Examples:/);
   assert.deepEqual(help.out.split("\n").filter((line) => line.length > 80), []);
+  for (const command of ["compile", "run", "inspect", "eval", "logits", "profile", "bench"]) {
+    assert.match(
+      (await hcinfer("help", command)).out,
+      new RegExp(`^Usage: hcinfer ${command} [^]*Examples?:`),
+    );
+  }
   assert.match((await hcinfer("--version")).out, /^\d+\.\d+\.\d+\n$/);
 });

@@ -9,7 +9,7 @@
  * await compileModel({ ...COMPILE_DEFAULTS, model, output: "tiny", threads: 2, profile: genericProfile(2) });
  * using bundle = openBundle("tiny");
  * using executor = createCpuExecutor(bundle, { threads: 2, corrections: "auto" });
- * const logits = new Session(executor).prefill(Int32Array.of(1, 2, 3)); // of the last token
+ * const logits = await new Session(executor).prefill(Int32Array.of(1, 2, 3)); // of the last token
  * ```
  *
  * @module

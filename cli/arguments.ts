@@ -71,6 +71,8 @@ export function tokenIds(text: string): Int32Array {
 export interface RunOptions {
   readonly threads: number;
   readonly corrections: CorrectionMode;
+  /** Most tokens of a sequence. Default: what the model was made for. */
+  readonly context?: number;
 }
 
 export function threadsOption(): Option {
@@ -81,6 +83,11 @@ export function threadsOption(): Option {
 export function correctionsOption(): Option {
   return new Option("--corrections <mode>", "beside the backbone, in line with it, or not at all")
     .choices(["async", "inline", "off"]).default("auto", "what the bundle says");
+}
+
+export function contextOption(): Option {
+  return new Option("--context <n>", "most tokens of a sequence; at most, and by default, the model's")
+    .argParser(whole());
 }
 
 export function asOption(): Option {

@@ -1,7 +1,8 @@
 /** hcinfer bench: how fast a bundle runs here, beside what the memory could give. */
 import { Command, Option } from "commander";
 import process from "node:process";
-import { correctionsOption, type RunOptions, threadsOption, whole } from "./arguments.ts";
+import { HcinferError } from "../compiler/errors.ts";
+import { contextOption, correctionsOption, type RunOptions, threadsOption, whole } from "./arguments.ts";
 import { OpenModel } from "./opening.ts";
 import { figures } from "./summary.ts";
 import { bytesText, Progress, secondsText, table } from "./terminal.ts";
@@ -16,6 +17,7 @@ export function benchCommand(): Command {
     .option("--json", "print the numbers as JSON")
     .addOption(threadsOption())
     .addOption(correctionsOption())
+    .addOption(contextOption())
     .addHelpText("after", "\nExample:\n  hcinfer bench bundles/tiny --threads 2 --corrections off")
     .action(bench);
 }
@@ -72,7 +74,14 @@ export function median(numbers: readonly number[]): number {
 
 function bench(path: string, options: Options): void {
   const { prompt, tokens, repeats, threads, corrections } = options;
-  using model = OpenModel.open(path, { threads, corrections, contextLength: prompt + tokens });
+  using model = OpenModel.open(path, { ...options, contextLength: prompt + tokens });
+  const { contextLength } = model.executor;
+  if (prompt + tokens > contextLength) {
+    throw new HcinferError(
+      "usage",
+      `--prompt ${prompt} and --tokens ${tokens} do not fit the context of ${contextLength} tokens`,
+    );
+  }
   const progress = new Progress("bench");
   const speeds: Speed[] = [];
   // The first run warms caches and clocks up and does not count.

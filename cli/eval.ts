@@ -5,7 +5,14 @@ import { readRegularText } from "../compiler/files.ts";
 import { tokenLoss } from "../runtime/executors/cpu/executor.ts";
 import { evaluate } from "../runtime/evaluate.ts";
 import type { StepKind } from "../runtime/executor.ts";
-import { asOption, correctionsOption, type RunOptions, threadsOption, whole } from "./arguments.ts";
+import {
+  asOption,
+  contextOption,
+  correctionsOption,
+  type RunOptions,
+  threadsOption,
+  whole,
+} from "./arguments.ts";
 import { OpenModel } from "./opening.ts";
 import { Progress } from "./terminal.ts";
 
@@ -24,6 +31,7 @@ export function evalCommand(): Command {
     .option("--json", "print {perplexity, kl, tokens}")
     .addOption(threadsOption())
     .addOption(correctionsOption())
+    .addOption(contextOption())
     .addHelpText(
       "after",
       `
@@ -45,8 +53,8 @@ interface Options extends RunOptions {
 
 async function evaluateBundle(path: string, options: Options): Promise<void> {
   const text = readRegularText(options.text);
-  const { threads, corrections, window } = options;
-  const open = { threads, corrections, contextLength: window, capacity: window };
+  const { window } = options;
+  const open = { ...options, contextLength: window, capacity: window };
   using model = OpenModel.open(path, open);
   using reference = options.reference ? OpenModel.open(options.reference, open) : null;
   const tokens = model.tokenizer().encode(text, { addSpecialTokens: false });

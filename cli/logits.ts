@@ -3,7 +3,14 @@ import { Command, Option } from "commander";
 import process from "node:process";
 import { layoutSafetensors } from "../compiler/weights/safetensors.ts";
 import type { StepKind } from "../runtime/executor.ts";
-import { asOption, correctionsOption, type RunOptions, threadsOption, tokenIds } from "./arguments.ts";
+import {
+  asOption,
+  contextOption,
+  correctionsOption,
+  type RunOptions,
+  threadsOption,
+  tokenIds,
+} from "./arguments.ts";
 import { interruptible } from "./interrupted.ts";
 import { OpenModel } from "./opening.ts";
 import { writeFile } from "./output.ts";
@@ -23,6 +30,7 @@ export function logitsCommand(): Command {
     .addOption(asOption())
     .addOption(threadsOption())
     .addOption(correctionsOption())
+    .addOption(contextOption())
     .addHelpText("after", "\nExample:\n  hcinfer logits bundles/tiny --tokens 12,400,7 -o out.safetensors")
     .action(logits);
 }
@@ -34,8 +42,8 @@ interface Options extends RunOptions {
 }
 
 async function logits(path: string, options: Options): Promise<void> {
-  const { tokens, threads, corrections, as } = options;
-  using model = OpenModel.open(path, { threads, corrections });
+  const { tokens, as } = options;
+  using model = OpenModel.open(path, options);
   const { capacity, model: { vocabularySize } } = model.executor;
   const layout = layoutSafetensors([{
     name: "logits",

@@ -1,12 +1,12 @@
 /** Opens what a command runs: the bundle, an executor on it, and its tokenizer where text is needed. */
 import { type Bundle, openBundle } from "../compiler/bundle.ts";
-import type { CorrectionMode, Executor } from "../runtime/executor.ts";
+import { contextOf, type Executor } from "../runtime/executor.ts";
 import { createCpuExecutor } from "../runtime/executors/cpu/executor.ts";
 import { Tokenizer } from "../runtime/tokenizer.ts";
+import type { RunOptions } from "./arguments.ts";
 
-export interface OpenOptions {
-  readonly threads: number;
-  readonly corrections: CorrectionMode;
+export interface OpenOptions extends RunOptions {
+  /** What the command needs; more than the limit is cut to it. Default: the limit. */
   readonly contextLength?: number;
   readonly capacity?: number;
 }
@@ -18,7 +18,9 @@ export class OpenModel implements Disposable {
   static open(path: string, options: OpenOptions): OpenModel {
     const bundle = openBundle(path);
     try {
-      return new OpenModel(bundle, createCpuExecutor(bundle, options));
+      const limit = contextOf(bundle.plan.model, options.context);
+      const contextLength = Math.min(options.contextLength ?? limit, limit);
+      return new OpenModel(bundle, createCpuExecutor(bundle, { ...options, contextLength }));
     } catch (error) {
       bundle.close();
       throw error;

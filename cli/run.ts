@@ -5,12 +5,20 @@ import process from "node:process";
 import { type Bundle, openBundle } from "../compiler/bundle.ts";
 import { HcinferError } from "../compiler/errors.ts";
 import { ChatTemplate } from "../runtime/chat.ts";
+import { contextOf } from "../runtime/executor.ts";
 import { createCpuExecutor } from "../runtime/executors/cpu/executor.ts";
 import { Sampler } from "../runtime/sampler.ts";
 import { type GenerationStatistics, Session } from "../runtime/session.ts";
-import { warmTextThread } from "../runtime/text_thread.ts";
 import { Tokenizer } from "../runtime/tokenizer.ts";
-import { between, correctionsOption, given, type RunOptions, threadsOption, whole } from "./arguments.ts";
+import {
+  between,
+  contextOption,
+  correctionsOption,
+  given,
+  type RunOptions,
+  threadsOption,
+  whole,
+} from "./arguments.ts";
 import { Interrupted } from "./interrupted.ts";
 import { secondsText, writeOut } from "./terminal.ts";
 
@@ -38,6 +46,7 @@ export function runCommand(): Command {
     .option("--quiet", "no speed on standard error")
     .addOption(threadsOption())
     .addOption(correctionsOption())
+    .addOption(contextOption())
     .addHelpText(
       "after",
       `
@@ -74,7 +83,6 @@ async function run(path: string, prompt: string, options: Options, command: Comm
     ...(options.seed === undefined ? {} : { seed: options.seed }),
   });
   const text = prompt === "-" ? readFileSync(0, "utf8") : prompt;
-  warmTextThread();
   using bundle = openBundle(path);
   const { tokenizer, ids, contextLength } = encode(bundle, text, options);
   using executor = createCpuExecutor(bundle, { ...options, contextLength });
@@ -111,13 +119,14 @@ function encode(
       addSpecialTokens: false,
     })
     : tokenizer.encode(text);
-  if (ids.length > model.contextLength) {
+  const most = contextOf(model, options.context ?? model.contextLength);
+  if (ids.length > most) {
     throw new HcinferError(
       "input",
-      `the prompt has ${ids.length} tokens, the model's context holds ${model.contextLength}: shorten the prompt`,
+      `the prompt has ${ids.length} tokens, the context holds ${most}: shorten the prompt`,
     );
   }
-  return { tokenizer, ids, contextLength: Math.min(ids.length + options.maxTokens, model.contextLength) };
+  return { tokenizer, ids, contextLength: Math.min(ids.length + options.maxTokens, most) };
 }
 
 function messages(text: string, system: string | undefined) {

@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { writeTinyModel } from "../compiler/weights/tiny_model.ts";
+import { writeTinyModel } from "../tests/fixtures/tiny_model.ts";
 import { printable } from "./terminal.ts";
 
 Deno.test("text from outside cannot speak to a terminal", () => {

@@ -6,6 +6,7 @@
  */
 import { isDeepStrictEqual } from "node:util";
 import { values } from "./ir/graph.ts";
+import { packedName } from "./ir/naming.ts";
 import { isLowered, verify } from "./ir/verify.ts";
 import { layout } from "./passes/layout.ts";
 import { makeLanes, windowOf } from "./passes/schedule.ts";

@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url";
 import { physicalCores } from "../cli/arguments.ts";
 import { measureSpeed, median } from "../cli/bench.ts";
 import { endWithReader, reportFailure } from "../cli/failure.ts";
-import { OpenModel, textFiles } from "../cli/opening.ts";
+import { OpenModel } from "../cli/opening.ts";
 import { figures, planSummary } from "../cli/summary.ts";
 import { bytesText, Progress, secondsText, table } from "../cli/terminal.ts";
 import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "../compiler/compile.ts";
@@ -86,7 +86,7 @@ async function generate(model: OpenModel): Promise<void> {
   // The bundled model has a template but was not trained on conversations.
   const template = model.executor.model.name === BUNDLED
     ? undefined
-    : ChatTemplate.find(textFiles(model.bundle), tokenizer.config);
+    : ChatTemplate.find(model.bundle, tokenizer.config);
   const ids = template
     ? tokenizer.encode(template.render([{ role: "user", content: QUESTION }]), { addSpecialTokens: false })
     : tokenizer.encode(PROMPT);

@@ -11,7 +11,6 @@ import {
   COMPILE_DEFAULTS,
   compileModel,
   createCpuExecutor,
-  folderFiles,
   genericProfile,
   openBundle,
   Sampler,
@@ -28,7 +27,7 @@ if (!existsSync(output)) {
 
 using bundle = openBundle(output);
 using executor = createCpuExecutor(bundle, { threads: 2, corrections: "auto" });
-const tokenizer = Tokenizer.open(folderFiles(bundle.path), bundle.plan.model.vocabularySize);
+const tokenizer = Tokenizer.open(bundle, bundle.plan.model.vocabularySize);
 const prompt = process.argv[2] ?? "A compiler is";
 const generation = new Session(executor).generate(tokenizer.encode(prompt), {
   sampler: new Sampler({ temperature: 0.8, topP: 0.95, seed: 1 }),

@@ -22,7 +22,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { arch, availableParallelism, platform } from "node:os";
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, join, relative } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
@@ -76,11 +76,11 @@ interface Compilation {
   readonly args: readonly string[];
 }
 
-function compilations(folder: string, extra: readonly string[]): Compilation[] {
+function compilations(sources: string, folder: string, extra: readonly string[]): Compilation[] {
   const variants = VARIANTS[arch()] ?? { scalar: [] };
   const common = [...FLAGS.split(" "), `-I${GENERATED}`, ...extra];
-  return readdirSync(SOURCES).filter((name) => name.endsWith(".cpp")).sort().flatMap((name) => {
-    const source = join(SOURCES, name);
+  return readdirSync(sources).filter((name) => name.endsWith(".cpp")).sort().flatMap((name) => {
+    const source = join(sources, name);
     const stem = name.slice(0, -".cpp".length);
     if (!readFileSync(source, "utf8").includes(VARIANT_MARK)) {
       return [{ object: join(folder, `${stem}.o`), args: [...common, "-c", source] }];
@@ -137,7 +137,11 @@ async function invoke(compiler: string, args: readonly string[]): Promise<void> 
     await run(compiler, [...args], { maxBuffer: 1 << 26 });
   } catch (error) {
     const { stderr, message } = error as { stderr?: string; message: string };
-    throw new HcinferError("environment", `the native library does not compile\n${stderr || message}`);
+    const command = [compiler, ...args].join(" ");
+    throw new HcinferError(
+      "environment",
+      `the native library does not compile\n${command}\n${stderr || message}`,
+    );
   }
 }
 
@@ -183,19 +187,30 @@ const INSTALL: Readonly<Record<string, string>> = {
   opensuse: "sudo zypper install -y gcc-c++",
 };
 
+export interface BuildOptions {
+  readonly sanitize?: Sanitizer | undefined;
+  /** Folder of the .cpp files. Default: ffi/simd. */
+  readonly sources?: string;
+  /** The file to make, beside its objects. Default: where `open` looks. */
+  readonly library?: string;
+  /** For the compiler, after all others. */
+  readonly flags?: readonly string[];
+}
+
 /** Builds what is out of date. Throws HcinferError when there is no compiler or a source does not compile. */
-export async function build(sanitize?: Sanitizer): Promise<void> {
-  const library = libraryPath(sanitize);
+export async function build(options: BuildOptions = {}): Promise<void> {
+  const { sanitize, sources = SOURCES, library = libraryPath(sanitize), flags = [] } = options;
   const folder = dirname(library);
   mkdirSync(folder, { recursive: true });
   generate();
   // Instrumented code at -O3 takes minutes to compile.
-  const extra = sanitize ? [`-fsanitize=${sanitize}`, "-O1", "-g1", "-fno-omit-frame-pointer"] : [];
+  const instrumented = sanitize ? [`-fsanitize=${sanitize}`, "-O1", "-g1", "-fno-omit-frame-pointer"] : [];
+  const extra = [...instrumented, ...flags];
   const { compiler, version } = await findCompiler();
   const hashOf = (args: readonly string[]) =>
     createHash("sha256").update(JSON.stringify([compiler, version, args])).digest("hex");
 
-  const units = compilations(folder, extra);
+  const units = compilations(sources, folder, extra);
   const stale = units.filter((unit) => isStale(unit.object, hashOf(unit.args)));
   const show = progress();
   let started = 0;
@@ -228,10 +243,7 @@ export async function build(sanitize?: Sanitizer): Promise<void> {
     await invoke(compiler, [...linkArgs, "-o", temporary]);
     writeFileSync(record, linkHash);
     renameSync(temporary, library);
-    show(
-      `built ffi/build${sanitize ? `/sanitize-${sanitize}` : ""}/${basename(library)} with ${compiler}`,
-      true,
-    );
+    show(`built ${relative(process.cwd(), library)} with ${compiler}`, true);
   }
 }
 
@@ -253,7 +265,7 @@ function sanitizerOf(args: readonly string[]): Sanitizer | undefined {
 
 if (import.meta.main) {
   try {
-    await build(sanitizerOf(process.argv.slice(2)));
+    await build({ sanitize: sanitizerOf(process.argv.slice(2)) });
   } catch (error) {
     if (!(error instanceof HcinferError)) throw error;
     console.error(`\nerror: ${error.message}`);

@@ -1,7 +1,10 @@
 import assert from "node:assert/strict";
-import { existsSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
 import { HcinferError } from "../compiler/errors.ts";
-import { installInstructions, libraryPath } from "./build.ts";
+import { build, type BuildOptions, installInstructions, libraryPath } from "./build.ts";
 import { open, openOwn } from "./open.ts";
 import { abi, ABI_VERSION } from "./symbols.ts";
 
@@ -47,4 +50,79 @@ Deno.test("any library opens with a table of its functions", () => {
       return true;
     });
   }
+});
+
+/** Two small sources, and a compiler that writes down what it is called with. */
+class Project implements Disposable {
+  readonly #folder = mkdtempSync(join(tmpdir(), "hcinfer-build-"));
+  readonly #log = join(this.#folder, "log");
+  readonly #chosen = process.env["CXX"];
+  readonly sources = join(this.#folder, "sources");
+  readonly library = join(this.#folder, "built", "libsmall.so");
+
+  constructor() {
+    mkdirSync(this.sources);
+    this.write("number.h", "#define NUMBER 1\n");
+    this.write("a.cpp", '#include "number.h"\nint a() { return NUMBER; }\n');
+    this.write("b.cpp", "int b() { return 2; }\n");
+    const compiler = join(this.#folder, "compiler");
+    writeFileSync(compiler, `#!/bin/sh\necho "$@" >> ${this.#log}\nexec ${this.#chosen ?? "c++"} "$@"\n`);
+    chmodSync(compiler, 0o755);
+    process.env["CXX"] = compiler;
+  }
+
+  write(name: string, text: string): void {
+    writeFileSync(join(this.sources, name), text);
+  }
+
+  /** Builds, and says what it compiled, `link` for the library. */
+  async build(options: BuildOptions = {}): Promise<string[]> {
+    writeFileSync(this.#log, "");
+    await build({ sources: this.sources, library: this.library, ...options });
+    const calls = readFileSync(this.#log, "utf8").trim().split("\n").filter((line) => line !== "--version");
+    return calls.map((line) => /-c \S*?(\w+\.cpp)/.exec(line)?.[1] ?? "link").sort();
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#chosen === undefined) delete process.env["CXX"];
+    else process.env["CXX"] = this.#chosen;
+    rmSync(this.#folder, { recursive: true });
+  }
+}
+
+Deno.test("what is out of date is compiled again, and nothing else", async () => {
+  using project = new Project();
+  assert.deepEqual(await project.build(), ["a.cpp", "b.cpp", "link"]);
+  assert.ok(existsSync(project.library));
+  assert.deepEqual(await project.build(), []);
+  project.write("number.h", "#define NUMBER 3\n");
+  assert.deepEqual(await project.build(), ["a.cpp", "link"]);
+  project.write("b.cpp", "int b() { return 4; }\n");
+  assert.deepEqual(await project.build(), ["b.cpp", "link"]);
+  assert.deepEqual(await project.build({ flags: ["-DOTHER"] }), ["a.cpp", "b.cpp", "link"]);
+  assert.deepEqual(await project.build({ flags: ["-DOTHER"] }), []);
+  rmSync(project.library);
+  assert.deepEqual(await project.build({ flags: ["-DOTHER"] }), ["link"]);
+});
+
+Deno.test("a source that does not compile: its command and the compiler's words, and the old library stays", async () => {
+  using project = new Project();
+  await project.build();
+  const before = readFileSync(project.library);
+  project.write("b.cpp", "int b() { return nothing; }\n");
+  await assert.rejects(project.build(), (error) => {
+    assert.ok(error instanceof HcinferError && error.kind === "environment");
+    assert.match(
+      error.message,
+      /^the native library does not compile\n\S*compiler -std=c\+\+20 .* -c \S*b\.cpp/,
+    );
+    assert.match(error.message, /nothing/);
+    return true;
+  });
+  assert.deepEqual(readFileSync(project.library), before);
+  process.env["CXX"] = "/nowhere/c++";
+  await assert.rejects(
+    project.build(),
+    (error) => error instanceof HcinferError && /^CXX=\/nowhere\/c\+\+ does not run\n/.test(error.message),
+  );
 });

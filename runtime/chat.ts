@@ -1,29 +1,40 @@
 /**
- * Chat templates: Jinja (through @huggingface/jinja, in the text thread) from the model's files, `chat_template.jinja`
- * before the `chat_template` of tokenizer_config.json, as in transformers.
+ * Chat templates: Jinja (through @huggingface/jinja) from the model's files, `chat_template.jinja`
+ * before the `chat_template` of tokenizer_config.json, as in transformers. A template is a program, so it has limits.
  */
 import { join } from "node:path";
+import { Template } from "@huggingface/jinja";
 import { HcinferError } from "../compiler/errors.ts";
-import type { PlainRecord, TokenizerConfig } from "./text_calls.ts";
 import type { TextFiles } from "./text_files.ts";
-import { secondsFor, TextObject, type TimeLimit } from "./text_thread.ts";
+import { secondsFor, type TimeLimit, withinTime } from "./time_limit.ts";
+import type { TokenizerConfig } from "./tokenizer.ts";
 
+/** The largest published templates have 30 kB. */
+const MOST_TEMPLATE_CHARACTERS = 1 << 20;
+
+/** Some ten times the longest context that models have. */
+const MOST_RENDERED_CHARACTERS = 1 << 26;
+
+/** One turn of a conversation. */
 export interface Message {
   readonly role: "system" | "user" | "assistant" | "tool" | (string & Record<never, never>);
   readonly content: string;
 }
 
+/** How a model's conversations are written as text. */
 export class ChatTemplate {
-  readonly #object: TextObject;
+  readonly #template: Template;
   readonly #source: string;
   readonly #config: TokenizerConfig;
 
   /** @throws {HcinferError} "checkpoint": `text`, found in the file `source`, is not a template */
   constructor(text: string, source: string, config: TokenizerConfig) {
-    this.#object = new TextObject({ kind: "template", text });
     this.#source = source;
     this.#config = config;
-    this.#attempt(() => this.#object.call("check", this.#limit("reading", text.length)));
+    this.#template = this.#attempt("reading", text.length, () => {
+      bound("it", text, MOST_TEMPLATE_CHARACTERS);
+      return new Template(text);
+    });
   }
 
   /** The template among `files`, or undefined where there is none: a base model, which only continues text. */
@@ -62,7 +73,7 @@ export class ChatTemplate {
     messages: readonly Message[],
     { addGenerationPrompt = true, variables = {} }: {
       readonly addGenerationPrompt?: boolean;
-      readonly variables?: PlainRecord;
+      readonly variables?: Readonly<Record<string, unknown>>;
     } = {},
   ): string {
     const given = {
@@ -73,26 +84,31 @@ export class ChatTemplate {
       add_generation_prompt: addGenerationPrompt,
     };
     const characters = messages.reduce((sum, { content }) => sum + content.length, 0);
-    return this.#attempt(() => this.#object.call("render", this.#limit("rendering", characters), given));
-  }
-
-  #limit(doing: string, characters: number): TimeLimit {
-    return {
-      seconds: secondsFor(characters),
-      kind: "checkpoint",
-      doing: `${doing} the chat template of ${this.#source}`,
-      advice: "it loops. Copy the template that came with the weights, or give plain text to continue",
-    };
+    return this.#attempt("rendering", characters, () => {
+      const rendered = this.#template.render(given);
+      bound("what it wrote", rendered, MOST_RENDERED_CHARACTERS);
+      return rendered;
+    });
   }
 
   /** Broken templates give bare TypeErrors, and templates may refuse a conversation: both get the file's name. */
-  #attempt<T>(action: () => T): T {
+  #attempt<T>(doing: string, characters: number, action: () => T): T {
+    const limit: TimeLimit = {
+      seconds: secondsFor(characters),
+      kind: "checkpoint",
+      doing: `${doing} the chat template of ${this.#source}`,
+      advice: "it does not end. Copy the template that came with the weights, or give plain text to continue",
+    };
     try {
-      return action();
+      return withinTime(limit, action);
     } catch (cause) {
       if (cause instanceof HcinferError) throw cause;
       const message = `the chat template of ${this.#source} failed: ${(cause as Error).message}`;
       throw new HcinferError("checkpoint", message, { cause });
     }
   }
+}
+
+function bound(what: string, text: string, most: number): void {
+  if (text.length > most) throw new Error(`${what} has ${text.length} characters, more than ${most}`);
 }

@@ -51,3 +51,30 @@ Deno.test("where templates are found", () => {
     rmSync(folder, { recursive: true });
   }
 });
+
+function refuses(message: RegExp): (error: unknown) => boolean {
+  return (error) =>
+    error instanceof HcinferError && error.kind === "checkpoint" && message.test(error.message);
+}
+
+Deno.test("a template that does not end is stopped", () => {
+  const loops = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}";
+  const chat = new ChatTemplate(loops, "some/file.jinja", {});
+  assert.throws(
+    () => chat.render([{ role: "user", content: "hi" }]),
+    refuses(/^rendering the chat template of some\/file.jinja took more than \d+ s and was stopped/),
+  );
+});
+
+Deno.test("a template's size and its text's are bounded", () => {
+  assert.throws(
+    () => new ChatTemplate("x".repeat(2 ** 20 + 1), "file", {}),
+    refuses(/it has 1048577 characters/),
+  );
+  const doubling = "{% set ns = namespace(x='0123456789abcdef') %}{% for i in range(24) %}" +
+    "{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}";
+  assert.throws(
+    () => new ChatTemplate(doubling, "file", {}).render([]),
+    refuses(/what it wrote has \d+ char/),
+  );
+});

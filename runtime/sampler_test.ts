@@ -90,6 +90,18 @@ Deno.test("greedy: the largest, ties by lower id", () => {
   }));
 });
 
+Deno.test("the largest of a vocabulary, wherever it and NaN stand", () => {
+  const random = fc.array(fc.integer({ min: -8, max: 8 }), { minLength: 1, maxLength: 3000 });
+  const places = fc.record({ at: fc.nat(), odd: fc.constantFrom(undefined, NaN, Infinity, -Infinity, -0) });
+  fc.assert(fc.property(random, places, (values, { at, odd }) => {
+    const logits = Float32Array.from(values);
+    if (odd !== undefined) logits[at % logits.length] = odd;
+    const usable = logits.every((logit) => logit < Infinity) && logits.some((logit) => logit > -Infinity);
+    if (usable) assert.equal(largest(logits), logits.indexOf(logits.reduce((a, b) => Math.max(a, b))));
+    else assert.throws(() => largest(logits), HcinferError);
+  }));
+});
+
 Deno.test("logits that are not numbers are an error", () => {
   for (const bad of [NaN, Infinity]) {
     for (const at of [0, 1, 2]) {
@@ -101,7 +113,9 @@ Deno.test("logits that are not numbers are an error", () => {
       );
     }
   }
-  assert.throws(() => new Sampler({ temperature: 1 }).next(Float32Array.of(-Infinity)), HcinferError);
+  for (const logits of [Float32Array.of(-Infinity), new Float32Array(0)]) {
+    assert.throws(() => new Sampler({ temperature: 1 }).next(logits), HcinferError);
+  }
 });
 
 Deno.test("options outside their range are refused", () => {

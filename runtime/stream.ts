@@ -7,12 +7,14 @@
  * back. The window this needs is a few tokens long, so the cost of a token does not grow with the text.
  */
 
+/** A tokenizer, as far as streams need one. */
 export interface TextDecoding {
   decode(ids: Iterable<number>): string;
 }
 
 const REPLACEMENT = "\uFFFD";
 
+/** The text of one sequence of tokens; push them in order. */
 export class TextStream {
   readonly #tokenizer: TextDecoding;
   #window: number[] = [];

@@ -6,6 +6,7 @@ import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { HcinferError } from "../compiler/errors.ts";
 
+/** A source of files by name. */
 export interface TextFiles {
   /** The folder, for messages. */
   readonly path: string;

@@ -5,7 +5,8 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import fc from "fast-check";
 import { HcinferError } from "../compiler/errors.ts";
-import { folderFiles } from "./text_files.ts";
+import { folderFiles, type TextFiles } from "./text_files.ts";
+import { secondsFor } from "./time_limit.ts";
 import { Tokenizer } from "./tokenizer.ts";
 
 const tinyDense = fileURLToPath(new URL("../examples/models/tiny-dense", import.meta.url));
@@ -164,4 +165,55 @@ Deno.test("damaged tokenizer files never escape as untyped errors", () => {
       { numRuns: 30 },
     );
   });
+});
+
+/** The bundled files, with fields of tokenizer.json replaced. */
+function changed(fields: Readonly<Record<string, unknown>>): TextFiles {
+  const whole: unknown = JSON.parse(readFileSync(join(tinyDense, "tokenizer.json"), "utf8"));
+  const json = JSON.stringify({ ...whole as Record<string, unknown>, ...fields });
+  return {
+    path: "changed",
+    file: (name) => name === "tokenizer.json" ? new TextEncoder().encode(json) : undefined,
+  };
+}
+
+Deno.test("rules that do not end are stopped, and the tokenizer works on", () => {
+  const split = { type: "Split", pattern: { Regex: "(a+)+$" }, behavior: "Isolated", invert: false };
+  const slow = Tokenizer.open(changed({ pre_tokenizer: split }), 4096);
+  assert.throws(
+    () => slow.encode("a".repeat(60) + "b"),
+    (error) =>
+      error instanceof HcinferError && error.kind === "input" &&
+      /converting 61 characters by the rules of changed.tokenizer.json took more than/.test(error.message),
+  );
+  assert.equal(slow.decode(slow.encode("aaa")), "aaa");
+  const decoder = { type: "Replace", pattern: { Regex: "(a+)+$" }, content: "" };
+  const added_tokens = [{ id: 4095, content: "a".repeat(60) + "b", special: false }];
+  const decoding = Tokenizer.open(changed({ decoder, added_tokens }), 4096);
+  assert.equal(decoding.decode(decoding.encode("a")), "");
+  assert.throws(
+    () => decoding.decode([4095]),
+    refuses(/converting 1 tokens by the rules of .* took more than/),
+  );
+});
+
+Deno.test("long texts and long words take a small part of the time they may", () => {
+  const prose = readFileSync(heldout, "utf8");
+  for (const text of [prose, "ab".repeat(30_000), " ".repeat(60_000) + "b", "🔬".repeat(30_000)]) {
+    const began = performance.now();
+    assert.equal(tokenizer.decode(tokenizer.encode(text)), text);
+    assert.ok((performance.now() - began) / 1000 < secondsFor(text.length) / 2);
+  }
+});
+
+Deno.test("rules that nest without end are refused", () => {
+  let nested: unknown = { type: "Lowercase" };
+  for (let depth = 0; depth < 20; depth++) nested = { type: "Sequence", normalizers: [nested] };
+  assert.throws(
+    () => Tokenizer.open(changed({ normalizer: nested }), 4096),
+    refuses(/normalizer: nests more than 32 deep/),
+  );
+  const deep = `{"model": {"vocab": {}}, "decoder": ${"[".repeat(1_000_000)}${"]".repeat(1_000_000)}}`;
+  const files = { path: "deep", file: () => new TextEncoder().encode(deep) };
+  assert.throws(() => Tokenizer.open(files, 4096), refuses(/nests|JSON/));
 });

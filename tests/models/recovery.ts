@@ -6,7 +6,6 @@ import { tokenLoss } from "../../ffi/engine.ts";
 import { evaluate, type Evaluation } from "../../runtime/evaluate.ts";
 import type { CorrectionMode } from "../../runtime/executor.ts";
 import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
-import { folderFiles } from "../../runtime/text_files.ts";
 import { Tokenizer } from "../../runtime/tokenizer.ts";
 
 const HELDOUT = fileURLToPath(new URL("../../examples/models/heldout.txt", import.meta.url));
@@ -22,7 +21,7 @@ export interface Recovery {
 
 /** Over the first `windows` windows of the text no model was trained on. */
 export function recovery(uncompressed: Bundle, quantized: Bundle, windows: number): Recovery {
-  const tokenizer = Tokenizer.open(folderFiles(quantized.path), quantized.plan.model.vocabularySize);
+  const tokenizer = Tokenizer.open(quantized, quantized.plan.model.vocabularySize);
   const text = readFileSync(HELDOUT, "utf8").slice(0, 8 * WINDOW * windows);
   const tokens = tokenizer.encode(text, { addSpecialTokens: false }).subarray(0, WINDOW * windows);
   if (tokens.length < WINDOW * windows) throw new Error(`the text has ${tokens.length} tokens`);

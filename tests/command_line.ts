@@ -1,0 +1,30 @@
+/** The command line as a user has it, for tests: a process of its own for every command. */
+import { execFile } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const MAIN = fileURLToPath(new URL("../main.ts", import.meta.url));
+
+export interface Outcome {
+  readonly code: number;
+  readonly out: string;
+  readonly err: string;
+}
+
+/** Runs `hcinfer ...args`; `input` is its standard input. */
+export function hcinfer(args: readonly string[], input = ""): Promise<Outcome> {
+  return new Promise((resolve) => {
+    const child = execFile(Deno.execPath(), ["run", "-A", MAIN, ...args], (error, out, err) => {
+      resolve({ code: error === null ? 0 : Number(error.code), out, err });
+    });
+    child.stdin?.end(input);
+  });
+}
+
+/** A folder that is gone when the test ends. */
+export function temporary(): { path: string } & Disposable {
+  const path = mkdtempSync(join(tmpdir(), "hcinfer-"));
+  return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true }) };
+}
