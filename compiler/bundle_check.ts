@@ -1,9 +1,12 @@
 /**
- * Whether a plan and the weights beside it fit together: every size that native code computes addresses from. A
- * bundle that passes cannot make an executor read or write outside its tensors and its arena, whoever wrote it.
+ * Whether a plan and the weights beside it fit together: what an executor takes for granted and cannot see in one
+ * instruction. Names stand for one thing each (a weight, a window's store, a lane), tensors have the plan's types and
+ * shapes, and a window's corrections are those of its linear. That no instruction reaches outside its memory is checked
+ * once more where the memory is known, when native code binds a program.
  */
 import { isDeepStrictEqual } from "node:util";
 import { values } from "./ir/graph.ts";
+import { packedName } from "./ir/naming.ts";
 import { isLowered, verify } from "./ir/verify.ts";
 import { layout } from "./passes/layout.ts";
 import { makeLanes, windowOf } from "./passes/schedule.ts";
@@ -13,9 +16,16 @@ import { formatText, packedShape } from "./weights/format.ts";
 import { inventory } from "./weights/inventory.ts";
 import type { TensorDType, TensorView } from "./weights/safetensors.ts";
 
+/** A model of a hundred layers has some 2,500 nodes. */
+const MOST_NODES = 50_000;
+
 /** What is wrong with a plan's graph and lanes, or undefined. */
 export function checkGraph({ graph, lanes, memory }: Plan): string | undefined {
   try {
+    // Before anything that grows with the square of their number.
+    if (graph.nodes.length > MOST_NODES) {
+      return `its graph has ${graph.nodes.length} nodes, at most ${MOST_NODES}`;
+    }
     verify(graph);
     if (!isLowered(graph.stage)) return `its graph is at stage ${graph.stage}, which nothing runs`;
     if (!isDeepStrictEqual(lanes, makeLanes(graph))) return "its lanes are not those of its graph";
@@ -40,6 +50,8 @@ export function checkTensors(plan: Plan, tensors: ReadonlyMap<string, TensorView
     };
     return [
       ...checkVocabulary(plan),
+      ...checkNames(plan),
+      ...checkWidths(plan),
       ...checkWeights(plan, lacks),
       ...plan.windows.flatMap((window) => checkWindow(window, lacks)),
       ...checkCorrections(plan),
@@ -65,9 +77,44 @@ function checkVocabulary({ graph, model: { vocabularySize } }: Plan): string[] {
     : [`its vocabulary is ${vocabularySize} in the model and ${odd} in the graph`];
 }
 
+/** Entries that stand for one thing are there once: executors look them up by different names. */
+function checkNames({ weights, windows }: Plan): string[] {
+  const tensor = duplicate(weights.map((weight) => weight.tensor));
+  if (tensor !== undefined) return [`two packed weights are in the tensor ${tensor}`];
+  const odd = weights.find((weight) => weight.tensor !== `${packedName(weight.sections)}.packed`);
+  if (odd !== undefined) {
+    return [`the packed weight ${packedName(odd.sections)} is in the tensor ${odd.tensor}`];
+  }
+  const window = duplicate(windows.map((store) => store.window));
+  return window === undefined ? [] : [`window ${window} is stored twice`];
+}
+
+/** A matrix (a tied head) or a norm that is used twice has the same inputs both times. */
+function checkWidths({ graph }: Plan): string[] {
+  const types = values(graph);
+  const seen = new Map<string, number>();
+  return graph.nodes.flatMap((node): string[] => {
+    const input = types.get(node.inputs[0] ?? "")?.type.shape.at(-1);
+    const [name, width] = node.op === "embedding"
+      ? [node.params.path, node.params.width]
+      : node.op === "linear"
+      ? [packedName(node.params.weights), input]
+      : node.op === "rms_norm" || node.op === "add_rms_norm"
+      ? [`${node.params.path}.weight`, input]
+      : [];
+    if (name === undefined || typeof width !== "number") return [];
+    const before = seen.get(name) ?? width;
+    seen.set(name, before);
+    return before === width ? [] : [`${name} is used at the widths ${before} and ${width}`];
+  });
+}
+
 function checkWeights(plan: Plan, lacks: Lacks): string[] {
   const { matrices, vectors } = inventory(plan.graph);
   const weights = new Map(plan.weights.map((w) => [w.sections.map((s) => s.path).join("+"), w]));
+  if (plan.weights.length !== matrices.length) {
+    return [`the plan has ${plan.weights.length} packed weights, its graph reads ${matrices.length}`];
+  }
   return [
     ...matrices.flatMap((matrix): string[] => {
       const { name, sections, rows, inputs, format } = matrix;
@@ -113,7 +160,7 @@ function checkWindow(store: WindowStore, lacks: Lacks): string[] {
   return problems;
 }
 
-/** Every correction node has its window's store, of its own sizes. */
+/** Every correction uses what its window stores; that it is of its window's linear, `verify` has seen. */
 function checkCorrections(plan: Plan): string[] {
   const stores = new Map(plan.windows.map((w) => [w.window, w]));
   const types = values(plan.graph);
@@ -140,4 +187,10 @@ function checkCorrections(plan: Plan): string[] {
       (rank === undefined || (store.factors?.dtype === dtype && rank <= store.factors.maxRank));
     return fits ? [] : [`the correction of window ${window} is not what the bundle stores`];
   });
+}
+
+/** The first of `names` that is there before. */
+function duplicate(names: readonly string[]): string | undefined {
+  const seen = new Set<string>();
+  return names.find((name) => seen.size === seen.add(name).size);
 }

@@ -262,7 +262,7 @@ Deno.test("other versions, and plans that say what the weights do not hold, are 
   await lie(set("weights.1.bytes", 64), /is not the graph's/);
   await lie(
     set("weights.1.tensor", "model.norm.weight"),
-    /model\.norm\.weight is F32 \[50\], the plan expects U8/,
+    /k_proj\+v_proj is in the tensor model\.norm\.weight/,
   );
   await lie(set("weights.1.format", "q4g32"), /is not the graph's/);
   await lie(
@@ -318,6 +318,20 @@ Deno.test("a bundle can be read by those who can read all of its checkpoint", as
   chmodSync(join(work.model, "tokenizer.json"), 0o644);
   chmodSync(work.model, 0o700);
   assert.deepEqual(await modes(), [0o700, ...Array(4).fill(0o600)]);
+});
+
+Deno.test("a pipe among the checkpoint's files is found before anything is packed", async () => {
+  using work = new Workplace();
+  rmSync(join(work.model, "tokenizer.json"));
+  execFileSync("mkfifo", [join(work.model, "tokenizer.json")]);
+  let packed = 0;
+  const onProgress = () => packed++;
+  await refused(
+    () => work.compile(work.bundle, { onProgress }),
+    "checkpoint",
+    /tokenizer\.json is not a file/,
+  );
+  assert.equal(packed, 0);
 });
 
 Deno.test("a failed compile leaves what was there, and nothing else", async () => {

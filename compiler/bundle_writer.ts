@@ -179,7 +179,7 @@ export class BundleWriter implements Disposable {
       for (const name of readdirSync(this.#folder)) flush(join(this.#folder, name), "r+");
       flush(this.#folder, "r");
       this.#staging?.publish();
-      flush(dirname(this.#output), "r");
+      flush(dirname(this.#staging?.output ?? this.#output), "r");
       this[Symbol.dispose]();
     });
   }
@@ -237,9 +237,12 @@ function headerRoom(tensors: readonly TensorSpec[]): number {
  */
 function sharedMode(sources: readonly string[]): number {
   return sources.reduce((mode, source) => {
+    const status = statSync(source);
+    // Found now rather than when everything else is done.
+    if (!status.isFile()) throw new HcinferError("checkpoint", `${source} is not a file`);
     const entered = statSync(dirname(source)).mode;
     const [group, others] = [entered & 0o010 ? 0o070 : 0, entered & 0o001 ? 0o007 : 0];
-    return mode & (statSync(source).mode & (group | others) | 0o600);
+    return mode & (status.mode & (group | others) | 0o600);
   }, 0o666);
 }
 

@@ -2,25 +2,28 @@ import assert from "node:assert/strict";
 import { costs, predict } from "./cost.ts";
 import { HcinferError } from "./errors.ts";
 import { transformer } from "./ir/fixture.ts";
+import { values } from "./ir/graph.ts";
+import { elementsPerToken } from "./ir/types.ts";
 import { passes } from "../tests/fixtures/passes.ts";
 import { MachineProfile, parseProfile, PROFILES, readBandwidth } from "./profile.ts";
 import { residualBytesRead } from "./weights/correction.ts";
 import { packedShape } from "./weights/format.ts";
 
-Deno.test("costs: a linear reads its packed bytes, rows read what the format says", () => {
+Deno.test("costs: a linear reads its packed bytes; after lower, every node is an instruction", () => {
   const { graph } = passes(transformer()).schedule;
   const all = costs(graph);
+  const types = values(graph);
   graph.nodes.forEach((node, i) => {
     const cost = all[i];
     if (node.op === "linear" && node.params.format !== undefined && node.params.weights.length === 3) {
       assert.equal(cost?.bytesRead, packedShape(node.params.format, 128, 64).bytes);
       assert.equal(cost?.operations, 128 * 64);
       assert.equal(cost?.arithmetic, "int8");
-    } else if (node.op === "sparse_residual") {
-      assert.equal(cost?.bytesRead, residualBytesRead(4, node.params.outputs, node.params.channels));
-    } else if (node.op === "split_heads" || node.op === "merge_heads") {
-      assert.equal(cost?.instructions, 0);
+    } else if (node.op === "sparse_sum") {
+      const channels = elementsPerToken(types.get(node.inputs[0]!)!.type);
+      assert.equal(cost?.bytesRead, residualBytesRead(4, node.params.outputs, channels));
     }
+    assert.equal(cost?.instructions, 1, node.op);
   });
 });
 
@@ -31,11 +34,12 @@ Deno.test("predictions: bound by bytes or by operations, and by the overhead", (
     bytesStored: 0,
     operations: 1,
     arithmetic: "int8",
-    instructions: 2,
+    instructions: 1,
   } as const;
-  assert.equal(predict(cost, profile, "cpu"), 1002);
-  assert.equal(predict({ ...cost, bytesRead: 0, operations: 6e8 }, profile, "cpu"), 1002);
-  assert.equal(predict(cost, profile, "cpu", { threads: 1 }), 1902);
+  assert.equal(predict(cost, profile, "cpu"), 1001);
+  assert.equal(predict({ ...cost, instructions: 0 }, profile, "cpu"), 1000);
+  assert.equal(predict({ ...cost, bytesRead: 0, operations: 6e8 }, profile, "cpu"), 1001);
+  assert.equal(predict(cost, profile, "cpu", { threads: 1 }), 1901);
   assert.throws(() => predict(cost, profile, "gpu"), /no GPU/);
   assert.ok(predict(cost, PROFILES["rtx-4090"], "gpu") < 50);
 });

@@ -5,7 +5,8 @@ import { join } from "node:path";
 import process from "node:process";
 import { HcinferError } from "../compiler/errors.ts";
 import { build, type BuildOptions, installInstructions, libraryPath } from "./build.ts";
-import { openOwn } from "./open.ts";
+import { open, openOwn } from "./open.ts";
+import { abi, ABI_VERSION } from "./symbols.ts";
 
 Deno.test("how to install a compiler, by system", () => {
   const command = (release: string) => installInstructions("linux", release);
@@ -29,6 +30,23 @@ Deno.test("a library that is not there, and one that is no library", () => {
     assert.throws(() => openOwn(path), (error) => {
       assert.ok(error instanceof HcinferError && error.kind === "environment");
       assert.match(error.message, /run: deno task build/);
+      return true;
+    });
+  }
+});
+
+Deno.test("any library opens with a table of its functions", () => {
+  const own = open(libraryPath(), abi);
+  assert.equal(own.symbols.hc_abi_version(), ABI_VERSION);
+  own.close();
+  for (
+    const [path, table] of [["/nowhere/libother.so", {}], [libraryPath(), {
+      hc_nothing: { parameters: [], result: "void" },
+    }]] as const
+  ) {
+    assert.throws(() => open(path, table, "\ninstall it"), (error) => {
+      assert.ok(error instanceof HcinferError && error.kind === "environment");
+      assert.ok(error.message.startsWith(`${path} does not load: `) && error.message.endsWith("install it"));
       return true;
     });
   }

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { availableParallelism } from "node:os";
 import { HcinferError } from "../compiler/errors.ts";
-import { argmax, instructionSet, tokenLoss } from "./engine.ts";
+import { argmax, Engine, instructionSet, tokenLoss } from "./engine.ts";
 import {
   add,
   at,
@@ -52,10 +52,17 @@ Deno.test("lanes meet at events", () => {
 });
 
 Deno.test("the number of a step is in the mailbox, and grows over engines that share it", () => {
-  using m = machine([[signal(0)], [wait(0)]]);
+  const lanes = [[signal(0)], [wait(0)]];
+  using m = machine(lanes);
+  using next = new Engine({
+    lanes: lanes.map((program) => ({ program, threads: 1 })),
+    memory: m.memory,
+    capacity: 1,
+  });
   const words = new BigUint64Array(m.memory.mailbox.bytes.buffer, m.memory.mailbox.bytes.byteOffset, 32);
-  for (let n = 1n; n < 4n; n++) {
-    m.step();
+  const counts = { tokens: 1, rows: 0, tiles: 0, mode: "decode" } as const;
+  for (let n = 1n; n < 10n; n++) {
+    (n % 2n === 1n ? m.engine : next).step(counts);
     assert.deepEqual([words[8], words[16]], [n, n]);
   }
 });

@@ -341,12 +341,11 @@ export interface InstructionOf<P extends Opcode> {
   readonly over: "tokens" | "rows";
   /** When it runs: in every step, or only where tokens run as decode. */
   readonly when: "always" | "decode";
-  /** The threads of the lane wait for each other after it. */
+  /** The threads of the lane wait for each other after it, where any work was begun since they last did. */
   readonly barrier: boolean;
   /**
    * How many instructions back the one lies whose whole work must be done before this one starts, where no barrier
-   * lies between them (0: none). An instruction that has one continues work begun without a barrier: its own barrier ends
-   * that work, so it is met even in steps that skip the instruction.
+   * lies between them (0: none). It must run whenever this one does.
    */
   readonly after: number;
 }

@@ -3,36 +3,27 @@ import type { Node } from "web-tree-sitter";
 import { readAttribute, readItem } from "./attributes.ts";
 import { call } from "./calls.ts";
 import { didYouMean } from "./diagnostics.ts";
-import { described, isPattern, leaves, parts } from "./nodes.ts";
+import { described, fields, isPattern, leaves, parts } from "./nodes.ts";
 import { ARITHMETIC, binary, type BinaryOperator, compare, COMPARISONS } from "./operators.ts";
 import type { Unit } from "./unit.ts";
-import { describe, type Evaluate, isModule, isUnknown, type Scope, UNKNOWN, type Value } from "./values.ts";
+import { describe, type Evaluate, is, type Scope, UNKNOWN, type Value } from "./values.ts";
 
 /** Undefined for what was reported. */
 type Rule = (node: Node, unit: Unit) => Evaluate | undefined;
 
-const INSTEAD: Readonly<Record<string, string>> = {
-  lambda: "define a function with def",
-  generator_expression: "write a list comprehension, [... for ... in ...]",
-  set_comprehension: "write a list comprehension, [... for ... in ...]",
-  dictionary_comprehension: "write a list comprehension, [... for ... in ...]",
-  dictionary: "use attributes of self, or a list",
-  set: "use a list",
-  named_expression: "assign in a statement of its own",
-  list_splat: "write the items out",
-  slice: "accepted: one index, a[i]",
-  ellipsis: "accepted: one index, a[i]",
-  await: "call it directly",
-};
+const ACCEPTED = "accepted: numbers, strings, names, attributes, calls, lists, arithmetic, comparisons";
 
+/** Of what was reported; never run. */
 const unknown: Evaluate = () => UNKNOWN;
 
 /** Compiles an expression, and reports what of it is outside the subset. */
-export function expression(node: Node | null | undefined, unit: Unit): Evaluate {
+export function expression(node: Node | undefined, unit: Unit): Evaluate {
   if (!node) return unknown;
   const span = unit.span(node);
   const { tracing } = unit;
-  const evaluate = unit.nested(node, () => (RULES[node.type] ?? outside)(node, unit)) ?? unknown;
+  const rule = RULES[node.type];
+  const compile = () => rule ? rule(node, unit) : unit.outside(node, ACCEPTED);
+  const evaluate = unit.nested(node, compile) ?? unknown;
   return (scope) => tracing.nested(span, () => evaluate(scope));
 }
 
@@ -48,51 +39,39 @@ const RULES: Readonly<Record<string, Rule>> = {
   attribute,
   subscript,
   call: callExpression,
-  list: sequence("list"),
-  tuple: sequence("tuple"),
-  expression_list: sequence("tuple"),
+  list: sequence,
+  tuple: sequence,
+  expression_list: sequence,
   list_comprehension: comprehension,
   parenthesized_expression: (node, unit) => expression(parts(node)[0], unit),
   unary_operator: unary,
   not_operator(node, unit) {
-    const met = condition(node.childForFieldName("argument"), unit);
-    return (scope) => {
-      const value = met(scope);
-      return value === undefined ? UNKNOWN : !value;
-    };
+    const met = condition(fields(node).argument, unit);
+    return (scope) => !met(scope);
   },
   binary_operator(node, unit) {
-    const operator = node.childForFieldName("operator")?.text ?? "";
-    const left = expression(node.childForFieldName("left"), unit);
-    const right = expression(node.childForFieldName("right"), unit);
+    const { operator: sign, left: first, right: second } = fields(node);
+    const [operator, left, right] = [sign?.text ?? "", expression(first, unit), expression(second, unit)];
     const span = unit.span(node);
     if (isBinary(operator)) return (scope) => binary(operator, left(scope), right(scope), span, unit.tracing);
     const accepted = `accepted: ${Object.keys(ARITHMETIC).join(" ")}`;
-    unit.unsupported(node, `operator ${operator} is outside the subset`, accepted);
-    return undefined;
+    return unit.unsupported(node, `operator ${operator} is outside the subset`, accepted);
   },
   boolean_operator(node, unit) {
-    const or = node.childForFieldName("operator")?.text === "or";
-    const first = node.childForFieldName("left") ?? node;
-    const left = expression(first, unit);
-    const right = expression(node.childForFieldName("right"), unit);
-    const span = unit.span(first);
+    const { operator, left: first = node, right: second } = fields(node);
+    const [left, right] = [expression(first, unit), expression(second, unit)];
+    const [or, span] = [operator?.text === "or", unit.span(first)];
     return (scope) => {
       const value = left(scope);
-      const met = unit.tracing.truth(value, span);
-      if (met === undefined) return UNKNOWN;
-      return met === or ? value : right(scope);
+      return unit.tracing.truth(value, span) === or ? value : right(scope);
     };
   },
   comparison_operator: comparison,
   conditional_expression(node, unit) {
     const [then, test, otherwise] = parts(node);
     const met = condition(test, unit);
-    const branches = { true: expression(then, unit), false: expression(otherwise, unit) };
-    return (scope) => {
-      const value = met(scope);
-      return value === undefined ? UNKNOWN : branches[`${value}`](scope);
-    };
+    const [yes, no] = [expression(then, unit), expression(otherwise, unit)];
+    return (scope) => met(scope) ? yes(scope) : no(scope);
   },
 };
 
@@ -100,21 +79,10 @@ function isBinary(operator: string): operator is BinaryOperator {
   return Object.hasOwn(ARITHMETIC, operator);
 }
 
-function outside(node: Node, unit: Unit): undefined {
-  if (node.isError || node.isMissing) return;
-  const note = INSTEAD[node.type] ??
-    "accepted: numbers, strings, names, attributes, calls, lists, arithmetic, comparisons";
-  unit.unsupported(node, `${described(node)} is outside the subset`, note);
-}
-
-/** A condition's truth, or undefined when it has none that is static, which is reported. */
-export function condition(
-  node: Node | null | undefined,
-  unit: Unit,
-): (scope: Scope) => boolean | undefined {
-  if (!node) return () => undefined;
+/** A condition, whose truth must be static. */
+export function condition(node: Node | undefined, unit: Unit): (scope: Scope) => boolean {
   const evaluate = expression(node, unit);
-  const span = unit.span(node);
+  const span = node ? unit.span(node) : unit.tracing.at;
   return (scope) => unit.tracing.truth(evaluate(scope), span);
 }
 
@@ -128,40 +96,25 @@ function number(node: Node, unit: Unit): Evaluate | undefined {
   if (Number.isFinite(value) && (node.type === "float" || Number.isSafeInteger(value))) return () => value;
   const shown = node.text.length > 40 ? `${node.text.slice(0, 40)}...` : node.text;
   const accepted = "accepted: integers up to 2^53, finite floats";
-  unit.unsupported(node, `${shown} is no number that is kept exactly`, accepted);
-  return undefined;
+  return unit.unsupported(node, `${shown} is no number that is kept exactly`, accepted);
 }
-
-const ESCAPES: Readonly<Record<string, string>> = {
-  "\\n": "\n",
-  "\\t": "\t",
-  "\\\\": "\\",
-  "\\'": "'",
-  '\\"': '"',
-};
 
 function string(node: Node, unit: Unit): string | undefined {
   if (node.type === "concatenated_string") {
     const pieces = parts(node).map((n) => string(n, unit));
     return pieces.includes(undefined) ? undefined : pieces.join("");
   }
-  const prefix = (node.namedChildren[0]?.text ?? "").replace(/["']+$/, "").toLowerCase();
-  if (prefix !== "" && prefix !== "r") {
-    const message = `a string with prefix ${prefix} is outside the subset`;
-    unit.unsupported(node, message, 'accepted: plain strings, "text"');
-    return undefined;
+  const [, prefix = "", , content = ""] = /^(\w*)("""|'''|"|')([^]*)\2$/.exec(node.text) ?? [];
+  const accepted = 'accepted: plain strings, "text"';
+  if (prefix !== "") {
+    return unit.unsupported(node, `a string with prefix ${prefix} is outside the subset`, accepted);
   }
-  const content = node.namedChildren.filter((n) => n.type === "string_content").map((n) => n.text).join("");
-  if (prefix === "r") return content;
-  return content.replace(
-    /\\(?:\r?\n|[^])/g,
-    (escape) => escape.endsWith("\n") ? "" : ESCAPES[escape] ?? escape,
-  );
+  if (!content.includes("\\")) return content;
+  return unit.unsupported(node, "a backslash in a string is outside the subset", accepted);
 }
 
 function attribute(node: Node, unit: Unit): Evaluate | undefined {
-  const owner = node.childForFieldName("object");
-  const field = node.childForFieldName("attribute");
+  const { object: owner, attribute: field } = fields(node);
   if (!owner || !field) return undefined;
   const object = expression(owner, unit);
   const [name, span, self] = [field.text, unit.span(field), unit.self];
@@ -177,32 +130,31 @@ function subscript(node: Node, unit: Unit): Evaluate {
   if (others.length > 0) {
     unit.unsupported(node, "several indices are outside the subset", "accepted: one index, a[i]");
   }
-  const object = expression(node.childForFieldName("value"), unit);
-  const index = expression(first, unit);
+  const [object, index] = [expression(fields(node).value, unit), expression(first, unit)];
   const [span, indexSpan] = [unit.span(node), unit.span(first ?? node)];
   return (scope) => readItem(object(scope), index(scope), span, indexSpan, unit.tracing);
 }
 
-function sequence(kind: "list" | "tuple"): Rule {
-  return (node, unit) => {
-    const items = parts(node).map((item) => expression(item, unit));
-    return (scope) => ({ kind, items: items.map((item) => item(scope)) });
-  };
+function sequence(node: Node, unit: Unit): Evaluate {
+  const items = parts(node).map((item) => expression(item, unit));
+  return (scope) => items.map((item) => item(scope));
 }
 
 function unary(node: Node, unit: Unit): Evaluate | undefined {
-  const operator = node.childForFieldName("operator")?.text;
-  const operand = expression(node.childForFieldName("argument"), unit);
-  if (operator === "+") return operand;
-  if (operator !== "-") {
-    unit.unsupported(node, `operator ${operator} is outside the subset`, "accepted: -x, +x, not x");
-    return undefined;
+  const { operator, argument } = fields(node);
+  const operand = expression(argument, unit);
+  if (operator?.text === "+") return operand;
+  if (operator?.text !== "-") {
+    return unit.unsupported(
+      node,
+      `operator ${operator?.text} is outside the subset`,
+      "accepted: -x, +x, not x",
+    );
   }
   const span = unit.span(node);
   return (scope) => {
     const value = operand(scope);
-    if (typeof value === "number") return -value;
-    return isUnknown(value) ? UNKNOWN : unit.tracing.fail(span, `cannot negate ${describe(value)}`);
+    return typeof value === "number" ? -value : unit.tracing.fail(span, `cannot negate ${describe(value)}`);
   };
 }
 
@@ -213,17 +165,14 @@ function comparison(node: Node, unit: Unit): Evaluate | undefined {
     .filter((operator) => operator !== undefined);
   const operands = parts(node).map((operand) => expression(operand, unit));
   if (operators.length < found.length) {
-    unit.unsupported(node, `comparison ${found.join(" ")} is outside the subset`);
-    return undefined;
+    return unit.unsupported(node, `comparison ${found.join(" ")} is outside the subset`);
   }
   const span = unit.span(node);
   return (scope) => {
     const values = operands.map((operand) => operand(scope));
-    for (const [i, operator] of operators.entries()) {
-      const met = compare(operator, values[i] ?? null, values[i + 1] ?? null, span, unit.tracing);
-      if (met !== true) return met;
-    }
-    return true;
+    return operators.every((operator, i) =>
+      compare(operator, values[i] ?? null, values[i + 1] ?? null, span, unit.tracing)
+    );
   };
 }
 
@@ -231,8 +180,7 @@ function comparison(node: Node, unit: Unit): Evaluate | undefined {
 function comprehension(node: Node, unit: Unit): Evaluate | undefined {
   const clauses = parts(node).filter((n) => n.type === "for_in_clause");
   const [clause] = clauses;
-  const left = clause?.childForFieldName("left");
-  const right = clause?.childForFieldName("right");
+  const { left, right } = clause ? fields(clause) : {};
   if (!left || !right) return undefined;
   if (clauses.length > 1 || clause?.children.some((n) => n.type === "async")) {
     unit.unsupported(clauses[1] ?? node, "one `for` a comprehension", "nest a second comprehension instead");
@@ -243,31 +191,25 @@ function comprehension(node: Node, unit: Unit): Evaluate | undefined {
     const assign = target(left, unit);
     const conditions = parts(node).filter((n) => n.type === "if_clause")
       .map((n) => condition(parts(n)[0], unit));
-    const body = expression(node.childForFieldName("body"), unit);
+    const body = expression(fields(node).body, unit);
     return (scope) => {
-      const items = unit.tracing.items(iterable(scope), span);
-      if (!items) return UNKNOWN;
       const inner: Scope = new Map(scope);
-      const made: Value[] = [];
-      for (const item of items) {
+      return unit.tracing.items(iterable(scope), span).flatMap((item) => {
         assign(item, inner);
-        if (conditions.every((met) => met(inner) === true)) made.push(body(inner));
-      }
-      return { kind: "list", items: made };
+        return conditions.every((met) => met(inner)) ? [body(inner)] : [];
+      });
     };
   });
 }
 
 function callExpression(node: Node, unit: Unit): Evaluate | undefined {
-  const callee = node.childForFieldName("function");
-  const list = node.childForFieldName("arguments");
+  const { function: callee, arguments: list } = fields(node);
   if (!callee || !list) return undefined;
   // PyTorch needs it, and it does nothing here.
   if (callee.text === "super().__init__") return () => null;
   if (list.type !== "argument_list") {
     const message = "a generator as argument is outside the subset";
-    unit.unsupported(list, message, "write a list comprehension, [...]");
-    return undefined;
+    return unit.unsupported(list, message, "write a list comprehension, [...]");
   }
   const read = (value: Node, at: Node) => {
     const [evaluate, span] = [expression(value, unit), unit.span(at)];
@@ -276,16 +218,15 @@ function callExpression(node: Node, unit: Unit): Evaluate | undefined {
   const positional: ReturnType<typeof read>[] = [];
   const keywords = new Map<string, ReturnType<typeof read>>();
   for (const argument of parts(list).filter((n) => !n.isError)) {
-    const name = argument.childForFieldName("name")?.text;
-    const value = argument.childForFieldName("value");
+    const { name, value } = fields(argument);
     if (argument.type === "list_splat" || argument.type === "dictionary_splat") {
       unit.unsupported(argument, "unpacked arguments are outside the subset", "write the arguments out");
     } else if (argument.type !== "keyword_argument") {
       if (keywords.size > 0) unit.unsupported(argument, "a positional argument follows a named one");
       positional.push(read(argument, argument));
-    } else if (name !== undefined && value) {
-      if (keywords.has(name)) unit.unsupported(argument, `argument ${name} is given twice`);
-      keywords.set(name, read(value, argument));
+    } else if (name && value) {
+      if (keywords.has(name.text)) unit.unsupported(argument, `argument ${name.text} is given twice`);
+      keywords.set(name.text, read(value, argument));
     }
   }
   const callable = expression(callee, unit);
@@ -309,30 +250,28 @@ export function target(node: Node, unit: Unit): Assign {
   const [text, span] = [node.text, unit.span(node)];
   if (node.type === "identifier") return (value, scope) => scope.set(text, value);
   if (node.type === "attribute") {
-    const owner = expression(node.childForFieldName("object"), unit);
-    const name = node.childForFieldName("attribute")?.text ?? "";
+    const { object, attribute } = fields(node);
+    const [owner, name] = [expression(object, unit), attribute?.text ?? ""];
     return (value, scope) => {
       const object = owner(scope);
-      if (isModule(object) && object.constructing) {
+      if (is("module", object) && object.constructing) {
         object.attributes.set(name, value);
         tracing.adopt(object, name, value);
-      } else if (!isUnknown(object)) {
-        const found = isModule(object)
-          ? "an attribute set outside __init__"
-          : `an attribute of ${describe(object)}`;
-        tracing.fail(span, `cannot assign to ${found}`, "accepted: self.name = value, in __init__");
+        return;
       }
+      const late = is("module", object);
+      const found = late ? "an attribute set outside __init__" : `an attribute of ${describe(object)}`;
+      tracing.fail(span, `cannot assign to ${found}`, "accepted: self.name = value, in __init__");
     };
   }
   if (isPattern(node)) {
     const items = unit.nested(node, () => parts(node).map((n) => target(n, unit))) ?? [];
     return (value, scope) => {
-      const values = isUnknown(value) ? undefined : tracing.items(value, span);
-      if (values && values.length !== items.length) {
+      const values = tracing.items(value, span);
+      if (values.length !== items.length) {
         tracing.fail(span, `${items.length} names for ${values.length} values`);
       }
-      const fits = values?.length === items.length;
-      items.forEach((assign, i) => assign(fits ? values?.[i] ?? null : UNKNOWN, scope));
+      items.forEach((assign, i) => assign(values[i] ?? null, scope));
     };
   }
   const accepted = "accepted: a name, an attribute of self, or several names";

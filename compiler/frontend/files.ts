@@ -3,17 +3,17 @@
  * An imported file lies beside the file that imports it, or in graphs/shared. Each is parsed, checked and compiled once,
  * after what it imports.
  */
-import { existsSync, readFileSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Node } from "web-tree-sitter";
 import { didYouMean, Source } from "./diagnostics.ts";
-import { isDocumentation, parts, targetsIn } from "./nodes.ts";
+import { fields, isDocumentation, parts, targetsIn } from "./nodes.ts";
 import { parsePython } from "./python.ts";
-import { classDefinition, functionDefinition, IMPORT, isOutside, statement } from "./statements.ts";
+import { classDefinition, functionDefinition, isOutside, statement } from "./statements.ts";
 import { reportSyntaxErrors } from "./syntax_errors.ts";
 import type { Tracing } from "./tracing.ts";
-import { Unit } from "./unit.ts";
+import { INSTEAD, Unit } from "./unit.ts";
 
 const SHARED = fileURLToPath(new URL("../../graphs/shared/", import.meta.url));
 /** Longer than any description; a longer file is another kind of file. */
@@ -29,16 +29,17 @@ export class Files {
 
   /** Compiles a file after what it imports. Mistakes go to the diagnostics of the trace. */
   async compile(source: Source): Promise<Unit> {
+    const { diagnostics } = this.tracing;
+    if (source.text.length > LONGEST_SOURCE) {
+      const found = `a description has at most ${LONGEST_SOURCE} characters, found ${source.text.length}`;
+      diagnostics.report({ source, row: 0, column: 0, endRow: 0, endColumn: 1 }, found);
+      return new Unit(source, this.tracing, true);
+    }
     const tree = await parsePython(source.text);
     this.#open.push(source.file);
     try {
-      const broken = await reportSyntaxErrors(source, tree, this.tracing.diagnostics);
+      const broken = await reportSyntaxErrors(source, tree, diagnostics);
       const unit = new Unit(source, this.tracing, broken);
-      if (source.text.length > LONGEST_SOURCE) {
-        const found = source.text.length;
-        unit.report(tree.rootNode, `a description has at most ${LONGEST_SOURCE} characters, found ${found}`);
-        return unit;
-      }
       const statements = parts(tree.rootNode).filter((node) => !node.isError);
       for (const node of statements) {
         if (node.type === "import_from_statement") await this.#import(node, unit);
@@ -54,12 +55,11 @@ export class Files {
 
   async #import(node: Node, unit: Unit): Promise<void> {
     const names = node.childrenForFieldName("name");
-    const module = node.childForFieldName("module_name");
+    const { module_name: module } = fields(node);
     const plain = module?.type === "dotted_name" && names.length > 0 &&
       [module, ...names].every((n) => /^\w+$/.test(n.text));
     if (!plain) {
-      unit.unsupported(node, "this import is outside the subset", IMPORT);
-      return;
+      return unit.unsupported(node, "this import is outside the subset", INSTEAD[node.type] ?? "");
     }
     for (const name of names) define(name, unit);
     const origin = await this.#find(module, unit);
@@ -76,7 +76,7 @@ export class Files {
   async #find(module: Node, unit: Unit): Promise<Unit | undefined> {
     const name = `${module.text}.py`;
     const file = [dirname(unit.source.file), SHARED].map((folder) => join(folder, name))
-      .find((path) => existsSync(path));
+      .find((path) => statSync(path, { throwIfNoEntry: false })?.isFile());
     if (file === undefined) {
       const message = `there is no ${name} beside ${basename(unit.source.file)} or in graphs/shared`;
       const torch = module.text === "torch" ? ["layers and ops are built in; remove the import"] : [];
@@ -102,7 +102,7 @@ function define(node: Node, unit: Unit): void {
 function compileStatements(statements: readonly Node[], unit: Unit): void {
   // All names first: bodies may use what stands below them.
   for (const node of statements) {
-    const own = node.type === "expression_statement" ? targetsIn(node) : [node.childForFieldName("name")];
+    const own = node.type === "expression_statement" ? targetsIn(node) : [fields(node).name];
     for (const name of own) if (name?.type === "identifier") define(name, unit);
   }
   for (const node of statements) {
@@ -110,8 +110,8 @@ function compileStatements(statements: readonly Node[], unit: Unit): void {
       unit.model = classDefinition(node, unit);
       unit.globals.set(unit.model.name, unit.model);
     } else if (node.type === "function_definition") {
-      const definition = functionDefinition(node, unit);
-      unit.globals.set(definition.name, { kind: "function", definition });
+      const { name, bind } = functionDefinition(node, unit);
+      unit.globals.set(name.text, bind());
     } else {
       const [inner] = parts(node);
       const plain = inner?.type === "assignment" && targetsIn(node).every((n) => n.type === "identifier");

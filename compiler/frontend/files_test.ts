@@ -61,6 +61,12 @@ Deno.test("an import may come by way of another file, and twice", async () => {
   assert.equal(graph.nodes.length, 1);
 });
 
+Deno.test("a module that a constant holds is not the model, and has no name", async () => {
+  const shared = "SHARED = Pair(8)\n";
+  const source = model("pass", "return SHARED(self.embed(tokens))", `from pair import Pair\n${shared}`);
+  assert.match(await messageOf(source, { "pair.py": PAIR }), /this Linear has no name/);
+});
+
 Deno.test("shared descriptions are found from any folder, and a file beside hides them", async () => {
   const source = model("self.mlp = MLP(config)", undefined, "from decoder import MLP");
   assert.equal((await trace(source)).nodes.length, 1);
@@ -110,7 +116,7 @@ const REFUSED: readonly [string, RegExp][] = [
   ["from pair import Pair\nPair = 3", /2:1: error: Pair is defined twice/],
   [
     "from loop import A",
-    /loop2.py:1:6: error: these files import each other: loop.py -> loop2.py -> loop.py/,
+    /loop2.py:1:6: error: these files import each other: loop.py -> loop2.py -> loop.py\n/,
   ],
   ["from self import A", /self.py:1:6: error: these files import each other: self.py -> self.py/],
   ["from model import A", /import each other: model.py -> model.py|no model.py/],

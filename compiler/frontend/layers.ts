@@ -2,13 +2,13 @@
  * The layers that hold weights: Linear, Embedding and RMSNorm, with PyTorch's parameters. The attribute path of a
  * layer is the name of its tensor in the checkpoint, without `.weight`.
  */
-import { type Arguments, builtin } from "./calls.ts";
+import { type Arguments, callable } from "./calls.ts";
 import { moduleTensor } from "../ir/naming.ts";
+import type { Op, Params, TensorRef } from "../ir/ops.ts";
 import { typeText } from "../ir/types.ts";
-import type { Tracing } from "./tracing.ts";
-import { type Builtin, type ModuleInstance, newModule, type Tensor, UNKNOWN, type Value } from "./values.ts";
+import { type Callable, type ModuleInstance, newModule, type Value } from "./values.ts";
 
-type Method = (self: ModuleInstance) => Builtin;
+type Method = (self: ModuleInstance) => Callable;
 
 /** A layer: `construct` checks its arguments and gives its attributes. */
 function layer(
@@ -16,55 +16,42 @@ function layer(
   parameters: string,
   construct: (found: Arguments) => Iterable<readonly [string, Value]>,
   methods: Readonly<Record<string, Method>>,
-): Builtin {
-  const type = { kind: "layer", name, methods: new Map(Object.entries(methods)) } as const;
-  return builtin(name, parameters, (found) => {
-    const attributes = construct(found);
-    return found.unlessFailed(() => newModule(type, attributes));
-  });
+): Callable {
+  const type = { kind: "class", name, methods: new Map(Object.entries(methods)) } as const;
+  return callable(name, parameters, (found) => newModule(type, construct(found)));
 }
 
-/** A method of one tensor, whose last dimension must be the attribute `width`, if one is named. */
-function method(
+/**
+ * A method of one tensor that makes a node, whose last dimension must be the attribute `width`, if one is named.
+ * `size` reads an attribute.
+ */
+function method<P extends Op>(
   name: string,
+  op: P,
   width: string | undefined,
-  apply: (
-    path: string,
-    x: Tensor,
-    size: (attribute: string) => number,
-    found: Arguments,
-    tracing: Tracing,
-  ) => Value,
+  params: (ref: TensorRef, size: (attribute: string) => number) => Params[P],
 ): Method {
   return (self) =>
-    builtin(name, "x", (found, tracing) => {
+    callable(name, "x", (found) => {
       const x = found.tensor("x");
-      const path = tracing.path(self, found.span);
-      if (x === undefined || path === undefined) return UNKNOWN;
+      const path = found.tracing.path(self, found.span);
       const size = (attribute: string) => Number(self.attributes.get(attribute));
       const { type } = x.value;
       if (width !== undefined && type.shape.at(-1) !== size(width)) {
-        return found.fail("x", `${path} expects ${size(width)} inputs, found a tensor ${typeText(type)}`);
+        found.fail("x", `${path} expects ${size(width)} inputs, found a tensor ${typeText(type)}`);
       }
-      return apply(path, x, size, found, tracing);
+      return found.tracing.node(op, [x], params(moduleTensor(path), size), found.span);
     });
 }
 
 /** A product with the layer's weight; `inputs` and `outputs` are the attributes that hold its sizes. */
 function linear(name: string, inputs: string, outputs: string): Method {
-  return method(name, inputs, (path, x, size, found, tracing) => {
-    return tracing.node(
-      "linear",
-      [x],
-      { weights: [{ ...moduleTensor(path), outputs: size(outputs) }] },
-      found.span,
-    );
-  });
+  return method(name, "linear", inputs, (ref, size) => ({ weights: [{ ...ref, outputs: size(outputs) }] }));
 }
 
-export const LAYERS: readonly Builtin[] = [
+export const LAYERS: readonly Callable[] = [
   layer("Linear", "in_features out_features bias=", (found) => {
-    if (found.has("bias") && found.value("bias") !== false && !found.failed) {
+    if (found.has("bias") && found.value("bias") !== false) {
       found.fail("bias", "a bias is not supported yet", "accepted: bias=False, which is the default here");
     }
     return [
@@ -77,17 +64,16 @@ export const LAYERS: readonly Builtin[] = [
     ["num_embeddings", found.size("num_embeddings")],
     ["embedding_dim", found.size("embedding_dim")],
   ], {
-    forward: method("Embedding", undefined, (path, x, size, found, tracing) => {
-      const params = { ...moduleTensor(path), rows: size("num_embeddings"), width: size("embedding_dim") };
-      return tracing.node("embedding", [x], params, found.span);
-    }),
+    forward: method("Embedding", "embedding", undefined, (ref, size) => ({
+      ...ref,
+      rows: size("num_embeddings"),
+      width: size("embedding_dim"),
+    })),
     // The output head of a model whose embeddings are tied, as MLX names it.
     as_linear: linear("as_linear", "embedding_dim", "num_embeddings"),
   }),
 
   layer("RMSNorm", "dim eps", (found) => [["dim", found.size("dim")], ["eps", found.positive("eps")]], {
-    forward: method("RMSNorm", "dim", (path, x, size, found, tracing) => {
-      return tracing.node("rms_norm", [x], { ...moduleTensor(path), epsilon: size("eps") }, found.span);
-    }),
+    forward: method("RMSNorm", "rms_norm", "dim", (ref, size) => ({ ...ref, epsilon: size("eps") })),
   }),
 ];

@@ -18,182 +18,100 @@ export interface LogicalLine {
   readonly broken: boolean;
 }
 
-export interface Mistake {
-  readonly span: Span;
-  readonly message: string;
-  readonly note?: string;
-}
+/** Takes a mistake. */
+type Report = (span: Span, message: string, ...notes: string[]) => void;
 
-const CLOSES: Readonly<Record<string, string>> = { ")": "(", "]": "[", "}": "{" };
+/** Strings (the groups are their opening quotes, and their closing ones if they are closed), space, all else. */
+const TOKEN =
+  /("""|''')(?:\\[^]|(?!\1)[^])*(\1)?|(["'])(?:\\\r?\n|\\.|(?!\3)[^\\\n])*(\3)?|#.*|\\\r?\n|\n|[^\S\n]+|[^]/g;
+const OPENS: Readonly<Record<string, string>> = { ")": "(", "]": "[", "}": "{" };
 const HEADERS = /^(class|def|if|elif|else|for|while|with|try|except|finally)\b/;
 /** What cannot continue an expression: a bracket still open before it was forgotten. */
 const STATEMENT = /^[ \t]*(class|def|return|assert|import|pass)\b|^[ \t]*self\.\w+[ \t]*=[^=]/;
 
-export function scanLines(source: string): { lines: LogicalLine[]; mistakes: Mistake[] } {
-  const scanner = new Scanner(source);
-  scanner.run();
-  return { lines: scanner.lines, mistakes: [...scanner.mistakes, ...indentation(scanner.lines)] };
-}
-
-interface Place {
-  readonly row: number;
-  readonly column: number;
-}
-
-class Scanner {
-  readonly lines: LogicalLine[] = [];
-  readonly mistakes: Mistake[] = [];
-  readonly #source: string;
-  #at = 0;
-  #row = 0;
-  #rowStart = 0;
-  #open: { readonly bracket: string; readonly place: Place }[] = [];
-
-  constructor(source: string) {
-    this.#source = source;
-  }
-
-  run(): void {
-    while (this.#at < this.#source.length) {
-      const row = this.#restOfRow();
-      const indent = /^[ \t\f]*/.exec(row)?.[0].length ?? 0;
-      if (/^[ \t\f]*(#.*)?\r?$/.test(row)) this.#nextRow();
-      else this.#line(indent);
-    }
-  }
-
-  #place(): Place {
-    return { row: this.#row, column: this.#at - this.#rowStart };
-  }
-
-  #restOfRow(): string {
-    const end = this.#source.indexOf("\n", this.#at);
-    return this.#source.slice(this.#at, end < 0 ? undefined : end);
-  }
-
-  #nextRow(): void {
-    const end = this.#source.indexOf("\n", this.#at);
-    this.#at = end < 0 ? this.#source.length : end + 1;
-    this.#row++;
-    this.#rowStart = this.#at;
-  }
-
-  #mistake({ row, column }: Place, length: number, message: string): void {
-    this.mistakes.push({ span: { row, column, endRow: row, endColumn: column + length }, message });
-  }
-
-  /** Scans the logical line that starts in this row, and stops at the start of the row after it. */
-  #line(indent: number): void {
-    const { row } = this.#place();
-    const known = this.mistakes.length;
-    this.#open = [];
-    this.#at += indent;
-    const start = this.#at;
-    let end = start;
-    /** After the last token, and that token's last character. */
-    let last = { place: this.#place(), character: "" };
-    let colon = false;
-    while (this.#at < this.#source.length) {
-      const character = this.#source[this.#at] ?? "";
-      if (character === "\n") {
-        this.#nextRow();
-        if (this.#open.length === 0 || STATEMENT.test(this.#restOfRow())) break;
-      } else if (character === "#") {
-        this.#at += this.#restOfRow().length;
-      } else if (character === "\\" && /^\\\r?$/.test(this.#restOfRow())) {
-        this.#nextRow();
-      } else if (/\s/.test(character)) {
-        this.#at++;
-      } else {
-        if (character === '"' || character === "'") this.#string(character);
-        else this.#bracket(character);
-        if (character === ":" && this.#open.length === 0) colon = true;
-        last = { place: this.#place(), character };
-        end = this.#at;
-      }
-    }
-    for (const { bracket, place } of this.#open) this.#mistake(place, 1, `"${bracket}" is never closed`);
-    const text = this.#source.slice(start, end);
+export function scanLines(source: string, report: Report): LogicalLine[] {
+  const lines: LogicalLine[] = [];
+  let mistakes = 0;
+  const mistake = (span: Span, message: string) => {
+    mistakes++;
+    report(span, message);
+  };
+  const open: { readonly bracket: string; readonly span: Span }[] = [];
+  let row = 0, rowStart = 0;
+  /** The line being scanned: where it starts, where its last token ends, and whether a colon stood outside brackets. */
+  let line: { start: Span; from: number; to: number; last: Span; colon: boolean; known: number } | undefined;
+  const finish = () => {
+    if (!line) return;
+    for (const { bracket, span } of open.splice(0)) mistake(span, `"${bracket}" is never closed`);
+    const { start, last, colon, known } = line;
+    const text = source.slice(line.from, line.to);
     const word = HEADERS.exec(text)?.[1];
-    const forgotten = word !== undefined && !colon && this.mistakes.length === known;
-    if (forgotten) this.#mistake(last.place, 1, `":" is missing at the end of this ${word}`);
-    const header = last.character === ":" || (word !== undefined && !colon);
-    this.lines.push({ row, indent, text, header, broken: this.mistakes.length > known });
-  }
-
-  #bracket(character: string): void {
-    const place = this.#place();
-    this.#at++;
-    if ("([{".includes(character)) {
-      this.#open.push({ bracket: character, place });
-      return;
+    if (word !== undefined && !colon && mistakes === known) {
+      mistake(last, `":" is missing at the end of this ${word}`);
     }
-    const opener = CLOSES[character];
-    if (opener === undefined) return;
-    const top = this.#open.pop();
-    if (!top) this.#mistake(place, 1, `"${character}" closes nothing`);
-    else if (top.bracket !== opener) {
-      const where = top.place.row === place.row ? "" : ` of line ${top.place.row + 1}`;
-      this.#mistake(place, 1, `"${character}" cannot close the "${top.bracket}"${where}`);
+    const header = text.endsWith(":") || (word !== undefined && !colon);
+    lines.push({ row: start.row, indent: start.column, text, header, broken: mistakes > known });
+    line = undefined;
+  };
+  for (const { 0: token, 1: triple, 2: tripleEnd, 3: quote, 4: quoteEnd, index } of source.matchAll(TOKEN)) {
+    const column = index - rowStart;
+    const span = { row, column, endRow: row, endColumn: column + 1 };
+    const newlines = token.split("\n").length - 1;
+    row += newlines;
+    if (newlines > 0) rowStart = index + token.lastIndexOf("\n") + 1;
+    if (token === "\n") {
+      const next = source.slice(rowStart, source.indexOf("\n", rowStart) >>> 0);
+      if (open.length === 0 || STATEMENT.test(next)) finish();
+      continue;
     }
-  }
-
-  /** Passes over the string that starts here; one that is not closed ends with its row, or with the file. */
-  #string(quote: string): void {
-    const place = this.#place();
-    const length = this.#restOfRow().length;
-    const triple = this.#source.startsWith(quote.repeat(3), this.#at);
-    const close = triple ? quote.repeat(3) : quote;
-    this.#at += close.length;
-    while (this.#at < this.#source.length) {
-      if (this.#source.startsWith(close, this.#at)) {
-        this.#at += close.length;
-        return;
+    if (/^[\s#]|^\\\r?\n/.test(token)) continue;
+    line ??= { start: span, from: index, to: index, last: span, colon: false, known: mistakes };
+    line.to = index + token.length;
+    line.last = { row, column: line.to - rowStart, endRow: row, endColumn: line.to - rowStart + 1 };
+    if (triple !== undefined || quote !== undefined) {
+      const endColumn = source.slice(index).search(/\n|$/) + column;
+      if (triple !== undefined && tripleEnd === undefined) {
+        mistake({ ...span, endColumn }, "this string is not closed in this file");
+      } else if (quote !== undefined && quoteEnd === undefined) {
+        mistake({ ...span, endColumn }, "this string is not closed on its line");
       }
-      const character = this.#source[this.#at];
-      if (character === "\n") {
-        if (!triple) break;
-        this.#nextRow();
-      } else if (character === "\\" && this.#source[this.#at + 1] === "\n") {
-        this.#nextRow();
-      } else {
-        this.#at += character === "\\" ? 2 : 1;
+    } else if ("([{".includes(token)) {
+      open.push({ bracket: token, span });
+    } else if (OPENS[token] !== undefined) {
+      const top = open.pop();
+      if (!top) mistake(span, `"${token}" closes nothing`);
+      else if (top.bracket !== OPENS[token]) {
+        const where = top.span.row === span.row ? "" : ` of line ${top.span.row + 1}`;
+        mistake(span, `"${token}" cannot close the "${top.bracket}"${where}`);
       }
+    } else if (token === ":" && open.length === 0) {
+      line.colon = true;
     }
-    this.#mistake(place, length, `this string is not closed ${triple ? "in this file" : "on its line"}`);
   }
+  finish();
+  checkIndentation(lines, report);
+  return lines;
 }
 
 /** Python's rules of blocks: deeper after a header, and nowhere else; back only to a level that is open. */
-function indentation(lines: readonly LogicalLine[]): Mistake[] {
-  const mistakes: Mistake[] = [];
+function checkIndentation(lines: readonly LogicalLine[], report: Report): void {
   const levels = [0];
   let header: LogicalLine | undefined;
+  const at = ({ row, indent }: LogicalLine, message: string, ...notes: string[]) =>
+    report({ row, column: indent, endRow: row, endColumn: indent + 1 }, message, ...notes);
   for (const line of lines) {
-    const at = (message: string, note?: string) => {
-      const span = { row: line.row, column: line.indent, endRow: line.row, endColumn: line.indent + 1 };
-      mistakes.push({ span, message, ...(note === undefined ? {} : { note }) });
-    };
     const level = levels.at(-1) ?? 0;
-    if (header) {
-      if (line.indent > level) levels.push(line.indent);
-      else {at(
-          `the block of line ${header.row + 1} is empty or not indented`,
-          "indent its statements, or write pass",
-        );}
-    } else if (line.indent > level) {
-      at("this line is indented, but no block starts before it");
+    if (line.indent > level) {
+      if (!header) at(line, "this line is indented, but no block starts before it");
       levels.push(line.indent);
+    } else if (header) {
+      const empty = `the block of line ${header.row + 1} is empty or not indented`;
+      at(line, empty, "indent its statements, or write pass");
     }
     // A line that matches no level leaves them as they are, so that it is reported alone.
     if (levels.includes(line.indent)) levels.length = levels.indexOf(line.indent) + 1;
-    else at("this indentation matches no block around it");
+    else at(line, "this indentation matches no block around it");
     header = line.header ? line : undefined;
   }
-  if (header) {
-    const { row, indent } = header;
-    const span = { row, column: indent, endRow: row, endColumn: indent + 1 };
-    mistakes.push({ span, message: "the file ends before the block of this line" });
-  }
-  return mistakes;
+  if (header) at(header, "the file ends before the block of this line");
 }

@@ -7,6 +7,16 @@ export function spanOf(node: Node, source: Source): Span {
   return { source, row: start.row, column: start.column, endRow: end.row, endColumn: end.column };
 }
 
+/** The children of a node by the grammar's names of its fields; of several under one name, the first. */
+export function fields(node: Node): Readonly<Partial<Record<string, Node>>> {
+  const found: Partial<Record<string, Node>> = {};
+  node.children.forEach((child, i) => {
+    const name = node.fieldNameForChild(i);
+    if (name !== null) found[name] ??= child;
+  });
+  return found;
+}
+
 /** Named children without comments and the backslashes of continued lines. */
 export function parts(node: Node): Node[] {
   return node.namedChildren.filter((n) => n.type !== "comment" && n.type !== "line_continuation");
@@ -33,7 +43,7 @@ export function isPattern(node: Node): boolean {
 /** What is assigned to in `node` and the blocks inside it: the left sides of assignments and loops. */
 export function targetsIn(node: Node): Node[] {
   return node.descendantsOfType(["assignment", "for_statement"])
-    .flatMap((n) => n.childForFieldName("left") ?? []).flatMap((left) => leaves(left));
+    .flatMap((n) => fields(n).left ?? []).flatMap((left) => leaves(left));
 }
 
 /** The targets in a pattern; `depth` bounds what hostile source nests. */

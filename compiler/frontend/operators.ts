@@ -1,7 +1,7 @@
 /** Python's operators on static values, and on tensors where the graph has an op for them. */
 import type { Span } from "./diagnostics.ts";
 import type { Tracing } from "./tracing.ts";
-import { describe, equal, isObject, isSequence, isTensor, isUnknown, UNKNOWN, type Value } from "./values.ts";
+import { describe, is, isList, type Value } from "./values.ts";
 
 export type BinaryOperator = "+" | "-" | "*" | "/" | "//" | "%" | "**";
 export const COMPARISONS = ["==", "!=", "<", "<=", ">", ">=", "in", "not in", "is", "is not"] as const;
@@ -18,31 +18,26 @@ export const ARITHMETIC: { readonly [O in BinaryOperator]: (a: number, b: number
   "**": (a, b) => a ** b,
 };
 const DIVIDES: ReadonlySet<BinaryOperator> = new Set<BinaryOperator>(["/", "//", "%"]);
+/** Lists within lists that are compared. */
+const DEEPEST = 32;
 
 export function binary(operator: BinaryOperator, a: Value, b: Value, span: Span, tracing: Tracing): Value {
-  if (isUnknown(a) || isUnknown(b)) return UNKNOWN;
-  if (isTensor(a) && isTensor(b)) {
+  const tensors = is("tensor", a) || is("tensor", b);
+  if (is("tensor", a) && is("tensor", b)) {
     if (operator === "+") return tracing.node("add", [a, b], {}, span);
     if (operator === "*") return tracing.node("mul", [a, b], {}, span);
-  }
-  if (isTensor(a) || isTensor(b)) {
-    return tracing.fail(
-      span,
-      `no operator ${operator} of ${describe(a)} and ${describe(b)}`,
-      "accepted: + and * of two tensors of one shape",
-    );
   }
   if (typeof a === "number" && typeof b === "number") {
     if (DIVIDES.has(operator) && b === 0) return tracing.fail(span, `division of ${a} by zero`);
     const result = ARITHMETIC[operator](a, b);
-    if (Number.isFinite(result)) return result;
-    return tracing.fail(span, `${a} ${operator} ${b} is no finite number`);
+    return Number.isFinite(result) ? result : tracing.fail(span, `${a} ${operator} ${b} is no finite number`);
   }
-  if (operator === "+" && isSequence(a) && isSequence(b) && a.kind === b.kind) {
-    tracing.spend(a.items.length + b.items.length);
-    return { kind: a.kind, items: [...a.items, ...b.items] };
+  if (operator === "+" && isList(a) && isList(b)) {
+    tracing.length(a.length + b.length, span, `a list of ${a.length + b.length}`);
+    return [...a, ...b];
   }
-  return tracing.fail(span, `no operator ${operator} of ${describe(a)} and ${describe(b)}`);
+  const accepted = tensors ? ["accepted: + and * of two tensors of one shape"] : [];
+  return tracing.fail(span, `no operator ${operator} of ${describe(a)} and ${describe(b)}`, ...accepted);
 }
 
 export function compare(
@@ -51,55 +46,56 @@ export function compare(
   b: Value,
   span: Span,
   tracing: Tracing,
-): Value {
-  if (isUnknown(a) || isUnknown(b)) return UNKNOWN;
-  switch (operator) {
-    case "is":
-    case "is not": {
-      const constant = b === null || typeof b === "boolean";
-      if (!constant) {
-        return tracing.fail(
-          span,
-          `${operator} compares with None, True or False, found ${describe(b)}`,
-          "use ==",
-        );
-      }
-      return (a === b) === (operator === "is");
-    }
-    case "==":
-    case "!=": {
-      const same = equal(a, b, () => tracing.spend(1));
-      if (same !== undefined) return same === (operator === "==");
-      break;
-    }
-    case "in":
-    case "not in": {
-      const found = contains(b, a, tracing);
-      if (found !== undefined) return found === (operator === "in");
-      break;
-    }
-    default:
-      if (typeof a === "number" && typeof b === "number") {
-        if (operator === "<") return a < b;
-        if (operator === "<=") return a <= b;
-        return operator === ">" ? a > b : a >= b;
-      }
-  }
+): boolean {
+  const not = operator === "!=" || operator === "not in" || operator === "is not";
+  const met = holds(operator, a, b, span, tracing);
+  if (met !== undefined) return met !== not;
   return tracing.fail(span, `cannot compare ${describe(a)} ${operator} ${describe(b)}`);
 }
 
-function contains(container: Value, item: Value, tracing: Tracing): boolean | undefined {
-  if (typeof container === "string" && typeof item === "string") return container.includes(item);
-  if (!isObject(container)) return undefined;
-  if (isSequence(container)) {
-    return container.items.some((other) => equal(other, item, () => tracing.spend(1)) === true);
+/** A comparison, or the one that `!=`, `not in` and `is not` negate; undefined where it has no static answer. */
+function holds(
+  operator: ComparisonOperator,
+  a: Value,
+  b: Value,
+  span: Span,
+  tracing: Tracing,
+): boolean | undefined {
+  switch (operator) {
+    case "is":
+    case "is not": {
+      if (b === null || typeof b === "boolean") return a === b;
+      const found = `${operator} compares with None, True or False, found ${describe(b)}`;
+      return tracing.fail(span, found, "use ==");
+    }
+    case "==":
+    case "!=":
+      return equal(a, b, tracing);
+    case "in":
+    case "not in":
+      if (typeof b === "string" && typeof a === "string") return b.includes(a);
+      if (is("record", b) && typeof a === "string") return tracing.field(b, a) !== undefined;
+      return isList(b) ? b.some((item) => equal(item, a, tracing)) : undefined;
   }
-  if (container.kind === "range") {
-    const index = typeof item === "number" ? (item - container.start) / container.step : NaN;
-    return Number.isInteger(index) && index >= 0 && index < container.length;
+  if (typeof a !== "number" || typeof b !== "number") return undefined;
+  if (operator === "<") return a < b;
+  if (operator === "<=") return a <= b;
+  return operator === ">" ? a > b : a >= b;
+}
+
+/** Python's ==, in which True is 1; undefined for tensors. */
+function equal(a: Value, b: Value, tracing: Tracing, depth = 0): boolean | undefined {
+  tracing.spend(1);
+  if (is("tensor", a) || is("tensor", b) || depth > DEEPEST) return undefined;
+  if (!isList(a) || !isList(b)) return number(a) === number(b);
+  if (a === b || a.length !== b.length) return a === b;
+  for (const [i, item] of a.entries()) {
+    const same = equal(item, b[i] ?? null, tracing, depth + 1);
+    if (same !== true) return same;
   }
-  if (container.kind === "record" && typeof item === "string") {
-    return tracing.field(container, item) !== undefined;
-  }
-  return undefined;
+  return true;
+}
+
+function number(value: Value): Value {
+  return typeof value === "boolean" ? Number(value) : value;
 }

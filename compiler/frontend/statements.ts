@@ -1,43 +1,25 @@
 /** Statements, functions and classes of the subset: a rule for each kind of node of tree-sitter's grammar in it. */
 import type { Node } from "web-tree-sitter";
 import { condition, expression, target } from "./expressions.ts";
-import { described, isDocumentation, isPattern, parts, targetsIn } from "./nodes.ts";
-import type { Unit } from "./unit.ts";
+import { described, fields, isDocumentation, isPattern, parts, targetsIn } from "./nodes.ts";
+import { Reported } from "./tracing.ts";
+import { INSTEAD, type Unit } from "./unit.ts";
 import {
-  type ClassDefinition,
+  type Callable,
   type Evaluate,
-  type FunctionDefinition,
-  type Outcome,
+  type Execute,
+  type ModuleInstance,
+  type ModuleType,
+  type Parameter,
   type Scope,
   text,
   UNKNOWN,
 } from "./values.ts";
 
-type Execute = (scope: Scope) => Outcome;
 /** Undefined for what does nothing, or was reported. */
 type Rule = (node: Node, unit: Unit) => Execute | undefined;
 
-const GIVEN_UP: Outcome = { value: UNKNOWN };
-
-export const IMPORT =
-  "accepted, at the top of a file: from decoder import Name (of a file beside it, or in graphs/shared)";
-const INSTEAD: Readonly<Record<string, string>> = {
-  import_statement: IMPORT,
-  import_from_statement: IMPORT,
-  future_import_statement: IMPORT,
-  while_statement: "loop with `for` over a range or a list",
-  try_statement: 'check with `if`, or state a requirement with `assert condition, "message"`',
-  raise_statement: 'state a requirement with `assert condition, "message"`',
-  with_statement: "write its statements without `with`",
-  match_statement: "use `if`, `elif` and `else`",
-  break_statement: "choose what the loop runs over, or use `if`",
-  continue_statement: "use `if` inside the loop",
-  decorated_definition: "write the definition without decorators",
-  global_statement: "pass values as arguments",
-  nonlocal_statement: "pass values as arguments",
-  delete_statement: "leave the name unused",
-  yield: "return a value or a list",
-};
+const ACCEPTED = "accepted: assignments, calls, if, for, assert and return";
 
 const RULES: Readonly<Record<string, Rule>> = {
   expression_statement: simple,
@@ -53,15 +35,27 @@ const RULES: Readonly<Record<string, Rule>> = {
   pass_statement: () => undefined,
 };
 
-/** Compiles a statement, and reports what of it is outside the subset. */
+/**
+ * Compiles a statement, and reports what of it is outside the subset. One that is given up leaves unknown what it
+ * assigns, so that tracing can go on; not one that may return, as it is not known what would run after it.
+ */
 export function statement(node: Node, unit: Unit): Execute | undefined {
-  const run = (RULES[node.type] ?? outside)(node, unit);
+  const rule = RULES[node.type];
+  const run = rule ? rule(node, unit) : unit.outside(node, ACCEPTED);
+  if (!run) return undefined;
+  const { tracing } = unit;
   const span = unit.span(node);
-  return run && ((scope) => {
-    unit.tracing.at = span;
-    unit.tracing.spend(1);
-    return run(scope);
-  });
+  const targets = targetsIn(node).map((left) => target(left, unit));
+  const returns = node.descendantsOfType("return_statement").length > 0;
+  return (scope) => {
+    tracing.at = span;
+    tracing.spend(1);
+    const outcome = tracing.attempt(() => run(scope));
+    if (outcome) return outcome.value;
+    for (const assign of targets) tracing.attempt(() => assign(UNKNOWN, scope));
+    if (returns) throw new Reported();
+    return undefined;
+  };
 }
 
 /** Whether no statement of this kind is in the subset, wherever it stands. */
@@ -69,14 +63,7 @@ export function isOutside(node: Node): boolean {
   return RULES[node.type] === undefined;
 }
 
-function outside(node: Node, unit: Unit): undefined {
-  const note = INSTEAD[node.type] ?? "accepted: assignments, calls, if, for, assert and return";
-  // A block is pointed at by its first word.
-  const at = node.startPosition.row === node.endPosition.row ? node : node.children[0] ?? node;
-  unit.unsupported(at, `${described(node)} is outside the subset`, note);
-}
-
-function block(node: Node | null, unit: Unit): Execute {
+function block(node: Node | undefined, unit: Unit): Execute {
   const compile = () => node ? parts(node).flatMap((n) => n.isError ? [] : statement(n, unit) ?? []) : [];
   const statements = (node ? unit.nested(node, compile) : undefined) ?? [];
   return (scope) => {
@@ -91,21 +78,17 @@ function block(node: Node | null, unit: Unit): Execute {
 function simple(node: Node, unit: Unit): Execute | undefined {
   const [inner] = parts(node);
   if (!inner || isDocumentation(node)) return undefined;
-  const left = inner.childForFieldName("left");
+  const { left, operator, right } = fields(inner);
   if (inner.type === "augmented_assignment") {
-    const operator = inner.childForFieldName("operator")?.text ?? "";
-    const fix = `write ${left?.text} = ${left?.text} ${operator.slice(0, -1)} ...`;
-    unit.unsupported(inner, `${operator} is outside the subset`, fix);
-    return undefined;
+    const fix = `write ${left?.text} = ${left?.text} ${operator?.text.slice(0, -1)} ...`;
+    return unit.unsupported(inner, `${operator?.text} is outside the subset`, fix);
   }
   if (inner.type !== "assignment") {
     const evaluate = expression(inner, unit);
     return (scope) => void evaluate(scope);
   }
-  const right = inner.childForFieldName("right");
   if (right?.type === "assignment") {
-    unit.unsupported(inner, "one assignment a statement", "write each on a line of its own");
-    return undefined;
+    return unit.unsupported(inner, "one assignment a statement", "write each on a line of its own");
   }
   if (!left || !right) return undefined;
   const evaluate = named(left, right, unit);
@@ -121,7 +104,7 @@ function named(left: Node, right: Node, unit: Unit): Evaluate {
       const name = own[i];
       return name ? named(name, item, unit) : expression(item, unit);
     });
-    return (scope) => ({ kind: "tuple", items: items.map((item) => item(scope)) });
+    return (scope) => items.map((item) => item(scope));
   }
   const evaluate = expression(right, unit);
   if (left.type !== "identifier") return evaluate;
@@ -130,40 +113,31 @@ function named(left: Node, right: Node, unit: Unit): Evaluate {
 }
 
 function conditional(node: Node, unit: Unit): Execute {
-  const branch = (part: Node) => ({
-    met: condition(part.childForFieldName("condition"), unit),
-    run: block(part.childForFieldName("consequence"), unit),
-  });
+  const branch = (part: Node) => {
+    const { condition: test, consequence } = fields(part);
+    return { met: condition(test, unit), run: block(consequence, unit) };
+  };
   const alternatives = node.childrenForFieldName("alternative");
   const branches = [node, ...alternatives.filter((n) => n.type === "elif_clause")].map(branch);
   const last = alternatives.find((n) => n.type === "else_clause");
-  const otherwise = block(last?.childForFieldName("body") ?? null, unit);
+  const otherwise = block(last && fields(last).body, unit);
   return (scope) => {
-    for (const { met, run } of branches) {
-      const value = met(scope);
-      if (value === undefined) return GIVEN_UP;
-      if (value) return run(scope);
-    }
-    return otherwise(scope);
+    const branch = branches.find(({ met }) => met(scope));
+    return branch ? branch.run(scope) : otherwise(scope);
   };
 }
 
 function loop(node: Node, unit: Unit): Execute | undefined {
-  const left = node.childForFieldName("left");
-  const right = node.childForFieldName("right");
-  const otherwise = node.childForFieldName("alternative");
+  const { left, right, body, alternative: otherwise } = fields(node);
   if (otherwise) unit.unsupported(otherwise, "a loop has no else", "write the statements after the loop");
   if (!left || !right) return undefined;
   const assign = target(left, unit);
-  const iterable = expression(right, unit);
-  const body = block(node.childForFieldName("body"), unit);
+  const [iterable, run] = [expression(right, unit), block(body, unit)];
   const span = unit.span(right);
   return (scope) => {
-    const items = unit.tracing.items(iterable(scope), span);
-    if (!items) return GIVEN_UP;
-    for (const item of items) {
+    for (const item of unit.tracing.items(iterable(scope), span)) {
       assign(item, scope);
-      const outcome = body(scope);
+      const outcome = run(scope);
       if (outcome) return outcome;
     }
     return undefined;
@@ -179,50 +153,68 @@ function assertion(node: Node, unit: Unit): Execute {
   const span = unit.span(node);
   return (scope) => {
     tracing.fieldsRead = new Map();
-    if (met(scope) !== false) return undefined;
+    if (met(scope)) return undefined;
     const read = [...tracing.fieldsRead].map(([name, json]) => `${name} = ${text(json)}`);
     const said = message?.(scope);
     const notes = read.length > 0 ? [`config.json has ${read.join(", ")}`] : [];
-    tracing.fail(span, typeof said === "string" ? said : "this assertion does not hold", ...notes);
-    return undefined;
+    return tracing.fail(span, typeof said === "string" ? said : "this assertion does not hold", ...notes);
   };
 }
 
-/** `def`, with `attributes` where it is a method of a class. */
+/** A function that is compiled: `bind` makes what can be called, of a method with its self. */
+export interface Definition {
+  readonly name: Node;
+  readonly parameters: readonly Parameter[];
+  readonly bind: (self?: ModuleInstance) => Callable;
+}
+
+/** `def`, with its `owner` where it is a method. */
 export function functionDefinition(
   node: Node,
   unit: Unit,
   owner?: { readonly type: string; readonly attributes: ReadonlySet<string> },
-): FunctionDefinition {
-  const nameNode = node.childForFieldName("name");
-  const body = node.childForFieldName("body");
+): Definition {
+  const { name = node, parameters: list, body } = fields(node);
   const [first] = node.children;
   if (first?.type === "async") unit.unsupported(first, "functions are not async", "accepted: def");
-  const parameters = parametersOf(node.childForFieldName("parameters"), unit);
+  const { parameters, defaults } = parametersOf(list, unit);
   const own = parameters[0]?.name;
   unit.self = owner && own !== undefined ? { name: own, ...owner } : undefined;
   const locals = [...parameters.map((p) => p.name), ...targetsIn(node).map((n) => n.text)];
   const run = unit.withLocals(locals, () => block(body, unit));
   unit.self = undefined;
-  return { name: nameNode?.text ?? "", parameters, run, span: unit.span(nameNode ?? node) };
+  const text = owner ? `${owner.type}.${name.text}` : name.text;
+  const bind = (self?: ModuleInstance): Callable => ({
+    kind: "function",
+    name: text,
+    parameters: parameters.slice(self ? 1 : 0),
+    span: unit.span(name),
+    call({ bound, tracing }) {
+      const scope: Scope = new Map();
+      for (const [name, { value }] of bound) scope.set(name, value);
+      for (const [name, initial] of defaults) if (!bound.has(name)) scope.set(name, initial(new Map()));
+      if (self && own !== undefined) scope.set(own, self);
+      return tracing.inside(self, () => run(scope)?.value ?? null);
+    },
+  });
+  return { name, parameters, bind };
 }
 
-function parametersOf(list: Node | null, unit: Unit): FunctionDefinition["parameters"] {
-  const parameters: FunctionDefinition["parameters"][number][] = [];
+function parametersOf(list: Node | undefined, unit: Unit) {
+  const parameters: Parameter[] = [];
+  const defaults = new Map<string, Evaluate>();
   let keywordOnly = false;
   for (const node of list ? parts(list).filter((n) => !n.isError) : []) {
     // An annotation says to a reader what a value is; it has no meaning here.
-    const value = node.childForFieldName("value");
-    const nameNode = node.type === "identifier"
-      ? node
-      : node.childForFieldName("name") ?? (node.type === "typed_parameter" ? node.namedChildren[0] : null);
+    const { name: inner, value } = fields(node);
+    const nameNode = inner ?? (node.type === "typed_parameter" ? node.namedChildren[0] : node);
     if (node.type === "keyword_separator") {
       keywordOnly = true;
     } else if (nameNode?.type === "identifier") {
       const name = nameNode.text;
       if (parameters.some((p) => p.name === name)) unit.report(node, `parameter ${name} appears twice`);
-      const given = value ? { default: expression(value, unit) } : {};
-      parameters.push({ name, optional: value !== null, keywordOnly, ...given });
+      if (value) defaults.set(name, expression(value, unit));
+      parameters.push({ name, optional: value !== undefined, keywordOnly });
     } else {
       unit.unsupported(
         node,
@@ -231,34 +223,31 @@ function parametersOf(list: Node | null, unit: Unit): FunctionDefinition["parame
       );
     }
   }
-  return parameters;
+  return { parameters, defaults };
 }
 
-export function classDefinition(node: Node, unit: Unit): ClassDefinition {
-  const nameNode = node.childForFieldName("name") ?? node;
+export function classDefinition(node: Node, unit: Unit): ModuleType {
+  const { name: nameNode = node, superclasses: bases, body } = fields(node);
   const name = nameNode.text;
-  const bases = node.childForFieldName("superclasses");
   const base = bases ? parts(bases) : [];
   if (!node.hasError && (base.length !== 1 || base[0]?.text !== "Module")) {
     const message = `class ${name} must derive from Module and nothing else`;
     unit.unsupported(bases ?? nameNode, message, `accepted: class ${name}(Module):`);
   }
-  const body = node.childForFieldName("body");
   const members = body ? parts(body).filter((n) => !n.isError) : [];
   const owner = { type: name, attributes: attributesOf(members) };
-  const methods = new Map<string, FunctionDefinition>();
+  const methods = new Map<string, Definition["bind"]>();
   for (const member of members) {
     if (isDocumentation(member) || member.type === "pass_statement") continue;
     if (member.type === "function_definition") {
-      const method = functionDefinition(member, unit, owner);
-      const at = member.childForFieldName("name") ?? member;
-      if (methods.has(method.name)) unit.misplaced(at, `class ${name} defines ${method.name} twice`);
-      if (method.parameters.length === 0 && !member.hasError) {
-        unit.report(at, `method ${method.name} has no self`, `accepted: def ${method.name}(self):`);
+      const { name: at, parameters, bind } = functionDefinition(member, unit, owner);
+      if (methods.has(at.text)) unit.misplaced(at, `class ${name} defines ${at.text} twice`);
+      if (parameters.length === 0 && !member.hasError) {
+        unit.report(at, `method ${at.text} has no self`, `accepted: def ${at.text}(self):`);
       }
-      methods.set(method.name, method);
+      methods.set(at.text, bind);
     } else if (INSTEAD[member.type] !== undefined) {
-      outside(member, unit);
+      unit.outside(member, ACCEPTED);
     } else {
       const accepted = "accepted: methods (def); attributes are set on self in __init__";
       unit.misplaced(member, `${described(member)} cannot stand in a class body`, accepted);
@@ -270,12 +259,9 @@ export function classDefinition(node: Node, unit: Unit): ClassDefinition {
 /** Methods, and what any method assigns to an attribute of its first parameter. */
 function attributesOf(members: readonly Node[]): Set<string> {
   return new Set(members.flatMap((member) => {
-    const list = member.childForFieldName("parameters");
-    const self = list && parts(list)[0]?.text;
-    const set = targetsIn(member).filter((n) =>
-      n.type === "attribute" && n.childForFieldName("object")?.text === self
-    );
-    return [member.childForFieldName("name"), ...set.map((n) => n.childForFieldName("attribute"))]
-      .flatMap((n) => n?.text ?? []);
+    const { name, parameters } = fields(member);
+    const self = parameters && parts(parameters)[0]?.text;
+    const set = targetsIn(member).map(fields).filter(({ object }) => object?.text === self);
+    return [name, ...set.map(({ attribute }) => attribute)].flatMap((n) => n?.text ?? []);
   }));
 }

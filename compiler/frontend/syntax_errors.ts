@@ -19,12 +19,13 @@ export async function reportSyntaxErrors(
   tree: Tree,
   diagnostics: Diagnostics,
 ): Promise<boolean> {
-  const { lines, mistakes } = scanLines(source.text);
-  for (const { span, message, note } of mistakes) {
-    diagnostics.report({ source, ...span }, message, ...(note ? [note] : []));
-  }
+  const known = diagnostics.size;
+  const lines = scanLines(
+    source.text,
+    (span, ...message) => diagnostics.report({ source, ...span }, ...message),
+  );
   // The parser takes blocks that are empty or oddly indented; the scan above does not.
-  if (!tree.rootNode.hasError) return mistakes.length > 0;
+  if (!tree.rootNode.hasError) return diagnostics.size > known;
   for (const line of lines.slice(0, MOST_LINES)) {
     if (!line.broken) await reportLine(line, source, diagnostics);
   }

@@ -50,8 +50,7 @@ Deno.test("brackets, strings and hints", async () => {
 
 Deno.test("logical lines: brackets, strings, continuations and comments", () => {
   const source = 'if a:  # why (\n    x = f(1,\n  # no\n 2)\n    y = """a\nb""" \\\n  + 1\n\nz = "#" # end';
-  const { lines, mistakes } = scanLines(source);
-  assert.deepEqual(mistakes, []);
+  const lines = scanLines(source, (_, message) => assert.fail(message));
   assert.deepEqual(lines.map((l) => [l.row, l.indent, l.text, l.header]), [
     [0, 0, "if a:", true],
     [1, 4, "x = f(1,\n  # no\n 2)", false],

@@ -4,8 +4,8 @@
  * static values are computed, tensors are symbols whose ops are appended to a graph. A description is never executed:
  * it can make a graph or diagnostics, nothing else, in bounded time (tracing.ts).
  *
- * An error is reported once and its value becomes `UNKNOWN`, which spreads in silence, so that one run reports every
- * independent error.
+ * An error is reported once and gives up its statement: what that assigns is `UNKNOWN`, and a statement that reads it is
+ * given up in silence. So one run reports every independent error.
  */
 import { readdirSync } from "node:fs";
 import { basename } from "node:path";
@@ -16,12 +16,12 @@ import type { Graph } from "../ir/graph.ts";
 import { GraphError } from "../ir/infer.ts";
 import { tensor } from "../ir/types.ts";
 import { verify } from "../ir/verify.ts";
-import { callFunction, type CallSite, construct } from "./calls.ts";
+import { call, type CallSite, construct } from "./calls.ts";
 import { Diagnostics, Source, type Span, TooManyDiagnostics } from "./diagnostics.ts";
 import { Files } from "./files.ts";
 import { LimitReached, Tracing } from "./tracing.ts";
 import type { Unit } from "./unit.ts";
-import { describe, isTensor, isUnknown, newModule, type Value } from "./values.ts";
+import { describe, is, newModule, type Value } from "./values.ts";
 
 /** The fields of a config.json, by their names; what descriptions read as `config.hidden_size`. */
 export interface Config {
@@ -64,12 +64,12 @@ export async function traceModel({ source, file, config }: TraceOptions): Promis
 
 function trace({ model, source }: Unit, tracing: Tracing, config: Config): Graph | undefined {
   const { builder, diagnostics } = tracing;
-  const forward = model?.methods.get("forward");
-  if (!model || !forward) {
+  const { span = { source, row: 0, column: 0, endRow: 0, endColumn: 1 } } = model ?? {};
+  const method = model?.methods.get("forward");
+  if (!model || !method) {
     const found = model ? `class ${model.name} has no forward` : "there is no class in this file";
-    const start: Span = { source, row: 0, column: 0, endRow: 0, endColumn: 1 };
     const accepted = "the last class is the model: __init__(self, config), forward(self, tokens, positions)";
-    diagnostics.report(model?.span ?? start, found, accepted);
+    diagnostics.report(span, found, accepted);
     return undefined;
   }
   const site = (span: Span, ...values: Value[]): CallSite => ({
@@ -83,13 +83,16 @@ function trace({ model, source }: Unit, tracing: Tracing, config: Config): Graph
   }));
   const root = newModule(model);
   tracing.root = root;
-  construct(root, model, site(model.span, { kind: "record", path: "", fields: config }), tracing);
-  const logits = callFunction(forward, root, site(forward.span, ...inputs), tracing);
-  if (isUnknown(logits)) return undefined;
-  const shape = isTensor(logits) ? logits.value.type.shape : [];
-  if (!isTensor(logits) || shape.length !== 2 || logits.value.type.dtype !== "f32") {
+  construct(root, site(span, { kind: "record", path: "", fields: config }), tracing);
+  const forward = method(root);
+  const at = forward.span ?? span;
+  const outcome = tracing.attempt(() => call(forward, site(at, ...inputs), at, tracing));
+  if (!outcome) return undefined;
+  const logits = outcome.value;
+  const shape = is("tensor", logits) ? logits.value.type.shape : [];
+  if (!is("tensor", logits) || shape.length !== 2 || logits.value.type.dtype !== "f32") {
     const found = describe(logits);
-    diagnostics.report(forward.span, `forward must return logits [T,vocabulary] f32, found ${found}`);
+    diagnostics.report(at, `forward must return logits [T,vocabulary] f32, found ${found}`);
     return undefined;
   }
   const graph = builder.finish([logits.value], "traced");
@@ -97,7 +100,7 @@ function trace({ model, source }: Unit, tracing: Tracing, config: Config): Graph
     verify(graph);
   } catch (error) {
     if (!(error instanceof GraphError)) throw error;
-    diagnostics.report(model.span, `this model makes no valid graph: ${error.message}`);
+    diagnostics.report(span, `this model makes no valid graph: ${error.message}`);
   }
   return graph;
 }

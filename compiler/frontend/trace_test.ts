@@ -141,7 +141,7 @@ const REFUSED: readonly [Config, RegExp][] = [
   [{ ...QWEN3, num_hidden_layers: 1e9 }, /too long to go through/],
   [{ ...QWEN3, num_hidden_layers: [] }, /range: start must be a whole number/],
   [{ ...QWEN3, rms_norm_eps: -1 }, /finite number above 0/],
-  [{ model_type: "qwen3" }, /has no field "vocab_size"/],
+  [{ model_type: "qwen3" }, /has no field "num_hidden_layers"/],
   [{ ...QWEN3, hidden_act: undefined }, /hidden_act: "silu"[^]*hidden_act = null/],
 ];
 for (const [config, expected] of REFUSED) {

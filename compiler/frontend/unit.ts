@@ -4,14 +4,50 @@
  * expressions.ts); the walk is also the static check of the whole file.
  */
 import type { Node } from "web-tree-sitter";
+import { known } from "./attributes.ts";
 import { PREDEFINED } from "./builtins.ts";
 import { didYouMean, type Source, type Span } from "./diagnostics.ts";
-import { spanOf } from "./nodes.ts";
+import { described, spanOf } from "./nodes.ts";
 import type { Tracing } from "./tracing.ts";
-import type { ClassDefinition, Evaluate, Outcome, Scope, Value } from "./values.ts";
+import type { Evaluate, Execute, ModuleType, Scope, Value } from "./values.ts";
 
 /** Deeper nesting is no model description, and would exhaust the stack. */
 const DEEPEST = 64;
+
+const IMPORT =
+  "accepted, at the top of a file: from decoder import Name (of a file beside it, or in graphs/shared)";
+const COMPREHENSION = "write a list comprehension, [... for ... in ...]";
+const ONE_INDEX = "accepted: one index, a[i]";
+const ARGUMENTS = "pass values as arguments";
+/** What to write in place of what is outside the subset, by the grammar's kinds of nodes. */
+export const INSTEAD: Readonly<Partial<Record<string, string>>> = {
+  import_statement: IMPORT,
+  import_from_statement: IMPORT,
+  future_import_statement: IMPORT,
+  while_statement: "loop with `for` over a range or a list",
+  try_statement: 'check with `if`, or state a requirement with `assert condition, "message"`',
+  raise_statement: 'state a requirement with `assert condition, "message"`',
+  with_statement: "write its statements without `with`",
+  match_statement: "use `if`, `elif` and `else`",
+  break_statement: "choose what the loop runs over, or use `if`",
+  continue_statement: "use `if` inside the loop",
+  decorated_definition: "write the definition without decorators",
+  global_statement: ARGUMENTS,
+  nonlocal_statement: ARGUMENTS,
+  delete_statement: "leave the name unused",
+  yield: "return a value or a list",
+  lambda: "define a function with def",
+  generator_expression: COMPREHENSION,
+  set_comprehension: COMPREHENSION,
+  dictionary_comprehension: COMPREHENSION,
+  dictionary: "use attributes of self, or a list",
+  set: "use a list",
+  named_expression: "assign in a statement of its own",
+  list_splat: "write the items out",
+  slice: ONE_INDEX,
+  ellipsis: ONE_INDEX,
+  await: "call it directly",
+};
 
 interface Self {
   readonly name: string;
@@ -27,9 +63,9 @@ export class Unit {
   /** Files that names are imported from. */
   readonly imports = new Map<string, Unit>();
   /** Its last class. */
-  model: ClassDefinition | undefined;
+  model: ModuleType | undefined;
   /** Its assignments, which run before anything is traced. */
-  readonly constants: ((scope: Scope) => Outcome)[] = [];
+  readonly constants: Execute[] = [];
   /** The class around the method that is being compiled. */
   self: Self | undefined;
   #locals: ReadonlySet<string> = new Set();
@@ -47,10 +83,19 @@ export class Unit {
   }
 
   /** Reports what is outside the subset, unless a syntax error may have made it. */
-  unsupported(node: Node, message: string, ...notes: string[]): void {
+  unsupported(node: Node, message: string, ...notes: string[]): undefined {
     const doubtful = this.broken &&
       (node.hasError || this.tracing.diagnostics.hasInRow(this.span(node)));
     if (!doubtful) this.report(node, message, ...notes);
+  }
+
+  /** Reports a kind of node that is not in the subset; `accepted` is what could stand there. */
+  outside(node: Node, accepted: string): undefined {
+    if (node.isError || node.isMissing) return;
+    // A block is pointed at by its first word.
+    const at = node.startPosition.row === node.endPosition.row ? node : node.children[0] ?? node;
+    const message = `${described(node)} is outside the subset`;
+    return this.unsupported(at, message, INSTEAD[node.type] ?? accepted);
   }
 
   /** Reports what a syntax error may have moved to another block, or made of a definition that is lost. */
@@ -90,30 +135,23 @@ export class Unit {
   name(node: Node): Evaluate | undefined {
     const name = node.text;
     const span = this.span(node);
-    const unset = (...notes: string[]) =>
-      this.tracing.fail(span, `${name} is read before it has a value`, ...notes);
+    const read = (value: Value | undefined, ...notes: string[]) =>
+      value === undefined
+        ? this.tracing.fail(span, `${name} is read before it has a value`, ...notes)
+        : known(value);
+    const isGlobal = this.names.has(name) || PREDEFINED.has(name);
     if (this.#locals.has(name)) {
-      const hides = this.#isGlobal(name)
-        ? [`it is assigned in this function, so it is not the ${name} outside; give it a name of its own`]
-        : [];
-      return (scope) => scope.has(name) ? scope.get(name) ?? null : unset(...hides);
+      const hides =
+        `it is assigned in this function, so it is not the ${name} outside; give it a name of its own`;
+      return (scope) => read(scope.get(name), ...(isGlobal ? [hides] : []));
     }
-    if (this.#isGlobal(name)) {
-      return () => {
-        const value = this.lookup(name);
-        return value === undefined ? unset() : value;
-      };
-    }
+    if (isGlobal) return () => read(this.lookup(name));
     const near = didYouMean(name, [...this.#locals, ...this.names, ...PREDEFINED.keys()]);
     const torch = name === "torch" || name === "nn"
       ? ["layers are built in: write Linear, not nn.Linear"]
       : [];
     this.misplaced(node, `${name} is not defined${near}`, ...torch);
     return undefined;
-  }
-
-  #isGlobal(name: string): boolean {
-    return this.names.has(name) || PREDEFINED.has(name);
   }
 
   /** The value of a name of the file; undefined before its assignment has run. */

@@ -6,24 +6,10 @@ import type { Value as GraphValue } from "../ir/graph.ts";
 import { typeText } from "../ir/types.ts";
 import type { Arguments } from "./calls.ts";
 import type { Span } from "./diagnostics.ts";
-import type { Tracing } from "./tracing.ts";
 
 export interface Tensor {
   readonly kind: "tensor";
   readonly value: GraphValue;
-}
-
-export interface Sequence {
-  readonly kind: "list" | "tuple";
-  readonly items: readonly Value[];
-}
-
-/** `range(...)`, not expanded: its length may be absurd. */
-export interface Range {
-  readonly kind: "range";
-  readonly start: number;
-  readonly step: number;
-  readonly length: number;
 }
 
 /** config.json, or an object inside it: fields are read as attributes or by subscript. */
@@ -38,8 +24,8 @@ export interface Record {
 export type Scope = Map<string, Value>;
 /** What an expression was compiled to. */
 export type Evaluate = (scope: Scope) => Value;
-/** What a block of statements came to: a returned value, or undefined when it ran to its end. */
-export type Outcome = { readonly value: Value } | undefined;
+/** What statements were compiled to: gives a returned value, or undefined where they ran to their end. */
+export type Execute = (scope: Scope) => { readonly value: Value } | undefined;
 
 export interface Parameter {
   readonly name: string;
@@ -47,36 +33,25 @@ export interface Parameter {
   readonly keywordOnly?: boolean;
 }
 
-export interface FunctionDefinition {
+/** A function of a description, or one that is built in. */
+export interface Callable {
+  readonly kind: "function";
   readonly name: string;
-  readonly parameters: readonly (Parameter & { readonly default?: Evaluate })[];
-  readonly run: (scope: Scope) => Outcome;
-  /** The name: where a diagnostic about the function points. */
-  readonly span: Span;
-}
-
-/** A function that is built in. */
-export interface Builtin {
-  readonly kind: "builtin";
-  readonly name: string;
+  /** Without the self of a method. */
   readonly parameters: readonly Parameter[];
-  readonly call: (found: Arguments, tracing: Tracing) => Value;
+  readonly call: (found: Arguments) => Value;
+  /** Its name in a description. */
+  readonly span?: Span;
 }
 
-/** What a module is an instance of: a class of a description, or one of the layers that hold weights (layers.ts). */
-export type ModuleType =
-  | {
-    readonly kind: "class";
-    readonly name: string;
-    readonly methods: ReadonlyMap<string, FunctionDefinition>;
-    readonly span: Span;
-  }
-  | {
-    readonly kind: "layer";
-    readonly name: string;
-    readonly methods: ReadonlyMap<string, (self: ModuleInstance) => Builtin>;
-  };
-export type ClassDefinition = Extract<ModuleType, { readonly kind: "class" }>;
+/** A class of a description, or a layer that holds weights (layers.ts). */
+export interface ModuleType {
+  readonly kind: "class";
+  readonly name: string;
+  readonly methods: ReadonlyMap<string, (self: ModuleInstance) => Callable>;
+  /** Its name in a description. */
+  readonly span?: Span;
+}
 
 export interface ModuleInstance {
   readonly kind: "module";
@@ -98,52 +73,38 @@ export function newModule(
   return { kind: "module", type, attributes: new Map(attributes), constructing: false, incomplete: false };
 }
 
-export type Callable =
-  | ClassDefinition
-  | { readonly kind: "function"; readonly definition: FunctionDefinition; readonly self?: ModuleInstance }
-  | Builtin;
-
-/** The result of something that was reported. Whatever is made of it is unknown too, and reported no more. */
+/** In a name or attribute whose assignment was reported; who reads it gives up in silence. */
 export interface Unknown {
   readonly kind: "unknown";
 }
 export const UNKNOWN: Unknown = { kind: "unknown" };
 
+/** Lists and tuples are arrays. */
 export type Value =
   | number
   | string
   | boolean
   | null
+  | readonly Value[]
   | Tensor
-  | Sequence
-  | Range
   | Record
   | ModuleInstance
+  | ModuleType
   | Callable
   | Unknown;
 
-export function isObject(value: Value): value is Exclude<Value, number | string | boolean | null> {
-  return typeof value === "object" && value !== null;
+type Kinds = Extract<Value, { readonly kind: string }>;
+
+/** Whether a value is of a kind: a tensor, a module, ... */
+export function is<K extends Kinds["kind"]>(
+  kind: K,
+  value: Value,
+): value is Extract<Kinds, { readonly kind: K }> {
+  return typeof value === "object" && value !== null && "kind" in value && value.kind === kind;
 }
 
-export function isUnknown(value: Value): value is Unknown {
-  return value === UNKNOWN;
-}
-
-export function isTensor(value: Value): value is Tensor {
-  return isObject(value) && value.kind === "tensor";
-}
-
-export function isSequence(value: Value): value is Sequence {
-  return isObject(value) && (value.kind === "list" || value.kind === "tuple");
-}
-
-export function isRecord(value: Value): value is Record {
-  return isObject(value) && value.kind === "record";
-}
-
-export function isModule(value: Value): value is ModuleInstance {
-  return isObject(value) && value.kind === "module";
+export function isList(value: Value): value is readonly Value[] {
+  return Array.isArray(value);
 }
 
 /** What messages call a record. */
@@ -153,29 +114,9 @@ export function recordName({ path }: Record): string {
 
 /** A value of JSON at `path` in config.json. Objects become records, and stay as they are until a field is read. */
 export function fromJson(json: unknown, path: string): Value {
-  if (json === null || json === undefined) return null;
   if (typeof json === "number" || typeof json === "string" || typeof json === "boolean") return json;
-  if (Array.isArray(json)) {
-    return { kind: "list", items: json.map((item: unknown, i) => fromJson(item, `${path}[${i}]`)) };
-  }
-  if (typeof json === "object") return { kind: "record", path, fields: { ...json } };
-  return null;
-}
-
-/**
- * The attribute path of a module, `model.layers.3.mlp`, "" for the root; undefined for a module that no attribute
- * holds.
- */
-export function modulePath(module: ModuleInstance, root: ModuleInstance): string | undefined {
-  const names: string[] = [];
-  let at = module;
-  while (at !== root) {
-    // Modules that hold each other make a circle; no model is this deep.
-    if (at.owner === undefined || at.name === undefined || names.length > 32) return undefined;
-    names.unshift(at.name);
-    at = at.owner;
-  }
-  return names.join(".");
+  if (Array.isArray(json)) return json.map((item: unknown, i) => fromJson(item, `${path}[${i}]`));
+  return typeof json === "object" && json !== null ? { kind: "record", path, fields: { ...json } } : null;
 }
 
 /** How a value is called in messages: `the number 3`, `a tensor [T,256] f32`. */
@@ -184,14 +125,10 @@ export function describe(value: Value): string {
   if (typeof value === "boolean") return value ? "True" : "False";
   if (typeof value === "number") return `the number ${value}`;
   if (typeof value === "string") return `the string ${text(value)}`;
+  if (isList(value)) return `a list of ${value.length}`;
   switch (value.kind) {
     case "tensor":
       return `a tensor ${typeText(value.value.type)}`;
-    case "list":
-    case "tuple":
-      return `a ${value.kind} of ${value.items.length}`;
-    case "range":
-      return `a range of ${value.length}`;
     case "record":
       return recordName(value);
     case "module":
@@ -199,8 +136,6 @@ export function describe(value: Value): string {
     case "class":
       return `class ${value.name}`;
     case "function":
-      return `function ${value.definition.name}`;
-    case "builtin":
       return `function ${value.name}`;
     case "unknown":
       return "something unknown";
@@ -211,47 +146,4 @@ export function describe(value: Value): string {
 export function text(json: unknown): string {
   const found = typeof json === "bigint" ? String(json) : JSON.stringify(json) ?? "null";
   return found.length > 60 ? `${found.slice(0, 60)}...` : found;
-}
-
-export function truth(value: Value): boolean | undefined {
-  if (!isObject(value)) return Boolean(value);
-  switch (value.kind) {
-    case "list":
-    case "tuple":
-      return value.items.length > 0;
-    case "range":
-      return value.length > 0;
-    case "record":
-      return Object.keys(value.fields).length > 0;
-    case "module":
-    case "class":
-    case "function":
-    case "builtin":
-      return true;
-    case "tensor":
-    case "unknown":
-      return undefined;
-  }
-}
-
-/** Python's ==, for static values; undefined where it has no static answer. `step` is called for every item. */
-export function equal(a: Value, b: Value, step: () => void, depth = 0): boolean | undefined {
-  step();
-  if (depth > 32) return undefined;
-  if (isTensor(a) || isTensor(b) || isUnknown(a) || isUnknown(b)) return undefined;
-  if (!isObject(a) || !isObject(b)) return number(a) === number(b);
-  if (a === b) return true;
-  if (!isSequence(a) || !isSequence(b) || a.kind !== b.kind || a.items.length !== b.items.length) {
-    return false;
-  }
-  for (const [i, item] of a.items.entries()) {
-    const same = equal(item, b.items[i] ?? null, step, depth + 1);
-    if (same !== true) return same;
-  }
-  return true;
-}
-
-/** In Python True is 1. */
-function number(value: Value): Value {
-  return typeof value === "boolean" ? Number(value) : value;
 }

@@ -66,7 +66,7 @@ class Engine {
  public:
   // `mailbox` may be null where nothing signals and nobody aborts.
   Engine(const Kernels& kernels, int32_t capacity, uint8_t* mailbox)
-      : kernels_(kernels), capacity_(capacity), mailbox_(mailbox ? mailbox : no_mailbox_.data()), number_(number().load()) {}
+      : kernels_(kernels), capacity_(capacity), mailbox_(mailbox ? mailbox : no_mailbox_.data()) {}
 
   ~Engine() {
     stop_.store(true);
@@ -108,7 +108,8 @@ class Engine {
     for (Lane& lane : lanes_) lane.rest();
     aborted_.store(false, std::memory_order_relaxed);
     overflow_ = NO_OVERFLOW;
-    number().store(++number_, std::memory_order_release);
+    number_ = std::max(number_, number().load(std::memory_order_relaxed)) + 1;
+    number().store(number_, std::memory_order_release);
     const uint64_t epoch = epoch_.value.fetch_add(1) + 1;
     if (parked_.value.load() > 0) epoch_.value.notify_all();
     run(lanes_[0], 0, scratch_);
@@ -263,7 +264,7 @@ class Engine {
   std::vector<int64_t> times_;  // nanoseconds at the end of each instruction of lane 0, thread 0
   bool trace_ = false;
   Step step_{};
-  uint64_t number_;  // of the step; grows over all engines that a mailbox has had
+  uint64_t number_ = 0;  // of the step; grows over all engines that share a mailbox
   Sequence epoch_, finished_, parked_;
   alignas(64) std::atomic<bool> aborted_{false};
   alignas(64) uint64_t overflow_ = NO_OVERFLOW;
@@ -276,8 +277,8 @@ class Engine {
 Memory memory_of(uint8_t* const* segments, const int64_t* sizes) {
   Memory memory{};
   for (int n = 0; n < SEGMENTS; n++) {
-    if (reinterpret_cast<uintptr_t>(segments[n]) % 64 != 0 || sizes[n] < 0) {
-      throw Refusal("segment " + std::to_string(n) + " does not start at a multiple of 64 bytes");
+    if (reinterpret_cast<uintptr_t>(segments[n]) % 64 != 0 || sizes[n] < 0 || (sizes[n] > 0 && !segments[n])) {
+      throw Refusal("segment " + std::to_string(n) + " is no open memory that starts at a multiple of 64 bytes");
     }
     memory.base[n] = segments[n], memory.size[n] = sizes[n];
   }

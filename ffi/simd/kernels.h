@@ -25,9 +25,9 @@ struct QuantizedRows {
   int32_t stride;
 };
 
-// What is added to a linear's output where it is consumed: up to two deltas, null when absent.
-// Element (t, i) of the merged value is base[t * stride + i] + (d0[t * stride + i] + d1[t * stride + i]) with absent
-// terms left out; `base` may itself be null only where a kernel says so.
+// A value and what is added to it where it is consumed: the deltas of a correction's factors (0) and of its rows (1), null
+// when absent; the engine leaves out rows' in prefill steps. Element (t, i) is base[t * stride + i] +
+// (d0[t * stride + i] + d1[t * stride + i]) with absent terms left out; `base` may be null only where a kernel says so.
 struct Merged {
   const float* base;
   const float* delta[2];

@@ -15,6 +15,14 @@ Deno.test("native kernels agree with plain loops, and with each other bit for bi
     const [test, , digest] = line.split(" ");
     digests.set(test!, (digests.get(test!) ?? new Set()).add(digest!));
   }
-  const tests = ["simd_test", "kernels_test", "attention_test", "linear_test", "correction_test"];
+  const tests = [
+    "simd_test",
+    "kernels_test",
+    "attention_test",
+    "linear_test",
+    "correction_test",
+    "extents_test",
+    "engine_test",
+  ];
   assert.deepEqual([...digests].map(([test, values]) => [test, values.size]), tests.map((test) => [test, 1]));
 });

@@ -20,11 +20,23 @@ sources() { # test, variant
     attention_test) kernels="attention" ;;
     linear_test) kernels="linear" ;;
     correction_test) kernels="correction" ;;
+    extents_test) kernels="elementwise attention linear correction observe" ;;
+    engine_test) kernels="variant elementwise attention linear correction observe sampling" ;;
     *) kernels= ;;
   esac
   for kernel in $kernels; do
     if [ -n "${OBJECTS:-}" ]; then echo "$OBJECTS/$kernel.$2.o"; else echo "$simd/$kernel.cpp"; fi
   done
+  # What is not of one instruction set. It needs instructions.h, which `deno task build` writes.
+  case $1 in
+    extents_test) others="program" ;;
+    engine_test) others="engine lanes program" ;;
+    *) others= ;;
+  esac
+  for other in $others; do
+    if [ -n "${OBJECTS:-}" ]; then echo "$OBJECTS/$other.o"; else echo "$simd/$other.cpp"; fi
+  done
+  [ -z "$others" ] || echo "-I../../ffi/build -pthread"
 }
 
 variants() {
@@ -48,7 +60,7 @@ all_variants() {
 }
 
 status=0
-for test in ${@:-simd_test kernels_test attention_test linear_test correction_test}; do
+for test in ${@:-simd_test kernels_test attention_test linear_test correction_test extents_test engine_test}; do
   first=
   for variant in $(variants); do
     compiler=${CXX:-g++}; machine=; runner=
