@@ -1,25 +1,21 @@
 /**
- * Changes tiny-dense's tokenizer.json and chat templates at random, in ways that keep most of their structure, and uses
- * what comes out. Whatever is changed, the result is tokens, text or an HcinferError, within its limit in time.
- *
- *   deno run -A tests/fuzz/tokenizer_fuzz.ts [seconds, default 20] [seed, default 1]
- *
- * The same seed makes the same cases, in the same order. Ends with 1 at the first case that fails, and shows it.
+ * tiny-dense's tokenizer.json and chat templates, changed in ways that keep most of their structure: opened, and used
+ * on texts. Nothing may take longer than its limit in time.
  */
 import { readFileSync } from "node:fs";
-import process from "node:process";
+import { performance } from "node:perf_hooks";
 import { fileURLToPath } from "node:url";
 import { HcinferError } from "../../compiler/errors.ts";
 import { ChatTemplate } from "../../runtime/chat.ts";
 import { secondsFor } from "../../runtime/time_limit.ts";
 import { Tokenizer } from "../../runtime/tokenizer.ts";
-
-type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
+import { type Case, main } from "./fuzz.ts";
+import { type Json, mutate } from "./mutate.ts";
+import type { Random } from "./random.ts";
 
 const MODEL = fileURLToPath(new URL("../../examples/models/tiny-dense", import.meta.url));
 const ORIGINAL = readFileSync(`${MODEL}/tokenizer.json`, "utf8");
-const CONFIG = readFileSync(`${MODEL}/tokenizer_config.json`);
-const TEMPLATE: string = JSON.parse(CONFIG.toString()).chat_template;
+const TEMPLATE: string = JSON.parse(readFileSync(`${MODEL}/tokenizer_config.json`, "utf8")).chat_template;
 
 /** On top of a limit: for reading the file, for operations that cannot be stopped halfway, and for a busy machine. */
 const SLACK_SECONDS = 6;
@@ -112,7 +108,7 @@ const STATEMENTS = [
   "{% set ns.x = ns.x ~ ns.x %}",
   "{{ ns.x }}",
   "{{ f(1) }}",
-  "{{ range(9999999) | length }}",
+  "{{ range(999999) | length }}",
   "{{ messages | tojson }}",
   "{{ 1 // 0 }}",
   "{{ missing.field }}",
@@ -126,120 +122,68 @@ const BLOCKS: readonly (readonly [string, string])[] = [
 ];
 const FAULTS = ["", "{{", "%}", "{#", "{% endfor %}", "{% else %}", "'", "|", "("];
 
-/** Mulberry32 (Tommy Ettinger): 32 bits of state are enough to choose cases. */
-function generator(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+function rule(random: Random, part: string, depth = 0): Json {
+  if (depth < 3 && random.chance(1 / 3)) {
+    const inner = Array.from({ length: random.below(4) }, () => rule(random, part, depth + 1));
+    return { type: "Sequence", [SEQUENCES[part] ?? part]: inner };
+  }
+  return {
+    type: random.pick(RULES[part] ?? []),
+    pattern: random.pick(PATTERNS),
+    content: random.pick(["", " ", "xx", "▁"]),
+    behavior: random.pick(["Isolated", "Removed", "MergedWithPrevious", "Contiguous", "Bogus"]),
+    invert: random.chance(0.5),
+    replacement: random.pick(["▁", "", "__"]),
+    add_prefix_space: random.chance(0.5),
+    prepend: "▁",
+    start: random.below(3),
+    stop: random.below(3),
+    prefix: "##",
+    cleanup: true,
+    individual_digits: random.chance(0.5),
+    single: [{ SpecialToken: { id: "<|im_start|>", type_id: 0 } }, { Sequence: { id: "A", type_id: 0 } }],
+    sep: ["<|im_end|>", 2],
+    cls: ["<|im_start|>", 1],
   };
 }
 
-class Fuzzer {
-  readonly #random: () => number;
-
-  constructor(seed: number) {
-    this.#random = generator(seed);
-  }
-
-  below(n: number): number {
-    return Math.floor(this.#random() * n);
-  }
-
-  one<T>(of: readonly T[]): T {
-    return of[this.below(of.length)]!;
-  }
-
-  #value(): Json {
-    const odd: readonly Json[] = [null, true, false, 0, -1, 1.5, 2 ** 31, 1e300, "", "a", "▁", "Ġ", [], {}, [
-      [],
-    ], ["a", 0]];
-    return this.one([...odd, ...PATTERNS]);
-  }
-
-  #rule(part: string, depth = 0): Json {
-    if (depth < 3 && this.below(3) === 0) {
-      const inner = Array.from({ length: this.below(4) }, () => this.#rule(part, depth + 1));
-      return { type: "Sequence", [SEQUENCES[part]!]: inner };
-    }
-    return {
-      type: this.one(RULES[part]!),
-      pattern: this.one(PATTERNS),
-      content: this.one(["", " ", "xx", "▁"]),
-      behavior: this.one(["Isolated", "Removed", "MergedWithPrevious", "Contiguous", "Bogus"]),
-      invert: this.below(2) === 0,
-      replacement: this.one(["▁", "", "__"]),
-      add_prefix_space: this.below(2) === 0,
-      prepend: "▁",
-      start: this.below(3),
-      stop: this.below(3),
-      prefix: "##",
-      cleanup: true,
-      individual_digits: this.below(2) === 0,
-      single: [{ SpecialToken: { id: "<|im_start|>", type_id: 0 } }, { Sequence: { id: "A", type_id: 0 } }],
-      sep: ["<|im_end|>", 2],
-      cls: ["<|im_start|>", 1],
-    };
-  }
-
-  /** Changes one value below `root`, at a random depth. */
-  #disturb(root: Json): void {
-    let at = root;
-    for (;;) {
-      if (typeof at !== "object" || at === null) return;
-      const parent: Json[] | { [key: string]: Json } = at;
-      const keys = Object.keys(parent);
-      if (keys.length === 0) return;
-      const key = this.one(keys);
-      const child = Array.isArray(parent) ? parent[Number(key)]! : parent[key]!;
-      if (typeof child === "object" && child !== null && this.below(4) > 0) {
-        at = child;
-        continue;
-      }
-      const value = this.below(3) === 0 ? undefined : this.#value();
-      if (Array.isArray(parent)) parent.splice(Number(key), 1, ...(value === undefined ? [] : [value]));
-      else if (value === undefined) delete parent[key];
-      else parent[key] = value;
-      return;
+/** Changes one to three parts of a tokenizer.json; what is told of it shows the rules whole. */
+function changed(random: Random, note: (change: string) => void): string {
+  const file: { [key: string]: Json } = JSON.parse(ORIGINAL);
+  for (let changes = 1 + random.below(3); changes > 0; changes--) {
+    const part = random.pick(Object.keys(RULES));
+    const kind = random.below(6);
+    if (kind < 3) {
+      const made = rule(random, part);
+      file[part] = made;
+      note(`${part} ${JSON.stringify(made)}`);
+    } else if (kind < 5) {
+      const target = random.pick([file, file["added_tokens"] ?? null, file[part] ?? null]);
+      note(mutate(target, random, Object.values(RULES).flat()));
+    } else {
+      const type = random.pick(["BPE", "WordPiece", "Unigram", null]);
+      Object.assign(file["model"] ?? {}, { type });
+      note(`model.type ${type}`);
     }
   }
-
-  tokenizer(): string {
-    const file: { [key: string]: Json } = JSON.parse(ORIGINAL);
-    for (let changes = 1 + this.below(3); changes > 0; changes--) {
-      const part = this.one(Object.keys(RULES));
-      const kind = this.below(6);
-      if (kind < 3) file[part] = this.#rule(part);
-      else if (kind === 3) this.#disturb(file);
-      else if (kind === 4) this.#disturb(this.one([file["added_tokens"] ?? null, file[part] ?? null]));
-      else Object.assign(file["model"] ?? {}, { type: this.one(["BPE", "WordPiece", "Unigram", null]) });
-    }
-    const text = JSON.stringify(file);
-    if (this.below(20) > 0) return text;
-    const at = this.below(text.length);
-    return text.slice(0, at) + this.one(["", "\u0000", '"', "}", "[[[["]) + text.slice(at + this.below(3));
-  }
-
-  template(): string {
-    const text = this.below(4) === 0 ? TEMPLATE : this.#block(0);
-    if (this.below(3) > 0) return text;
-    const at = this.below(text.length);
-    return text.slice(0, at) + this.one(FAULTS) + text.slice(at + this.below(3));
-  }
-
-  #block(depth: number): string {
-    const parts = Array.from({ length: 1 + this.below(4) }, () => {
-      if (depth > 3 || this.below(3) > 0) return this.one(STATEMENTS);
-      const [open, close] = this.one(BLOCKS);
-      return open + this.#block(depth + 1) + close;
-    });
-    return parts.join("");
-  }
+  return JSON.stringify(file);
 }
 
-type Outcome = "used" | "refused";
+function block(random: Random, depth: number): string {
+  const parts = Array.from({ length: 1 + random.below(4) }, () => {
+    if (depth > 3 || random.chance(2 / 3)) return random.pick(STATEMENTS);
+    const [open, close] = random.pick(BLOCKS);
+    return open + block(random, depth + 1) + close;
+  });
+  return parts.join("");
+}
+
+function template(random: Random): string {
+  const text = random.chance(1 / 4) ? TEMPLATE : block(random, 0);
+  if (random.chance(2 / 3)) return text;
+  const at = random.below(text.length);
+  return text.slice(0, at) + random.pick(FAULTS) + text.slice(at + random.below(3));
+}
 
 /** What an operation returns, undefined for a typed error. Throws for any other error, and when it takes too long. */
 function attempt<T>(seconds: number, operation: () => T): T | undefined {
@@ -257,60 +201,33 @@ function attempt<T>(seconds: number, operation: () => T): T | undefined {
   return result;
 }
 
-function tryTokenizer(json: string, fuzzer: Fuzzer): Outcome {
+function tryTokenizer(json: string, random: Random): void {
   const bytes = new TextEncoder().encode(json);
-  const files = {
-    path: "fuzz",
-    file: (name: string) =>
-      name === "tokenizer.json" ? bytes : name === "tokenizer_config.json" ? CONFIG : undefined,
-  };
-  const tokenizer = attempt(secondsFor(0), () => Tokenizer.open(files, 4096));
-  if (tokenizer === undefined) return "refused";
-  const text = fuzzer.one(TEXTS);
+  const files = { path: "fuzz", file: (name: string) => name === "tokenizer.json" ? bytes : undefined };
+  const tokenizer = attempt(secondsFor(bytes.length), () => Tokenizer.open(files, 4096));
+  if (tokenizer === undefined) return;
+  const text = random.pick(TEXTS);
   const ids = attempt(secondsFor(text.length), () => tokenizer.encode(text)) ?? Int32Array.of(5, 300, 4095);
   if (ids.some((id) => id < 0 || id >= tokenizer.size)) throw new Error(`encode gave ${ids}`);
-  const skipSpecialTokens = fuzzer.below(2) === 0;
+  const skipSpecialTokens = random.chance(0.5);
   const decoded = attempt(secondsFor(ids.length), () => tokenizer.decode(ids, { skipSpecialTokens })) ?? "";
   if (typeof decoded !== "string") throw new Error(`decode gave ${decoded}`);
-  return "used";
 }
 
-function tryTemplate(text: string): Outcome {
+function tryTemplate(text: string): void {
   const chat = attempt(secondsFor(text.length), () => new ChatTemplate(text, "fuzz", { bos_token: "<s>" }));
-  if (chat === undefined) return "refused";
   const messages = [{ role: "system", content: "Be brief." }, { role: "user", content: "Hi" }];
-  const rendered = attempt(secondsFor(11), () => chat.render(messages));
+  const rendered = chat && attempt(secondsFor(11), () => chat.render(messages));
   if (rendered !== undefined && typeof rendered !== "string") throw new Error(`render gave ${rendered}`);
-  return rendered === undefined ? "refused" : "used";
 }
 
-function fuzz(seconds: number, seed: number): number {
-  const fuzzer = new Fuzzer(seed);
-  const counts = { tokenizers: { used: 0, refused: 0 }, templates: { used: 0, refused: 0 } };
-  const end = performance.now() + seconds * 1000;
-  for (let n = 0; performance.now() < end; n++) {
-    const isTemplate = n % 3 === 0;
-    const text = isTemplate ? fuzzer.template() : fuzzer.tokenizer();
-    try {
-      if (isTemplate) counts.templates[tryTemplate(text)]++;
-      else counts.tokenizers[tryTokenizer(text, fuzzer)]++;
-    } catch (error) {
-      const { model: _, ...rules } = isTemplate ? { model: 0, text } : readable(text);
-      console.error(`case ${n} of seed ${seed} failed\n${JSON.stringify(rules, null, 1)}`);
-      console.error(error);
-      return 1;
-    }
-  }
-  console.log(`seed ${seed}: ${JSON.stringify(counts)}`);
-  return 0;
+function load(): Case {
+  return (random, note) => {
+    if (random.chance(2 / 3)) return tryTokenizer(changed(random, note), random);
+    const text = template(random);
+    note(text);
+    return tryTemplate(text);
+  };
 }
 
-function readable(text: string): Record<string, unknown> {
-  try {
-    return JSON.parse(text) as Record<string, unknown>;
-  } catch {
-    return { text: text.slice(0, 2000) };
-  }
-}
-
-if (import.meta.main) process.exitCode = fuzz(Number(process.argv[2] ?? 20), Number(process.argv[3] ?? 1));
+if (import.meta.main) await main(import.meta.filename ?? "", { prepare: () => Promise.resolve(), load });
