@@ -7,7 +7,7 @@ import type { Lane } from "./ir/graph.ts";
 import { layerOf } from "./ir/naming.ts";
 import type { Plan } from "./plan.ts";
 import { genericProfile, MachineProfile } from "./profile.ts";
-import { type Memory, memoryOf } from "./memory.ts";
+import { type Limits, limitsOf, type Memory, memoryOf } from "./memory.ts";
 import { type LaneTotal, timelineOf } from "./timeline.ts";
 
 export interface PredictedMode {
@@ -40,17 +40,15 @@ export interface Prediction {
   readonly memory: Memory["bytes"];
 }
 
-export interface PredictionOptions {
+export interface PredictionOptions extends Partial<Limits> {
   /** Default: the profile the plan was compiled for. */
   readonly profile?: MachineProfile;
   readonly threads?: number;
-  readonly contextLength?: number;
-  readonly capacity?: number;
 }
 
 /** A step of one token in all modes. */
 export function predictPlan(plan: Plan, options: PredictionOptions = {}): Prediction {
-  const { profile = profileOf(plan), contextLength = plan.model.contextLength, capacity = 512 } = options;
+  const { profile = profileOf(plan) } = options;
   const threads = options.threads ?? profile.cpu.cores;
   const corrected = plan.lanes.length > 1;
   const modes = ["inline", "async", "off"] as const;
@@ -71,7 +69,7 @@ export function predictPlan(plan: Plan, options: PredictionOptions = {}): Predic
       lanes,
     })),
     layers: layersOf(plan),
-    memory: memoryOf(plan, { capacity, contextLength }).bytes,
+    memory: memoryOf(plan, limitsOf(plan.model, options)).bytes,
   };
 }
 
