@@ -177,5 +177,5 @@ Deno.test("what cannot be evaluated is refused", async () => {
   class Other extends Random {
     override readonly model = { ...new Random(1, 4).model, vocabularySize: 9 };
   }
-  await refused({ tokens, reference: new Other(1, 4) }, /9 tokens in its vocabulary, the model 8/);
+  await refused({ tokens, window: 8, reference: new Other(1, 4) }, /9 tokens in its vocabulary, the model 8/);
 });

@@ -15,9 +15,11 @@
  * tokens are cut into steps, and whatever other sequences are in them. Between executors they only agree
  * numerically: tests/parity states how closely.
  */
-import type { ModelInfo, Plan } from "../compiler/plan.ts";
+import type { CorrectionMode, ModelInfo, Plan } from "../compiler/plan.ts";
 import { HcinferError } from "../compiler/errors.ts";
 import { type Limits, MOST_RUNS } from "../compiler/memory.ts";
+
+export type { CorrectionMode } from "../compiler/plan.ts";
 
 /**
  * How a token's sparse residual is computed: "decode" adds the rows of the channels this token chose, "prefill" adds
@@ -74,26 +76,11 @@ export interface Executor extends Disposable {
   stepAsync(request: StepRequest, signal?: AbortSignal): Promise<readonly Float32Array[]>;
 }
 
-export type CorrectionMode = "auto" | "async" | "inline" | "off";
-
 /** Limits are those of `limitsOf` (compiler/memory.ts), which gives their defaults. */
 export interface ExecutorOptions extends Partial<Limits> {
   readonly threads: number;
   /** "auto": what the plan says. "off" leaves every correction out: the backbone alone. */
   readonly corrections: CorrectionMode;
-}
-
-/**
- * How corrections run: what was asked for, or what the plan chose. Two lanes need two threads; with one they run in line,
- * with the same numbers.
- */
-export function correctionsOf(
-  { corrections, lanes }: Plan,
-  { corrections: asked, threads }: Pick<ExecutorOptions, "corrections" | "threads">,
-): Plan["corrections"]["mode"] {
-  if (lanes.length < 2) return "off";
-  const wanted = asked === "auto" ? corrections.mode : asked;
-  return wanted === "async" && threads < 2 ? "inline" : wanted;
 }
 
 /** What executors read of a bundle (compiler/bundle.ts opens one from disk). */

@@ -4,12 +4,11 @@
  */
 import { HcinferError } from "../../compiler/errors.ts";
 import { limitsOf, type Memory, memoryOf } from "../../compiler/memory.ts";
-import type { ModelInfo, Plan } from "../../compiler/plan.ts";
+import { correctionMode, type ModelInfo, type Plan } from "../../compiler/plan.ts";
 import { genericProfile, type MachineProfile } from "../../compiler/profile.ts";
 import { type Timeline, timelineOf } from "../../compiler/timeline.ts";
 import {
   checkStep,
-  correctionsOf,
   type Executor,
   type ExecutorOptions,
   logitRows,
@@ -44,7 +43,7 @@ export class NullExecutor implements Executor {
   constructor(plan: Plan, options: ExecutorOptions & { readonly profile?: MachineProfile }) {
     const { threads, profile = genericProfile(threads) } = options;
     this.model = plan.model;
-    this.trace = timelineOf(plan, correctionsOf(plan, options), { profile, threads });
+    this.trace = timelineOf(plan, correctionMode(plan, options.corrections, threads), { profile, threads });
     this.memory = memoryOf(plan, limitsOf(plan.model, options));
     this.capacity = this.memory.limits.capacity;
     this.contextLength = this.memory.limits.contextLength;

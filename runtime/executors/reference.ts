@@ -137,8 +137,8 @@ export class ReferenceExecutor implements Executor {
     }
     sequence.length = position + count;
     const logits = values.get(this.#graph.outputs[0]!)!;
-    const width = this.model.vocabularySize;
-    return Float32Array.from(rows === undefined ? logits.subarray((count - wanted) * width) : logits);
+    const made = rows === undefined ? count : wanted;
+    return Float32Array.from(logits.subarray(logits.length / Math.max(made, 1) * (made - wanted)));
   }
 
   /** A node's inputs, with the deltas added that this step makes. */

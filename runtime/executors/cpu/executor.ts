@@ -4,13 +4,12 @@
 import { cpus } from "node:os";
 import { HcinferError } from "../../../compiler/errors.ts";
 import { limitsOf, type Memory, memoryOf, PAGE_POSITIONS } from "../../../compiler/memory.ts";
-import type { ModelInfo, Plan } from "../../../compiler/plan.ts";
+import { correctionMode, type ModelInfo, type Plan } from "../../../compiler/plan.ts";
 import { Engine, instructionSet, type StepCounts, type StepStatus } from "../../../ffi/engine.ts";
 import { ATTENTION_TILE } from "../../../ffi/instructions.ts";
 import { allocate, type Mapping, type NativeBuffer } from "../../../ffi/mapping.ts";
 import {
   checkStep,
-  correctionsOf,
   type ExecutableBundle,
   type Executor,
   type ExecutorOptions,
@@ -64,7 +63,7 @@ export class CpuExecutor implements Executor {
     const { plan } = bundle;
     checkThreads(options.threads);
     this.model = plan.model;
-    this.mode = correctionsOf(plan, options);
+    this.mode = correctionMode(plan, options.corrections, options.threads);
     this.memory = memoryOf(plan, limitsOf(plan.model, options));
     const { bytes, limits } = this.memory;
     this.capacity = limits.capacity;
