@@ -6,7 +6,8 @@ import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } fr
 import { join } from "node:path";
 import { COMPILE_DEFAULTS, compileModel } from "../../compiler/compile.ts";
 import { genericProfile } from "../../compiler/profile.ts";
-import { writeTinyModel } from "../../compiler/weights/tiny_model.ts";
+import { writeTinyModel } from "../fixtures/tiny_model.ts";
+import { folderFiles } from "../../runtime/text_files.ts";
 import { Tokenizer } from "../../runtime/tokenizer.ts";
 import { type Case, main } from "./fuzz.ts";
 import { type Json, mutate, mutateEverywhere, wordsOf } from "./mutate.ts";
@@ -149,7 +150,7 @@ function load(folder: string): Case {
       model: edited,
       output,
     });
-    const tokenizer = Tokenizer.open(output, plan.model.vocabularySize);
+    const tokenizer = Tokenizer.open(folderFiles(output), plan.model.vocabularySize);
     tokenizer.decode(tokenizer.encode("the cat, 12 \u00e9!"));
   };
 }
