@@ -9,7 +9,8 @@
  * await compileModel({ ...COMPILE_DEFAULTS, model, output: "tiny", threads: 2, profile: genericProfile(2) });
  * using bundle = openBundle("tiny");
  * using executor = createCpuExecutor(bundle, { threads: 2, corrections: "auto" });
- * const logits = await new Session(executor).prefill(Int32Array.of(1, 2, 3)); // of the last token
+ * using session = new Session(executor);
+ * const logits = await session.prefill(Int32Array.of(1, 2, 3)); // of the last token
  * ```
  *
  * @module
@@ -40,7 +41,14 @@ export type { ModelInfo, Plan } from "./compiler/plan.ts";
 export { type ErrorKind, HcinferError } from "./compiler/errors.ts";
 
 // Running.
-export type { CorrectionMode, Executor, ExecutorOptions, StepRequest } from "./runtime/executor.ts";
+export type {
+  CorrectionMode,
+  Executor,
+  ExecutorOptions,
+  Run,
+  Sequence,
+  StepRequest,
+} from "./runtime/executor.ts";
 export { createCpuExecutor } from "./runtime/executors/cpu/executor.ts";
 export { createNullExecutor } from "./runtime/executors/null.ts";
 export { createReferenceExecutor } from "./runtime/executors/reference.ts";

@@ -1,6 +1,7 @@
 /** Opens what a command runs: the bundle, an executor on it, and its tokenizer where text is needed. */
 import { type Bundle, openBundle } from "../compiler/bundle.ts";
-import { contextOf, type Executor } from "../runtime/executor.ts";
+import { limitsOf } from "../compiler/memory.ts";
+import type { Executor } from "../runtime/executor.ts";
 import { createCpuExecutor } from "../runtime/executors/cpu/executor.ts";
 import { Tokenizer } from "../runtime/tokenizer.ts";
 import type { RunOptions } from "./arguments.ts";
@@ -18,7 +19,8 @@ export class OpenModel implements Disposable {
   static open(path: string, options: OpenOptions): OpenModel {
     const bundle = openBundle(path);
     try {
-      const limit = contextOf(bundle.plan.model, options.context);
+      const asked = options.context === undefined ? {} : { contextLength: options.context };
+      const { contextLength: limit } = limitsOf(bundle.plan.model, asked);
       const contextLength = Math.min(options.contextLength ?? limit, limit);
       return new OpenModel(bundle, createCpuExecutor(bundle, { ...options, contextLength }));
     } catch (error) {

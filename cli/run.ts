@@ -4,8 +4,8 @@ import { readFileSync } from "node:fs";
 import process from "node:process";
 import { type Bundle, openBundle } from "../compiler/bundle.ts";
 import { HcinferError } from "../compiler/errors.ts";
+import { limitsOf } from "../compiler/memory.ts";
 import { ChatTemplate } from "../runtime/chat.ts";
-import { contextOf } from "../runtime/executor.ts";
 import { createCpuExecutor } from "../runtime/executors/cpu/executor.ts";
 import { Sampler } from "../runtime/sampler.ts";
 import { type GenerationStatistics, Session } from "../runtime/session.ts";
@@ -119,7 +119,7 @@ function encode(
       addSpecialTokens: false,
     })
     : tokenizer.encode(text);
-  const most = contextOf(model, options.context ?? model.contextLength);
+  const most = limitsOf(model, { contextLength: options.context ?? model.contextLength }).contextLength;
   if (ids.length > most) {
     throw new HcinferError(
       "input",

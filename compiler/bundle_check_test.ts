@@ -10,7 +10,7 @@ import { tensor } from "./ir/types.ts";
 import { type Plan, Plan as PlanSchema } from "./plan.ts";
 import { genericProfile } from "./profile.ts";
 import { readSafetensors } from "./weights/safetensors.ts";
-import { writeTinyModel } from "./weights/tiny_model.ts";
+import { writeTinyModel } from "../tests/fixtures/tiny_model.ts";
 
 type Edit = (plan: Plan) => Plan;
 

@@ -5,9 +5,10 @@
 import { PREDICTED_CONTEXT } from "./cost.ts";
 import type { Lane } from "./ir/graph.ts";
 import { layerOf } from "./ir/naming.ts";
-import type { Plan } from "./plan.ts";
+import type { Op } from "./ir/ops.ts";
+import { correctionMode, type Plan } from "./plan.ts";
 import { genericProfile, MachineProfile } from "./profile.ts";
-import { type Memory, memoryOf } from "./memory.ts";
+import { type Limits, limitsOf, type Memory, memoryOf } from "./memory.ts";
 import { type LaneTotal, timelineOf } from "./timeline.ts";
 
 export interface PredictedMode {
@@ -34,23 +35,22 @@ export interface Prediction {
   readonly threads: number;
   /** Cached positions that attention reads. */
   readonly context: number;
-  readonly defaultMode: Plan["corrections"];
+  /** How corrections run when nothing else is asked; the plan's choice, as far as the threads allow. */
+  readonly defaultMode: PredictedMode["mode"];
   readonly modes: readonly PredictedMode[];
   readonly layers: readonly PredictedLayer[];
   readonly memory: Memory["bytes"];
 }
 
-export interface PredictionOptions {
+export interface PredictionOptions extends Partial<Limits> {
   /** Default: the profile the plan was compiled for. */
   readonly profile?: MachineProfile;
   readonly threads?: number;
-  readonly contextLength?: number;
-  readonly capacity?: number;
 }
 
 /** A step of one token in all modes. */
 export function predictPlan(plan: Plan, options: PredictionOptions = {}): Prediction {
-  const { profile = profileOf(plan), contextLength = plan.model.contextLength, capacity = 512 } = options;
+  const { profile = profileOf(plan) } = options;
   const threads = options.threads ?? profile.cpu.cores;
   const corrected = plan.lanes.length > 1;
   const modes = ["inline", "async", "off"] as const;
@@ -63,7 +63,7 @@ export function predictPlan(plan: Plan, options: PredictionOptions = {}): Predic
     profileMeasured: profile.measured,
     threads,
     context: PREDICTED_CONTEXT,
-    defaultMode: plan.corrections,
+    defaultMode: correctionMode(plan, "auto", threads),
     modes: timelines.map(({ mode, microseconds, lanes }) => ({
       mode,
       microseconds,
@@ -71,7 +71,7 @@ export function predictPlan(plan: Plan, options: PredictionOptions = {}): Predic
       lanes,
     })),
     layers: layersOf(plan),
-    memory: memoryOf(plan, { capacity, contextLength }).bytes,
+    memory: memoryOf(plan, limitsOf(plan.model, options)).bytes,
   };
 }
 
@@ -79,6 +79,9 @@ function profileOf(plan: Plan): MachineProfile {
   const kept = MachineProfile.safeParse(plan.provenance.profile);
   return kept.success ? kept.data : genericProfile(1);
 }
+
+/** Attention in a lowered graph: queries and keys made ready, then the sums over the cache. */
+const ATTENTION: ReadonlySet<Op> = new Set<Op>(["append", "attend"]);
 
 /** Times of the plan's own prediction, by layer. Nodes without weights belong to the layer of the node before. */
 function layersOf(plan: Plan): PredictedLayer[] {
@@ -94,7 +97,7 @@ function layersOf(plan: Plan): PredictedLayer[] {
       ? "corrections"
       : node.op === "linear"
       ? "linears"
-      : node.op === "attention"
+      : ATTENTION.has(node.op)
       ? "attention"
       : "other";
     sums[kind] += node.placement.microseconds ?? 0;
@@ -109,17 +112,18 @@ function layersOf(plan: Plan): PredictedLayer[] {
   }));
 }
 
-/** Text of at most 80 columns. */
+const COLUMNS = 80;
+
+/** Text of at most `COLUMNS` columns. */
 export function predictionText(prediction: Prediction): string {
   const { profile, profileMeasured, threads, context, modes, memory, defaultMode } = prediction;
   const total = Object.values(memory).reduce((sum, part) => sum + part, 0);
-  const lines = [
-    `predicted for ${profile} (${profileMeasured ? "measured" : "not measured"}), ${threads} thread${
-      threads === 1 ? "" : "s"
-    }, ${context} positions cached`,
-  ];
+  const where = ` (${profileMeasured ? "measured" : "not measured"}), ${threads} thread${
+    threads === 1 ? "" : "s"
+  }, ${context} positions cached`;
+  const lines = ["predicted for " + shortened(profile, COLUMNS - 14 - where.length) + where];
   for (const { mode, microseconds, tokensPerSecond, lanes } of modes) {
-    const chosen = mode === defaultMode.mode ? "  (default)" : "";
+    const chosen = mode === defaultMode ? "  (default)" : "";
     lines.push(
       `  ${mode.padEnd(8)}${time(microseconds)} a token, ${rate(tokensPerSecond)} tokens/s${chosen}`,
     );
@@ -138,6 +142,10 @@ export function predictionText(prediction: Prediction): string {
     ...table(prediction.layers),
   );
   return lines.join("\n");
+}
+
+function shortened(name: string, most: number): string {
+  return name.length <= most ? name : `${name.slice(0, most - 3)}...`;
 }
 
 /** Equal neighbours stand in one line: `0-27`. */

@@ -1,14 +1,135 @@
 import assert from "node:assert/strict";
-import { predictionText, predictPlan } from "./inspect.ts";
 import { tinyPlan } from "../tests/fixtures/passes.ts";
+import { predictionText, predictPlan } from "./inspect.ts";
+import { limitsOf, memoryOf } from "./memory.ts";
+import { schedule } from "./passes/schedule.ts";
+import { type Plan, splitThreads } from "./plan.ts";
+import { PROFILES } from "./profile.ts";
+import { asyncTimeline, serialTimeline } from "./timeline.ts";
 
-Deno.test("the prediction of a plan fits 80 columns and JSON", () => {
-  const prediction = predictPlan(tinyPlan());
+const plan = tinyPlan();
+
+/** The plan, scheduled for another machine. */
+function scheduledFor(profile: typeof PROFILES[keyof typeof PROFILES], threads = profile.cpu.cores): Plan {
+  const { lanes, corrections } = schedule(plan.graph, { profile, threads });
+  return { ...plan, lanes, corrections, provenance: { profile } };
+}
+
+function assertNear(actual: number, expected: number, slack: number, what: string): void {
+  assert.ok(Math.abs(actual - expected) <= slack, `${what}: ${actual}, expected ${expected}`);
+}
+
+Deno.test("a prediction is of the machine the plan was compiled for, and of no other that is not asked for", () => {
+  const prediction = predictPlan(plan);
+  assert.deepEqual(
+    [prediction.profile, prediction.profileMeasured, prediction.threads],
+    ["generic-2-core", false, 2],
+  );
   assert.deepEqual(prediction.modes.map((m) => m.mode), ["inline", "async", "off"]);
-  assert.deepEqual(prediction.layers.map((l) => l.layer), [null, 0, 1, null].slice(0, 3));
-  assert.deepEqual(JSON.parse(JSON.stringify(prediction)), prediction);
-  const text = predictionText(prediction);
+  const { profile: _, ...rest } = plan.provenance;
+  assert.equal(predictPlan({ ...plan, provenance: rest }).profile, "generic-2-core");
+  const profile = PROFILES["generic-8-core"];
+  const other = predictPlan(plan, { profile });
+  assert.deepEqual([other.profile, other.threads], ["generic-8-core", 8]);
+  assert.notDeepEqual(other.modes, prediction.modes);
+});
+
+Deno.test("modes are the timelines of the plan", () => {
+  const profile = PROFILES["generic-8-core"];
+  for (let threads = 1; threads <= 8; threads++) {
+    const { modes } = predictPlan(plan, { profile, threads });
+    assert.equal(modes.some(({ mode }) => mode === "async"), threads > 1);
+    for (const { mode, microseconds, tokensPerSecond, lanes } of modes) {
+      const { compensation } = splitThreads(plan.corrections, threads);
+      const options = { profile, threads, compensationThreads: compensation };
+      const expected = mode === "async"
+        ? asyncTimeline(plan.graph, plan.lanes, options)
+        : serialTimeline(plan.graph, mode, options);
+      assert.deepEqual([microseconds, lanes], [expected.microseconds, expected.lanes]);
+      assertNear(tokensPerSecond, 1e6 / microseconds, 0.05, "tokens per second");
+      assert.equal(lanes.reduce((sum, lane) => sum + lane.threads, 0), threads);
+      for (const { busy, stalled } of lanes) assert.ok(busy > 0 && busy + stalled <= microseconds + 0.02);
+    }
+    const time = new Map(modes.map((m) => [m.mode, m.microseconds]));
+    assert.ok(time.get("off")! < time.get("inline")!);
+  }
+});
+
+Deno.test("the default is no mode that is shown as slower, for any machine the plan was compiled for", () => {
+  const defaults = new Set<string>();
+  for (const profile of Object.values(PROFILES)) {
+    for (let threads = 1; threads <= profile.cpu.cores; threads++) {
+      const prediction = predictPlan(scheduledFor(profile, threads), { threads });
+      const time = (mode: string) => prediction.modes.find((m) => m.mode === mode)?.microseconds ?? Infinity;
+      const what = `${profile.name}, ${threads} threads: ${JSON.stringify(prediction.modes)}`;
+      assert.equal(time(prediction.defaultMode), Math.min(time("inline"), time("async")), what);
+      defaults.add(prediction.defaultMode);
+      assert.match(predictionText(prediction), new RegExp(`  ${prediction.defaultMode} .*\\(default\\)`));
+    }
+  }
+  assert.deepEqual([...defaults].sort(), ["async", "inline"]);
+  // With one thread there are no lanes beside each other, whatever the plan prefers.
+  assert.equal(plan.corrections.mode, "async");
+  assert.equal(predictPlan(plan, { threads: 1 }).defaultMode, "inline");
+});
+
+Deno.test("a plan without corrections has one mode", () => {
+  const { graph, lanes: [backbone] } = plan;
+  const corrections = { mode: "off", threads: 2, compensationThreads: 0, cause: "none" } as const;
+  const prediction = predictPlan({ ...plan, graph, lanes: [backbone!], corrections });
+  assert.deepEqual(prediction.modes.map((m) => m.mode), ["off"]);
+  assert.equal(prediction.defaultMode, "off");
+});
+
+Deno.test("the times of layers are those of a token in line", () => {
+  const { layers, modes } = predictPlan(plan);
+  assert.deepEqual(layers.map((l) => l.layer), [null, 0, 1]);
+  const sum = (of: (l: typeof layers[number]) => number) => layers.reduce((total, l) => total + of(l), 0);
+  const inline = modes.find((m) => m.mode === "inline")!, off = modes.find((m) => m.mode === "off")!;
+  const slack = 0.05 * 4 * layers.length;
+  const all = sum((l) => l.linears + l.attention + l.other + l.corrections);
+  assertNear(all, inline.microseconds, slack, "all");
+  assertNear(all - sum((l) => l.corrections), off.microseconds, slack, "without corrections");
+  for (const l of layers.slice(1)) {
+    assert.ok(l.linears > 0 && l.attention > 0 && l.other > 0 && l.corrections > 0, JSON.stringify(l));
+  }
+  // Outside the layers: the embedding, the last norm and the head.
+  assert.ok(layers[0]!.linears > 0 && layers[0]!.attention === 0 && layers[0]!.corrections === 0);
+});
+
+Deno.test("memory is that of the limits an executor would have", () => {
+  assert.deepEqual(predictPlan(plan).memory, memoryOf(plan, limitsOf(plan.model)).bytes);
+  const limits = { capacity: 16, contextLength: 100, cachePositions: 640 };
+  assert.deepEqual(predictPlan(plan, limits).memory, memoryOf(plan, limits).bytes);
+  assert.throws(() => predictPlan(plan, { contextLength: 129 }), /context of 129 tokens: expected 1 to 128/);
+});
+
+Deno.test("a prediction is JSON, and its text fits 80 columns", () => {
+  for (const options of [{}, { threads: 1 }, { profile: PROFILES["rtx-4060-laptop"], threads: 8 }]) {
+    const prediction = predictPlan(plan, options);
+    assert.deepEqual(JSON.parse(JSON.stringify(prediction)), prediction);
+    for (const line of predictionText(prediction).split("\n")) assert.ok(line.length <= 80, line);
+  }
+  // Sizes of a large model.
+  const big = predictPlan(plan);
+  const memory = Object.fromEntries(
+    Object.entries(big.memory).map(([key]) => [key, 987.6e9]),
+  ) as typeof big.memory;
+  const modes = big.modes.map((m) => ({ ...m, microseconds: 1e3 * m.microseconds }));
+  const layers = big.layers.map((l) => ({ ...l, linears: 123_456.7, layer: l.layer === 1 ? 127 : l.layer }));
+  const text = predictionText({ ...big, memory, modes, layers, profile: "x".repeat(70) });
   for (const line of text.split("\n")) assert.ok(line.length <= 80, line);
-  assert.match(text, /^predicted for generic-2-core \(not measured\), 2 threads/);
-  assert.match(text, /waiting/);
+});
+
+Deno.test("the text of a prediction", () => {
+  const text = predictionText(predictPlan(plan));
+  const lines = text.split("\n");
+  assert.equal(lines[0], "predicted for generic-2-core (not measured), 2 threads, 256 positions cached");
+  assert.match(text, /^ {2}inline +\d+\.\d us a token, \d+ tokens\/s$/m);
+  assert.match(text, /^ {10}backbone \(1 thread\): busy \d+\.\d us, waiting \d+\.\d us$/m);
+  assert.match(text, /^ {10}compensation \(1 thread\): busy \d+\.\d us, waiting \d+\.\d us$/m);
+  const total = Object.values(predictPlan(plan).memory).reduce((sum, bytes) => sum + bytes, 0);
+  assert.ok(text.includes(`memory  ${(total / 1000).toFixed(1)} kB: weights 0 B, corrections 8.0 kB,`));
+  // Layers that are alike stand in one line.
+  assert.match(lines.at(-1)!, /^ {2}0-1 +\d/);
 });

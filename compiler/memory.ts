@@ -2,10 +2,10 @@
  * The memory of a running plan, segment by segment: what `inspect` predicts, the null executor reports and the cpu
  * executor allocates are this.
  */
-
+import { HcinferError } from "./errors.ts";
 import { values } from "./ir/graph.ts";
 import { elementsPerToken } from "./ir/types.ts";
-import type { Plan } from "./plan.ts";
+import type { ModelInfo, Plan } from "./plan.ts";
 
 /** Positions of the key-value cache that are allocated, shared and freed together. A multiple of 16. */
 export const PAGE_POSITIONS = 64;
@@ -22,8 +22,38 @@ export interface Limits {
   readonly capacity: number;
   /** Most tokens in one sequence. */
   readonly contextLength: number;
-  /** Most positions that all sequences hold together; default: `contextLength`. */
+  /** Most positions that all sequences hold together, in whole pages. Default: `contextLength`. */
   readonly cachePositions?: number;
+}
+
+/** Tokens a step: enough that unpacking a weight costs little beside its products, few enough for the caches. */
+const DEFAULT_CAPACITY = 512;
+/** The cache of a longer context would be mapped, not touched; its rotation tables would have to be computed. */
+const DEFAULT_CONTEXT = 32_768;
+
+/**
+ * The limits of whoever runs or predicts a model: what was asked for, or the defaults. A step is never longer than the
+ * context.
+ * @throws {HcinferError} "usage": a context the model was not made for, or a limit below 1
+ */
+export function limitsOf(model: ModelInfo, asked: Partial<Limits> = {}): Required<Limits> {
+  const { contextLength = Math.min(model.contextLength, DEFAULT_CONTEXT) } = asked;
+  const { capacity = DEFAULT_CAPACITY, cachePositions = contextLength } = asked;
+  const isWhole = (n: number) => Number.isSafeInteger(n) && n >= 1;
+  if (!isWhole(contextLength) || contextLength > model.contextLength) {
+    throw new HcinferError(
+      "usage",
+      `a context of ${contextLength} tokens: expected 1 to ${model.contextLength}, the longest ${model.name} was ` +
+        "made for",
+    );
+  }
+  if (!isWhole(capacity)) {
+    throw new HcinferError("usage", `a step of ${capacity} tokens: expected at least 1`);
+  }
+  if (!isWhole(cachePositions)) {
+    throw new HcinferError("usage", `a cache of ${cachePositions} positions: expected at least 1`);
+  }
+  return { capacity: Math.min(capacity, contextLength), contextLength, cachePositions };
 }
 
 /** Keys and values of one layer: byte offsets into the cache, each [pages, kvHeads, PAGE_POSITIONS, headDim] f16. */
@@ -78,9 +108,9 @@ export interface Memory {
 
 export function memoryOf(
   plan: Pick<Plan, "graph" | "memory" | "weights" | "vectors" | "windows" | "lanes">,
-  limits: Limits,
+  limits: Required<Limits>,
 ): Memory {
-  const { capacity, contextLength, cachePositions = contextLength } = limits;
+  const { capacity, contextLength, cachePositions } = limits;
   const { graph } = plan;
   const types = values(graph);
   const sum = (numbers: readonly number[]) => numbers.reduce((a, b) => a + b, 0);
@@ -111,7 +141,7 @@ export function memoryOf(
   const events = sum(plan.lanes.map(({ steps }) => steps.filter((s) => "signal" in s).length));
   const logits = types.get(graph.outputs[0] ?? "");
   return {
-    limits: { capacity, contextLength, cachePositions },
+    limits,
     mostPages,
     mostRuns: MOST_RUNS,
     pageCount,

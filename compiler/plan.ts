@@ -96,6 +96,20 @@ export const CorrectionPlan = z.strictObject({
 });
 export type CorrectionPlan = z.infer<typeof CorrectionPlan>;
 
+/** How corrections are asked to run. "auto": as the plan says. "off": the backbone alone. */
+export type CorrectionMode = "auto" | CorrectionPlan["mode"];
+
+/** How they run then. Two lanes need two threads; with one they run in line, with the same numbers. */
+export function correctionMode(
+  { corrections, lanes }: Pick<Plan, "corrections" | "lanes">,
+  asked: CorrectionMode,
+  threads: number,
+): CorrectionPlan["mode"] {
+  if (lanes.length < 2) return "off";
+  const wanted = asked === "auto" ? corrections.mode : asked;
+  return wanted === "async" && threads < 2 ? "inline" : wanted;
+}
+
 /** The threads of each lane: the plan's split, in proportion. Asynchronous lanes need two threads. */
 export function splitThreads(
   { threads: planned, compensationThreads }: CorrectionPlan,

@@ -145,11 +145,13 @@ function laneShare(
 export function serialTimeline(graph: Graph, mode: "inline" | "off", options: TimelineOptions): Timeline {
   const { profile, threads = profile.cpu.cores } = options;
   const steps: TraceStep[] = [];
+  const devices = new Set<Device>();
   let clock = 0;
   costs(graph).forEach((cost, node) => {
     const { device = "cpu", lane = "backbone" } = graph.nodes[node]?.placement ?? {};
     if (mode === "off" && lane === "compensation") return;
     const time = predict(cost, profile, device, { threads });
+    devices.add(device);
     steps.push({ lane, node, start: round(clock), end: round(clock + time), stall: 0 });
     clock += time;
   });
@@ -157,7 +159,7 @@ export function serialTimeline(graph: Graph, mode: "inline" | "off", options: Ti
   return {
     mode,
     steps,
-    lanes: [{ lane: "backbone", devices: ["cpu"], threads, busy: microseconds, stalled: 0 }],
+    lanes: [{ lane: "backbone", devices: [...devices], threads, busy: microseconds, stalled: 0 }],
     microseconds,
   };
 }

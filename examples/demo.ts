@@ -19,7 +19,6 @@ import { build } from "../ffi/build.ts";
 import { tokenLoss } from "../runtime/executors/cpu/executor.ts";
 import { ChatTemplate } from "../runtime/chat.ts";
 import { evaluate } from "../runtime/evaluate.ts";
-import type { Executor, StepRequest } from "../runtime/executor.ts";
 import { Sampler } from "../runtime/sampler.ts";
 import { Session } from "../runtime/session.ts";
 
@@ -92,51 +91,11 @@ async function generate(model: OpenModel): Promise<void> {
     : tokenizer.encode(PROMPT);
   const sampler = new Sampler(SAMPLING);
   process.stdout.write(template ? `> ${QUESTION}\n` : PROMPT);
-  for await (
-    const piece of new Session(model.executor).generate(ids, { sampler, tokenizer, maxTokens: 80 })
-  ) {
+  using session = new Session(model.executor);
+  for await (const piece of session.generate(ids, { sampler, tokenizer, maxTokens: 80 })) {
     process.stdout.write(piece.text);
   }
   say("");
-}
-
-/** Remembers its last step, so that several models can be compared with one run of the reference. */
-class Remembering implements Executor {
-  readonly #base: Executor;
-  #request: StepRequest | undefined;
-  #logits = new Float32Array(0);
-
-  constructor(base: Executor) {
-    this.#base = base;
-  }
-
-  get name(): string {
-    return this.#base.name;
-  }
-  get model(): Executor["model"] {
-    return this.#base.model;
-  }
-  get capacity(): number {
-    return this.#base.capacity;
-  }
-  get contextLength(): number {
-    return this.#base.contextLength;
-  }
-
-  step(request: StepRequest): Float32Array {
-    const { tokens, ...rest } = request;
-    const last = this.#request;
-    const same = last !== undefined && tokens.length === last.tokens.length &&
-      tokens.every((token, i) => token === last.tokens[i]) &&
-      Object.entries(rest).every(([key, value]) => last[key as keyof typeof rest] === value);
-    if (!same) this.#logits = this.#base.step(request).slice();
-    this.#request = { ...request, tokens: tokens.slice() };
-    return this.#logits;
-  }
-
-  [Symbol.dispose](): void {
-    this.#base[Symbol.dispose]();
-  }
 }
 
 interface Quality {
@@ -144,30 +103,36 @@ interface Quality {
   readonly kl: number;
 }
 
-/** Perplexity of every model, and its KL divergence from the first, over the windows of the held-out text. */
-function compare(models: readonly OpenModel[]): Quality[] {
+/**
+ * Perplexity of every model, and its KL divergence from the first, over the windows of the held-out text. The first's
+ * logits of a window are remembered, so that it runs once.
+ */
+async function compare(models: readonly OpenModel[]): Promise<Quality[]> {
   const [first] = models;
   if (first === undefined) return [];
   const text = readFileSync(join(ROOT, "examples/models/heldout.txt"), "utf8");
   const tokens = first.tokenizer().encode(text, { addSpecialTokens: false }).subarray(0, WINDOWS * WINDOW);
-  const reference = new Remembering(first.executor);
   const sums = models.map(() => ({ nll: 0, kl: 0, predictions: 0 }));
   const progress = new Progress("evaluate");
   for (let start = 0; start + 2 <= tokens.length; start += WINDOW) {
     progress.show(start, tokens.length, `window ${start / WINDOW + 1}`);
-    models.forEach(({ executor }, i) => {
-      const window = {
+    const expected: Float32Array[] = [];
+    for (const [i, { executor }] of models.entries()) {
+      let prediction = 0;
+      const sum = sums[i]!;
+      await evaluate(executor, {
         tokens: tokens.subarray(start, start + WINDOW),
         window: WINDOW,
-        tokenLoss: (logits: Float32Array, expected: Float32Array | undefined, target: number) =>
-          tokenLoss(logits, target, expected),
-      };
-      const result = evaluate(i === 0 ? reference : executor, i === 0 ? window : { ...window, reference });
-      const sum = sums[i]!;
-      sum.nll += result.negativeLogLikelihood * result.predictions;
-      sum.kl += (result.divergence ?? 0) * result.predictions;
-      sum.predictions += result.predictions;
-    });
+        tokenLoss(logits, _, target) {
+          if (i === 0) expected.push(logits.slice());
+          const loss = tokenLoss(logits, target, expected[prediction++]);
+          sum.nll += loss.nll;
+          sum.kl += loss.kl;
+          sum.predictions++;
+          return loss;
+        },
+      });
+    }
   }
   progress.finish();
   return sums.map(({ nll, kl, predictions }) => ({
@@ -201,7 +166,7 @@ async function demo(model: string): Promise<void> {
     const last = models[models.length - 1]!;
     say(`\n${planSummary(last.bundle.plan)}\n`);
     await generate(last);
-    const quality = compare(models);
+    const quality = await compare(models);
     const speed = speeds(models);
     const rows = models.map(({ bundle: { plan } }, i) => {
       const { backboneBytes, correctionBytesStored, correctionBytesRead } = figures(plan);

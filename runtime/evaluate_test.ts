@@ -1,47 +1,69 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { HcinferError } from "../compiler/errors.ts";
-import { evaluate, lossOfToken } from "./evaluate.ts";
-import { checkStep, type Executor, logitRows, type StepRequest } from "./executor.ts";
+import { evaluate, type EvaluateOptions, lossOfToken } from "./evaluate.ts";
+import {
+  checkStep,
+  type Executor,
+  logitRows,
+  type Run,
+  type Sequence,
+  type StepRequest,
+} from "./executor.ts";
 
 const VOCABULARY = 8;
 
-/** Logits that depend on the token, its position and a seed: enough to tell every mistake of order apart. */
-function executorOf(seed: number, capacity: number, contextLength = 64): Executor & { asked: StepRequest[] } {
-  const model = {
-    architecture: "none",
-    name: `random ${seed}`,
-    hiddenSize: 1,
-    layers: 1,
-    heads: 1,
-    kvHeads: 1,
-    headDim: 2,
-    vocabularySize: VOCABULARY,
-    contextLength,
-    stopTokens: [],
-    bosToken: null,
-    parameters: 1,
-  };
-  const asked: StepRequest[] = [];
-  let cached = 0;
-  return {
-    name: "random",
-    model,
-    capacity,
-    contextLength,
-    asked,
-    step(request) {
-      checkStep({ model, capacity, contextLength }, request, cached);
-      asked.push(request);
-      cached = request.position + request.tokens.length;
-      assert.equal(logitRows(request), request.tokens.length);
-      return Float32Array.from({ length: logitRows(request) * VOCABULARY }, (_, i) => {
+class Random implements Executor {
+  readonly name = "random";
+  readonly model;
+  readonly asked: Run[] = [];
+  open = 0;
+
+  /** Logits depend on the token, its position and `seed`: enough to tell every mistake of order apart. */
+  constructor(readonly seed: number, readonly capacity: number, readonly contextLength = 64) {
+    this.model = {
+      architecture: "none",
+      name: `random ${seed}`,
+      hiddenSize: 1,
+      layers: 1,
+      heads: 1,
+      kvHeads: 1,
+      headDim: 2,
+      vocabularySize: VOCABULARY,
+      contextLength,
+      stopTokens: [],
+      bosToken: null,
+      parameters: 1,
+    };
+  }
+
+  sequence(): Sequence & { length: number } {
+    this.open++;
+    return { length: 0, fork: () => this.sequence(), [Symbol.dispose]: () => this.open-- };
+  }
+
+  step(request: StepRequest): Float32Array[] {
+    checkStep(this, request);
+    return request.runs.map((run) => {
+      this.asked.push(run);
+      const { sequence, tokens, position } = run;
+      Object.assign(sequence, { length: position + tokens.length });
+      assert.equal(logitRows(run), tokens.length);
+      return Float32Array.from({ length: logitRows(run) * VOCABULARY }, (_, i) => {
         const t = Math.floor(i / VOCABULARY);
-        return logitAt(seed, request.tokens[t]!, request.position + t, i % VOCABULARY);
+        return logitAt(this.seed, tokens[t]!, position + t, i % VOCABULARY);
       });
-    },
-    [Symbol.dispose]() {},
-  };
+    });
+  }
+
+  stepAsync(request: StepRequest, signal?: AbortSignal): Promise<Float32Array[]> {
+    return new Promise((resolve) => {
+      signal?.throwIfAborted();
+      resolve(this.step(request));
+    });
+  }
+
+  [Symbol.dispose]() {}
 }
 
 function logitAt(seed: number, token: number, position: number, id: number): number {
@@ -57,10 +79,11 @@ function softmax(seed: number, token: number, position: number): number[] {
   return weights.map((w) => w / total);
 }
 
-Deno.test("perplexity and divergence are those of the definition, for every capacity", () => {
+Deno.test("perplexity and divergence are those of the definition, for every capacity", async () => {
   const texts = fc.array(fc.integer({ min: 0, max: VOCABULARY - 1 }), { minLength: 2, maxLength: 40 });
-  fc.assert(
-    fc.property(texts, fc.integer({ min: 2, max: 20 }), fc.integer({ min: 1, max: 9 }), (text, window, n) => {
+  const windows = fc.integer({ min: 2, max: 20 }), capacities = fc.integer({ min: 1, max: 9 });
+  await fc.assert(
+    fc.asyncProperty(texts, windows, capacities, async (text, window, n) => {
       const tokens = Int32Array.from(text);
       let nll = 0, kl = 0, predictions = 0, windows = 0;
       for (let start = 0; start + 1 < text.length; start += window) {
@@ -74,11 +97,12 @@ Deno.test("perplexity and divergence are those of the definition, for every capa
         }
       }
       const progress: number[] = [];
-      const model = executorOf(1, n);
-      const result = evaluate(model, {
+      const reference = new Random(2, 5);
+      const model = new Random(1, n);
+      const result = await evaluate(model, {
         tokens,
         window,
-        reference: executorOf(2, 5),
+        reference,
         onProgress: (done) => progress.push(done),
       });
       assert.equal(result.windows, windows);
@@ -87,17 +111,31 @@ Deno.test("perplexity and divergence are those of the definition, for every capa
       assert.ok(Math.abs(result.perplexity - Math.exp(nll / predictions)) < 1e-9);
       assert.ok(Math.abs(result.divergence! - kl / predictions) < 1e-9);
       assert.ok(model.asked.every((r) => r.as === "decode"));
+      assert.deepEqual([model.open, reference.open], [0, 0]);
     }),
   );
 });
 
-Deno.test("without a reference there is no divergence; `as` reaches the executor", () => {
-  const model = executorOf(1, 4);
-  const result = evaluate(model, { tokens: Int32Array.of(1, 2, 3), as: "prefill" });
+Deno.test("without a reference there is no divergence; `as` reaches the executor", async () => {
+  const model = new Random(1, 4);
+  const result = await evaluate(model, { tokens: Int32Array.of(1, 2, 3), as: "prefill" });
   assert.equal(result.divergence, undefined);
   assert.ok(model.asked.every((r) => r.as === "prefill"));
-  const same = evaluate(model, { tokens: Int32Array.of(1, 2, 3), reference: executorOf(1, 4) });
+  const same = await evaluate(model, { tokens: Int32Array.of(1, 2, 3), reference: new Random(1, 4) });
   assert.equal(same.divergence, 0);
+});
+
+Deno.test("an evaluation that is aborted ends with the signal's reason, and holds no sequence", async () => {
+  const model = new Random(1, 4);
+  const controller = new AbortController();
+  const reason = new Error("enough");
+  const onProgress = (done: number) => {
+    if (done === 16) controller.abort(reason);
+  };
+  const options = { tokens: new Int32Array(40), window: 8, signal: controller.signal, onProgress };
+  await assert.rejects(evaluate(model, options), reason);
+  assert.equal(model.asked.length, 4);
+  assert.equal(model.open, 0);
 });
 
 Deno.test("loss of one token at the edges", () => {
@@ -110,14 +148,34 @@ Deno.test("loss of one token at the edges", () => {
   assert.ok(Number.isNaN(lossOfToken(Float32Array.of(NaN, 0), undefined, 1).nll));
 });
 
-Deno.test("what cannot be evaluated is refused", () => {
-  const refused = (error: unknown) => error instanceof HcinferError;
-  const model = executorOf(1, 4, 16);
+Deno.test("what cannot be evaluated is refused", async () => {
+  const model = new Random(1, 4, 16);
+  const refused = (options: EvaluateOptions, message: RegExp, executor: Executor = model) =>
+    assert.rejects(evaluate(executor, options), (error) => {
+      assert.ok(error instanceof HcinferError && message.test(error.message), `${error}`);
+      return true;
+    });
   const tokens = new Int32Array(40);
-  assert.throws(() => evaluate(model, { tokens: Int32Array.of(1) }), refused);
-  assert.throws(() => evaluate(model, { tokens, window: 1 }), refused);
-  assert.throws(() => evaluate(model, { tokens, window: 18 }), /context of 16/);
-  assert.equal(evaluate(model, { tokens, window: 17 }).windows, 3);
-  const nan = { ...model, step: (r: StepRequest) => model.step(r).fill(NaN) };
-  assert.throws(() => evaluate(nan, { tokens, window: 8 }), refused);
+  await refused({ tokens: Int32Array.of(1) }, /text of 1 tokens predicts nothing: at least 2/);
+  await refused({ tokens, window: 1 }, /a window has at least 2 tokens, found 1/);
+  await refused({ tokens, window: 18 }, /window of 18 tokens does not fit the context of 16/);
+  const short = new Random(2, 4, 8);
+  await refused(
+    { tokens, window: 17, reference: short },
+    /window of 17 tokens does not fit the context of 8/,
+  );
+  assert.equal(model.asked.length + short.asked.length, 0);
+  // The last token of a window is only predicted; a text shorter than its window need not fill it.
+  assert.equal((await evaluate(model, { tokens, window: 17 })).windows, 3);
+  assert.equal((await evaluate(model, { tokens: tokens.subarray(0, 17), window: 5000 })).windows, 1);
+  class Broken extends Random {
+    override step(request: StepRequest): Float32Array[] {
+      return super.step(request).map((logits) => logits.fill(NaN));
+    }
+  }
+  await refused({ tokens, window: 8 }, /logits that are not numbers/, new Broken(1, 4));
+  class Other extends Random {
+    override readonly model = { ...new Random(1, 4).model, vocabularySize: 9 };
+  }
+  await refused({ tokens, window: 8, reference: new Other(1, 4) }, /9 tokens in its vocabulary, the model 8/);
 });

@@ -15,9 +15,11 @@
  * tokens are cut into steps, and whatever other sequences are in them. Between executors they only agree
  * numerically: tests/parity states how closely.
  */
-import type { ModelInfo, Plan } from "../compiler/plan.ts";
+import type { CorrectionMode, ModelInfo, Plan } from "../compiler/plan.ts";
 import { HcinferError } from "../compiler/errors.ts";
-import { MOST_RUNS } from "../compiler/memory.ts";
+import { type Limits, MOST_RUNS } from "../compiler/memory.ts";
+
+export type { CorrectionMode } from "../compiler/plan.ts";
 
 /**
  * How a token's sparse residual is computed: "decode" adds the rows of the channels this token chose, "prefill" adds
@@ -63,7 +65,8 @@ export interface Executor extends Disposable {
    * Runs the tokens through the model. Returns for each run its logits, f32 [rows, vocabularySize] with 0, 1 or
    * `tokens.length` rows, valid until the next step.
    * @throws {HcinferError} "input": a request that `checkStep` refuses, a full cache; "bundle": keys or values that
-   *   the cache's f16 cannot hold
+   *   the cache's f16 cannot hold. Refused requests change nothing; after "bundle", the step's sequences are as long as
+   *   where their runs began
    */
   step(request: StepRequest): readonly Float32Array[];
   /**
@@ -73,33 +76,11 @@ export interface Executor extends Disposable {
   stepAsync(request: StepRequest, signal?: AbortSignal): Promise<readonly Float32Array[]>;
 }
 
-export type CorrectionMode = "auto" | "async" | "inline" | "off";
-
-export interface ExecutorOptions {
+/** Limits are those of `limitsOf` (compiler/memory.ts), which gives their defaults. */
+export interface ExecutorOptions extends Partial<Limits> {
   readonly threads: number;
   /** "auto": what the plan says. "off" leaves every correction out: the backbone alone. */
   readonly corrections: CorrectionMode;
-  /** Most tokens in a sequence. Default: the model's, up to 32,768. */
-  readonly contextLength?: number;
-  readonly capacity?: number;
-  /** Most positions that all sequences hold together, in whole pages. Default: `contextLength`. */
-  readonly cachePositions?: number;
-}
-
-/** The cache of a longer context would be mapped, not touched; its rotation tables would have to be computed. */
-const DEFAULT_CONTEXT = 32_768;
-
-/**
- * The context an executor gives: what was asked for, at most the model's own.
- * @throws {HcinferError} "usage": a length the model was not made for
- */
-export function contextOf(model: ModelInfo, asked: number | undefined): number {
-  if (asked === undefined) return Math.min(model.contextLength, DEFAULT_CONTEXT);
-  if (Number.isInteger(asked) && asked >= 1 && asked <= model.contextLength) return asked;
-  throw new HcinferError(
-    "usage",
-    `a context of ${asked} tokens: expected 1 to ${model.contextLength}, the longest ${model.name} was made for`,
-  );
 }
 
 /** What executors read of a bundle (compiler/bundle.ts opens one from disk). */

@@ -2,7 +2,6 @@
 import type { Node } from "web-tree-sitter";
 import { readAttribute, readItem } from "./attributes.ts";
 import { call } from "./calls.ts";
-import { didYouMean } from "./diagnostics.ts";
 import { described, fields, isPattern, leaves, parts } from "./nodes.ts";
 import { ARITHMETIC, binary, type BinaryOperator, compare, COMPARISONS } from "./operators.ts";
 import type { Unit } from "./unit.ts";
@@ -117,11 +116,7 @@ function attribute(node: Node, unit: Unit): Evaluate | undefined {
   const { object: owner, attribute: field } = fields(node);
   if (!owner || !field) return undefined;
   const object = expression(owner, unit);
-  const [name, span, self] = [field.text, unit.span(field), unit.self];
-  if (self && owner.type === "identifier" && owner.text === self.name && !self.attributes.has(name)) {
-    const note = `attributes are set in __init__: self.${name} = ...`;
-    unit.misplaced(field, `${self.type} has no attribute ${name}${didYouMean(name, self.attributes)}`, note);
-  }
+  const [name, span] = [field.text, unit.span(field)];
   return (scope) => readAttribute(object(scope), name, span, unit.tracing);
 }
 

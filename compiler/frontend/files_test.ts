@@ -74,13 +74,12 @@ Deno.test("shared descriptions are found from any folder, and a file beside hide
 });
 
 Deno.test("mistakes in an imported file name its own file, line and source, those of all files at once", async () => {
-  const broken = PAIR.replace("silu(x)", "slu(x)").replace("self.a(", "self.b(");
+  const broken = PAIR.replace("silu(x)", "slu(x)").replace("WIDTH)", "WIDHT)");
   assert.equal(
     await messageOf(model("self.pair = Pairs(8)", undefined, "from pair import Pair"), { "pair.py": broken }),
-    `pair.py:5:21: error: Pair has no attribute b; did you mean "a"?
-    5 |         return self.b(helper(x))
-      |                     ^
-      = attributes are set in __init__: self.b = ...
+    `pair.py:3:32: error: WIDHT is not defined; did you mean "WIDTH"?
+    3 |         self.a = Linear(width, WIDHT)
+      |                                ^~~~~
 
 pair.py:8:12: error: slu is not defined; did you mean "silu"?
     8 |     return slu(x)

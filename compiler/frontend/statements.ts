@@ -168,22 +168,16 @@ export interface Definition {
   readonly bind: (self?: ModuleInstance) => Callable;
 }
 
-/** `def`, with its `owner` where it is a method. */
-export function functionDefinition(
-  node: Node,
-  unit: Unit,
-  owner?: { readonly type: string; readonly attributes: ReadonlySet<string> },
-): Definition {
+/** `def`, with the name of its class where it is a method. */
+export function functionDefinition(node: Node, unit: Unit, owner?: string): Definition {
   const { name = node, parameters: list, body } = fields(node);
   const [first] = node.children;
   if (first?.type === "async") unit.unsupported(first, "functions are not async", "accepted: def");
   const { parameters, defaults } = parametersOf(list, unit);
   const own = parameters[0]?.name;
-  unit.self = owner && own !== undefined ? { name: own, ...owner } : undefined;
   const locals = [...parameters.map((p) => p.name), ...targetsIn(node).map((n) => n.text)];
   const run = unit.withLocals(locals, () => block(body, unit));
-  unit.self = undefined;
-  const text = owner ? `${owner.type}.${name.text}` : name.text;
+  const text = owner ? `${owner}.${name.text}` : name.text;
   const bind = (self?: ModuleInstance): Callable => ({
     kind: "function",
     name: text,
@@ -235,12 +229,11 @@ export function classDefinition(node: Node, unit: Unit): ModuleType {
     unit.unsupported(bases ?? nameNode, message, `accepted: class ${name}(Module):`);
   }
   const members = body ? parts(body).filter((n) => !n.isError) : [];
-  const owner = { type: name, attributes: attributesOf(members) };
   const methods = new Map<string, Definition["bind"]>();
   for (const member of members) {
     if (isDocumentation(member) || member.type === "pass_statement") continue;
     if (member.type === "function_definition") {
-      const { name: at, parameters, bind } = functionDefinition(member, unit, owner);
+      const { name: at, parameters, bind } = functionDefinition(member, unit, name);
       if (methods.has(at.text)) unit.misplaced(at, `class ${name} defines ${at.text} twice`);
       if (parameters.length === 0 && !member.hasError) {
         unit.report(at, `method ${at.text} has no self`, `accepted: def ${at.text}(self):`);
@@ -254,14 +247,4 @@ export function classDefinition(node: Node, unit: Unit): ModuleType {
     }
   }
   return { kind: "class", name, methods, span: unit.span(nameNode) };
-}
-
-/** Methods, and what any method assigns to an attribute of its first parameter. */
-function attributesOf(members: readonly Node[]): Set<string> {
-  return new Set(members.flatMap((member) => {
-    const { name, parameters } = fields(member);
-    const self = parameters && parts(parameters)[0]?.text;
-    const set = targetsIn(member).map(fields).filter(({ object }) => object?.text === self);
-    return [name, ...set.map(({ attribute }) => attribute)].flatMap((n) => n?.text ?? []);
-  }));
 }

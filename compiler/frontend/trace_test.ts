@@ -115,7 +115,7 @@ const REFUSED: readonly [Config, RegExp][] = [
   [{ ...LLAMA, mlp_bias: true, hidden_act: "relu" }, /activation[^]*biases/],
   [
     { ...LLAMA, rope_scaling: { rope_type: "dynamic", factor: 8 } },
-    /this rope_type are not supported; accepted: "default", "linear", "llama3", "yarn"[^]*rope_scaling.rope_type = "dynamic"/,
+    /this rope_type is not supported; accepted: "default", "linear", "llama3", "yarn"[^]*rope_scaling.rope_type = "dynamic"/,
   ],
   [{ ...QWEN3, rope_parameters: { rope_type: "longrope" } }, /rope_parameters.rope_type = "longrope"/],
   [{ ...QWEN3, rope_scaling: { type: "su" } }, /rope_scaling.type = "su"/],

@@ -49,12 +49,6 @@ export const INSTEAD: Readonly<Partial<Record<string, string>>> = {
   await: "call it directly",
 };
 
-interface Self {
-  readonly name: string;
-  readonly type: string;
-  readonly attributes: ReadonlySet<string>;
-}
-
 export class Unit {
   /** What the file defines, filled while it is compiled. */
   readonly globals: Scope = new Map();
@@ -66,8 +60,6 @@ export class Unit {
   model: ModuleType | undefined;
   /** Its assignments, which run before anything is traced. */
   readonly constants: Execute[] = [];
-  /** The class around the method that is being compiled. */
-  self: Self | undefined;
   #locals: ReadonlySet<string> = new Set();
   #depth = 0;
 

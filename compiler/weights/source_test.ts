@@ -33,6 +33,7 @@ function inMemory(tensors: Readonly<Record<string, StoredTensor>>): Checkpoint {
     tensor: (name) => tensors[name],
     tokenizer: [{ name: "tokenizer.json", read: () => new TextEncoder().encode("{}") }],
     weightFiles: [],
+    files: [],
     [Symbol.dispose]() {},
   };
 }

@@ -1,7 +1,7 @@
 """Rotary position embeddings, plain and scaled, with the numbers of transformers' modeling_rope_utils.py.
 
-Where config.json keeps the settings differs: rope_scaling in older checkpoints, rope_parameters in newer ones; the base
-theta and the context length of the pretraining may stand in them or beside them. A null counts as missing.
+Where config.json keeps the settings differs: rope_scaling in older checkpoints, rope_parameters in newer ones; the
+base theta and the context length of the pretraining may stand in them or beside them. A null counts as missing.
 """
 
 
@@ -26,7 +26,7 @@ def pretrained_context(config):
 
 
 def llama3_frequency(frequency, config):
-    """Llama 3.1: pairs that turn seldom within the pretrained context are slowed down, with a smooth step to the rest."""
+    """Llama 3.1: pairs that turn seldom within the pretrained context are slowed down, smoothly up to the rest."""
     settings, context = rope_settings(config), pretrained_context(config)
     low, high = settings.low_freq_factor, settings.high_freq_factor
     wavelength = 2 * pi / frequency
@@ -39,7 +39,7 @@ def llama3_frequency(frequency, config):
 
 
 def yarn_frequencies(frequencies, theta, factor, config):
-    """YaRN (arXiv 2309.00071): fast pairs are kept, slow ones interpolated, with a linear ramp over the pairs between."""
+    """YaRN (arXiv 2309.00071): fast pairs are kept, slow ones interpolated, with a linear ramp between."""
     settings, context, head_dim = rope_settings(config), pretrained_context(config), 2 * len(frequencies)
     # The pairs that turn beta_fast and beta_slow times within the pretrained context.
     low, high = [
@@ -55,7 +55,7 @@ def yarn_frequencies(frequencies, theta, factor, config):
 
 
 def yarn_scale(factor, settings):
-    """The attention factor: what queries and keys are multiplied by, so that longer contexts keep their sharpness."""
+    """The attention factor, by which queries and keys are multiplied: longer contexts keep their sharpness."""
     mscale, all_dim = setting(settings, "mscale", 0), setting(settings, "mscale_all_dim", 0)
     if mscale and all_dim:
         inferred = yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim)
@@ -73,7 +73,7 @@ class RotaryEmbedding(Module):
 
     def __init__(self, config, head_dim):
         assert rope_type(config) in ["default", "linear", "llama3", "yarn"], (
-            'rotary embeddings of this rope_type are not supported; accepted: "default", "linear", "llama3", "yarn"'
+            'this rope_type is not supported; accepted: "default", "linear", "llama3", "yarn"'
         )
         settings = rope_settings(config)
         assert not hasattr(settings, "full_attention") and not hasattr(settings, "sliding_attention"), (

@@ -3,13 +3,12 @@
  * planned for a machine that is not there; `trace` is the predicted timeline of one decoded token. Logits are zeros.
  */
 import { HcinferError } from "../../compiler/errors.ts";
-import { type Memory, memoryOf } from "../../compiler/memory.ts";
-import type { ModelInfo, Plan } from "../../compiler/plan.ts";
+import { limitsOf, type Memory, memoryOf } from "../../compiler/memory.ts";
+import { correctionMode, type ModelInfo, type Plan } from "../../compiler/plan.ts";
 import { genericProfile, type MachineProfile } from "../../compiler/profile.ts";
 import { type Timeline, timelineOf } from "../../compiler/timeline.ts";
 import {
   checkStep,
-  contextOf,
   type Executor,
   type ExecutorOptions,
   logitRows,
@@ -42,13 +41,12 @@ export class NullExecutor implements Executor {
 
   /** @param options threads and corrections as for any executor; `profile` is the machine to pretend */
   constructor(plan: Plan, options: ExecutorOptions & { readonly profile?: MachineProfile }) {
-    const { threads, capacity = 512, profile = genericProfile(threads), corrections } = options;
+    const { threads, profile = genericProfile(threads) } = options;
     this.model = plan.model;
-    this.contextLength = contextOf(plan.model, options.contextLength);
-    this.capacity = Math.min(capacity, this.contextLength);
-    const mode = corrections === "auto" ? plan.corrections.mode : corrections;
-    this.trace = timelineOf(plan, mode, { profile, threads });
-    this.memory = memoryOf(plan, { capacity: this.capacity, contextLength: this.contextLength });
+    this.trace = timelineOf(plan, correctionMode(plan, options.corrections, threads), { profile, threads });
+    this.memory = memoryOf(plan, limitsOf(plan.model, options));
+    this.capacity = this.memory.limits.capacity;
+    this.contextLength = this.memory.limits.contextLength;
   }
 
   /** Predicted microseconds of everything stepped so far, a prompt's tokens counted one by one. */

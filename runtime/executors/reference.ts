@@ -9,11 +9,11 @@
 import { type Graph, type Node, type NodeOf, ropeTable } from "../../compiler/ir/graph.ts";
 import { paddedOutputs } from "../../compiler/ir/naming.ts";
 import { CORRECTION_OPS, DECODE_OPS, type Op } from "../../compiler/ir/ops.ts";
-import type { ModelInfo } from "../../compiler/plan.ts";
 import { HcinferError } from "../../compiler/errors.ts";
+import { limitsOf } from "../../compiler/memory.ts";
+import type { ModelInfo } from "../../compiler/plan.ts";
 import {
   checkStep,
-  contextOf,
   type ExecutableBundle,
   type Executor,
   type ExecutorOptions,
@@ -65,8 +65,9 @@ export class ReferenceExecutor implements Executor {
 
   constructor({ graph, model, numbers }: ReferenceModel, options: Partial<ExecutorOptions> = {}) {
     this.model = model;
-    this.capacity = options.capacity ?? DEFAULT_CAPACITY;
-    this.contextLength = contextOf(model, options.contextLength);
+    const { capacity, contextLength } = limitsOf(model, { capacity: DEFAULT_CAPACITY, ...options });
+    this.capacity = capacity;
+    this.contextLength = contextLength;
     this.#graph = graph;
     this.#numbers = numbers;
     this.#corrections = options.corrections !== "off";
@@ -136,8 +137,8 @@ export class ReferenceExecutor implements Executor {
     }
     sequence.length = position + count;
     const logits = values.get(this.#graph.outputs[0]!)!;
-    const width = this.model.vocabularySize;
-    return Float32Array.from(rows === undefined ? logits.subarray((count - wanted) * width) : logits);
+    const made = rows === undefined ? count : wanted;
+    return Float32Array.from(logits.subarray(logits.length / Math.max(made, 1) * (made - wanted)));
   }
 
   /** A node's inputs, with the deltas added that this step makes. */

@@ -12,7 +12,8 @@ import {
   encodeResidual,
 } from "../../compiler/weights/correction_reference.ts";
 import { dequantize, quantize } from "../../compiler/weights/reference.ts";
-import type { ExecutableBundle, ExecutorOptions, StepRequest } from "../executor.ts";
+import { stepOne } from "../../tests/fixtures/steps.ts";
+import type { ExecutableBundle, ExecutorOptions, StepKind } from "../executor.ts";
 import { createReferenceExecutor } from "./reference.ts";
 
 const INPUTS = 40;
@@ -134,20 +135,20 @@ function bundle(corrections: Corrections, output: number, channels = 7, rank = 2
       }],
       lanes: [],
       memory: { bytesPerToken: 0, offsets: {} },
-      corrections: { mode: "inline", cause: "test" },
+      corrections: { mode: "inline", threads: 1, compensationThreads: 0, cause: "test" },
       provenance: {},
     },
     tensor: (name) => ({ dtype: "U8", shape: [], bytes: tensors[name]! }),
   };
 }
 
-type Run = Partial<Pick<StepRequest, "as">> & Partial<ExecutorOptions>;
+type Options = { readonly as?: StepKind } & Partial<ExecutorOptions>;
 
 /** Outputs of section `output` for one token. */
-function run(corrections: Corrections, output: number, token: number, options: Run = {}, channels = 7) {
+function run(corrections: Corrections, output: number, token: number, options: Options = {}, channels = 7) {
   using executor = createReferenceExecutor(bundle(corrections, output, channels), options);
-  const as = options.as ?? "decode";
-  return executor.step({ tokens: Int32Array.of(token), position: 0, as, logits: "last" });
+  using sequence = executor.sequence();
+  return stepOne(executor, sequence, [token], { as: options.as ?? "decode" });
 }
 
 /** x (sum of matrices)^T over the given inputs, for the rows of section `output`. */
@@ -220,7 +221,8 @@ Deno.test("every token chooses its own channels; rows asked for are the rows of 
   fc.assert(fc.property(steps, fc.constantFrom("decode", "prefill"), (list, as) => {
     using executor = createReferenceExecutor(bundle(["sparse", "low_rank"], 1));
     const tokens = Int32Array.from(list);
-    const all = executor.step({ tokens, position: 0, as, logits: "all" });
+    using sequence = executor.sequence();
+    const all = stepOne(executor, sequence, tokens, { as });
     const width = SECTIONS[1]!.outputs;
     list.forEach((token, t) => {
       assert.deepEqual(
@@ -228,16 +230,20 @@ Deno.test("every token chooses its own channels; rows asked for are the rows of 
         run(["sparse", "low_rank"], 1, token, { as }),
       );
     });
-    const last = executor.step({ tokens, position: 0, as, logits: "last" });
-    assert.deepEqual(last, all.subarray(-width));
-    assert.equal(executor.step({ tokens, position: 0, as, logits: "none" }).length, 0);
+    const again = { position: 0, as } as const;
+    assert.deepEqual(
+      stepOne(executor, sequence, tokens, { ...again, logits: "last" }),
+      all.subarray(-width),
+    );
+    assert.equal(stepOne(executor, sequence, tokens, { ...again, logits: "none" }).length, 0);
   }));
 });
 
 Deno.test("steps that cannot be run are refused", () => {
   using executor = createReferenceExecutor(bundle([], 0), { capacity: 4, contextLength: 6 });
+  using sequence = executor.sequence();
   const step = (position: number, ...tokens: number[]) =>
-    executor.step({ tokens: Int32Array.from(tokens), position, as: "decode", logits: "none" });
+    stepOne(executor, sequence, tokens, { position, logits: "none" });
   const refused = (error: unknown) => error instanceof HcinferError && error.kind === "input";
   step(0, 1, 2, 3, 4);
   assert.throws(() => step(4), refused);
@@ -251,4 +257,25 @@ Deno.test("steps that cannot be run are refused", () => {
   step(2, 1);
   assert.throws(() => step(4, 1), refused); // 2 forgot what came after it
   step(3, 1, 1, 1);
+});
+
+Deno.test("a plan without lanes for corrections, and one asked for none, compute the backbone alone", () => {
+  const plain = run([], 0, 2);
+  assert.deepEqual(run(["sparse"], 0, 2, { corrections: "off" }), plain);
+  assert.notDeepEqual(run(["sparse"], 0, 2), plain);
+});
+
+Deno.test("several sequences in one step are computed as each alone", () => {
+  using executor = createReferenceExecutor(bundle(["sparse", "low_rank"], 1));
+  using first = executor.sequence();
+  using second = executor.sequence();
+  using alone = executor.sequence();
+  const runs = [
+    { sequence: first, position: 0, tokens: Int32Array.of(1, 2), as: "prefill", logits: "all" },
+    { sequence: second, position: 0, tokens: Int32Array.of(3), as: "decode", logits: "last" },
+  ] as const;
+  const [a, b] = executor.step({ runs });
+  assert.deepEqual(a, stepOne(executor, alone, [1, 2], { as: "prefill" }));
+  assert.deepEqual(b, stepOne(executor, alone, [3], { position: 0 }));
+  assert.deepEqual([first.length, second.length, alone.length], [2, 1, 1]);
 });

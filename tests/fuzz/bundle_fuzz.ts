@@ -10,8 +10,8 @@ import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "../../compi
 import { genericProfile } from "../../compiler/profile.ts";
 import { bytesChecksum } from "../../compiler/weights/checksum.ts";
 import type { Plan } from "../../compiler/plan.ts";
-import { type TinyModel, writeTinyModel } from "../../compiler/weights/tiny_model.ts";
-import { createCpuExecutor } from "../../runtime/executors/cpu.ts";
+import { type TinyModel, writeTinyModel } from "../fixtures/tiny_model.ts";
+import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import { type Case, main } from "./fuzz.ts";
 import { type Json, mutate, mutateEverywhere, wordsOf } from "./mutate.ts";
 import type { Random } from "./random.ts";
@@ -154,8 +154,12 @@ function load(folder: string): Case {
       corrections: random.pick(["auto", "async", "inline", "off"]),
       contextLength: Math.min(64, bundle.plan.model.contextLength),
     });
-    executor.step({ tokens: Int32Array.of(1, 2, 3), position: 0, as: "prefill", logits: "all" });
-    executor.step({ tokens: Int32Array.of(4), position: 3, as: "decode", logits: "last" });
+    using sequence = executor.sequence();
+    const tokens = Int32Array.of(1, 2, 3);
+    executor.step({ runs: [{ sequence, tokens, position: 0, as: "prefill", logits: "all" }] });
+    executor.step({
+      runs: [{ sequence, tokens: Int32Array.of(4), position: 3, as: "decode", logits: "last" }],
+    });
   };
 }
 

@@ -6,7 +6,7 @@ import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } fr
 import { join } from "node:path";
 import { COMPILE_DEFAULTS, compileModel } from "../../compiler/compile.ts";
 import { genericProfile } from "../../compiler/profile.ts";
-import { writeTinyModel } from "../../compiler/weights/tiny_model.ts";
+import { writeTinyModel } from "../fixtures/tiny_model.ts";
 import { folderFiles } from "../../runtime/text_files.ts";
 import { Tokenizer } from "../../runtime/tokenizer.ts";
 import { type Case, main } from "./fuzz.ts";

@@ -15,13 +15,13 @@ q, k, v = linear(x1, "model.layers.0.self_attn.q_proj+k_proj+v_proj", outputs=(2
     # [T,256] f32, [T,128] f32, [T,128] f32 | cpu | 57344 B read | 57344 B stored | 2.51 us | because q3g64: format of the layers | because cpu: the only lane
 q1 = split_heads(q, head_dim=32)  # [T,8,32] f32 | cpu | 0 us | because cpu: the only lane
 q2 = rms_norm(q1, "model.layers.0.self_attn.q_norm", epsilon=0.000001)
-    # [T,8,32] f32 | cpu | 128 B read | 128 B stored | 0.01 us | because cpu: the only lane
+    # [T,8,32] f32 | cpu | 128 B read | 128 B stored | 1.01 us | because cpu: the only lane
 k1 = split_heads(k, head_dim=32)  # [T,4,32] f32 | cpu | 0 us | because cpu: the only lane
 k2 = rms_norm(k1, "model.layers.0.self_attn.k_norm", epsilon=0.000001)
-    # [T,4,32] f32 | cpu | 128 B read | 128 B stored | 0 us | because cpu: the only lane
+    # [T,4,32] f32 | cpu | 128 B read | 128 B stored | 1 us | because cpu: the only lane
 v1 = split_heads(v, head_dim=32)  # [T,4,32] f32 | cpu | 0 us | because cpu: the only lane
-q3 = rope(q2, positions, "rope_0")  # [T,8,32] f32 | cpu | 0.5 us | because cpu: the only lane
-k3 = rope(k2, positions, "rope_0")  # [T,4,32] f32 | cpu | 0.5 us | because cpu: the only lane
+q3 = rope(q2, positions, "rope_0")  # [T,8,32] f32 | cpu | 1 us | because cpu: the only lane
+k3 = rope(k2, positions, "rope_0")  # [T,4,32] f32 | cpu | 1 us | because cpu: the only lane
 x2 = attention(q3, k3, v1, positions, layer=0, scale=0.17677669529663687)
     # [T,8,32] f32 | cpu | 131072 B read | 4.45 us | because cpu: the only lane
 x3 = merge_heads(x2)  # [T,256] f32 | cpu | 0 us | because cpu: the only lane
@@ -40,13 +40,13 @@ q4, k4, v2 = linear(x11, "model.layers.1.self_attn.q_proj+k_proj+v_proj", output
     # [T,256] f32, [T,128] f32, [T,128] f32 | cpu | 57344 B read | 57344 B stored | 2.51 us | because q3g64: format of the layers | because cpu: the only lane
 q5 = split_heads(q4, head_dim=32)  # [T,8,32] f32 | cpu | 0 us | because cpu: the only lane
 q6 = rms_norm(q5, "model.layers.1.self_attn.q_norm", epsilon=0.000001)
-    # [T,8,32] f32 | cpu | 128 B read | 128 B stored | 0.01 us | because cpu: the only lane
+    # [T,8,32] f32 | cpu | 128 B read | 128 B stored | 1.01 us | because cpu: the only lane
 k5 = split_heads(k4, head_dim=32)  # [T,4,32] f32 | cpu | 0 us | because cpu: the only lane
 k6 = rms_norm(k5, "model.layers.1.self_attn.k_norm", epsilon=0.000001)
-    # [T,4,32] f32 | cpu | 128 B read | 128 B stored | 0 us | because cpu: the only lane
+    # [T,4,32] f32 | cpu | 128 B read | 128 B stored | 1 us | because cpu: the only lane
 v3 = split_heads(v2, head_dim=32)  # [T,4,32] f32 | cpu | 0 us | because cpu: the only lane
-q7 = rope(q6, positions, "rope_0")  # [T,8,32] f32 | cpu | 0.5 us | because cpu: the only lane
-k7 = rope(k6, positions, "rope_0")  # [T,4,32] f32 | cpu | 0.5 us | because cpu: the only lane
+q7 = rope(q6, positions, "rope_0")  # [T,8,32] f32 | cpu | 1 us | because cpu: the only lane
+k7 = rope(k6, positions, "rope_0")  # [T,4,32] f32 | cpu | 1 us | because cpu: the only lane
 x12 = attention(q7, k7, v3, positions, layer=1, scale=0.17677669529663687)
     # [T,8,32] f32 | cpu | 131072 B read | 4.45 us | because cpu: the only lane
 x13 = merge_heads(x12)  # [T,256] f32 | cpu | 0 us | because cpu: the only lane

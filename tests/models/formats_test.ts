@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import type { Bundle } from "../../compiler/bundle.ts";
 import type { CompileOptions } from "../../compiler/compile.ts";
 import { packedName } from "../../compiler/ir/naming.ts";
+import { logitsOf } from "../fixtures/steps.ts";
 import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import { relativeError, TINY_DENSE, UNCOMPRESSED, withBundle } from "../parity/reference_bundle.ts";
 
@@ -57,7 +58,7 @@ Deno.test("tiny-dense: a bundle of mixed formats runs", async () => {
   const logits = (bundle: Bundle) => {
     const tokens = Int32Array.of(46, 812, 99, 3071, 7, 410, 1544);
     using executor = createCpuExecutor(bundle, { threads: 2, corrections: "off", contextLength: 64 });
-    return Float32Array.from(executor.step({ tokens, position: 0, as: "decode", logits: "all" }));
+    return logitsOf(executor, tokens);
   };
   const exact = await compiled(UNCOMPRESSED, logits);
   const lost = async (options: Partial<CompileOptions>) =>

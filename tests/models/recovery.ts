@@ -20,19 +20,23 @@ export interface Recovery {
 }
 
 /** Over the first `windows` windows of the text no model was trained on. */
-export function recovery(uncompressed: Bundle, quantized: Bundle, windows: number): Recovery {
+export async function recovery(
+  uncompressed: Bundle,
+  quantized: Bundle,
+  windows: number,
+): Promise<Recovery> {
   const tokenizer = Tokenizer.open(quantized, quantized.plan.model.vocabularySize);
   const text = readFileSync(HELDOUT, "utf8").slice(0, 8 * WINDOW * windows);
   const tokens = tokenizer.encode(text, { addSpecialTokens: false }).subarray(0, WINDOW * windows);
   if (tokens.length < WINDOW * windows) throw new Error(`the text has ${tokens.length} tokens`);
-  const run = (corrections: CorrectionMode): Evaluation => {
+  const run = async (corrections: CorrectionMode): Promise<Evaluation> => {
     const options = { threads: 2, contextLength: WINDOW, capacity: WINDOW };
     using reference = createCpuExecutor(uncompressed, { ...options, corrections: "off" });
     using executor = createCpuExecutor(quantized, { ...options, corrections });
     const loss = (logits: Float32Array, other: Float32Array | undefined, target: number) =>
       tokenLoss(logits, target, other);
-    return evaluate(executor, { tokens, window: WINDOW, reference, tokenLoss: loss });
+    return await evaluate(executor, { tokens, window: WINDOW, reference, tokenLoss: loss });
   };
-  const [lost, left] = [run("off").divergence!, run("inline").divergence!];
+  const lost = (await run("off")).divergence!, left = (await run("inline")).divergence!;
   return { lost, left, recovered: 1 - left / lost };
 }

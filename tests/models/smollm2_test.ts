@@ -7,6 +7,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
+import { logitsOf } from "../fixtures/steps.ts";
 import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import {
   referenceLogits,
@@ -33,13 +34,13 @@ Deno.test({
           corrections: "off",
           contextLength: 512,
         });
-        const actual = executor.step({ tokens, position: 0, as: "decode", logits: "all" });
+        const actual = logitsOf(executor, tokens);
         const error = relativeError(actual, logits);
         assert.ok(error < 2e-2, `relative error ${error}`);
         assert.ok(sameArgMax(actual, logits, executor.model.vocabularySize) >= 0.99);
       }
-      await withBundle(model, { weights: "q3", correct: "sparse" }, (quantized) => {
-        const { lost, left, recovered } = recovery(uncompressed, quantized, 2);
+      await withBundle(model, { weights: "q3", correct: "sparse" }, async (quantized) => {
+        const { lost, left, recovered } = await recovery(uncompressed, quantized, 2);
         assert.ok(recovered > 0.6, `KL ${lost} without, ${left} with corrections: ${recovered}`);
       });
     });

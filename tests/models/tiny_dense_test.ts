@@ -1,5 +1,6 @@
 /** The bundled model, a Qwen3 trained on English text: the cpu executor against transformers, and what corrections win. */
 import assert from "node:assert/strict";
+import { logitsOf } from "../fixtures/steps.ts";
 import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import {
   referenceLogits,
@@ -21,7 +22,7 @@ Deno.test("tiny-dense: the cpu executor agrees with transformers", async () => {
   await withBundle(TINY_DENSE, UNCOMPRESSED, (bundle) => {
     for (const { tokens, logits } of referenceLogits(TINY_DENSE)) {
       using executor = createCpuExecutor(bundle, { threads: 2, corrections: "off", contextLength: 512 });
-      const actual = executor.step({ tokens, position: 0, as: "decode", logits: "all" });
+      const actual = logitsOf(executor, tokens);
       const error = relativeError(actual, logits);
       assert.ok(error < MOST_ERROR, `relative error ${error}`);
       assert.ok(sameArgMax(actual, logits, executor.model.vocabularySize) >= LEAST_SAME);
@@ -32,8 +33,8 @@ Deno.test("tiny-dense: the cpu executor agrees with transformers", async () => {
 Deno.test("tiny-dense: sparse residuals of a tenth of the bytes win back most of what 3 bits lose", async () => {
   await withBundle(TINY_DENSE, UNCOMPRESSED, async (uncompressed) => {
     const budget = { kind: "bytes", share: 0.1 } as const;
-    await withBundle(TINY_DENSE, { weights: "q3", correct: "sparse", budget }, (quantized) => {
-      const { lost, left, recovered } = recovery(uncompressed, quantized, 8);
+    await withBundle(TINY_DENSE, { weights: "q3", correct: "sparse", budget }, async (quantized) => {
+      const { lost, left, recovered } = await recovery(uncompressed, quantized, 8);
       assert.ok(recovered > LEAST_RECOVERED, `KL ${lost} without, ${left} with corrections: ${recovered}`);
     });
   });

@@ -14,6 +14,7 @@ import type { Bundle } from "../../compiler/bundle.ts";
 import type { TinyModel } from "../fixtures/tiny_model.ts";
 import type { CorrectionMode, StepKind } from "../../runtime/executor.ts";
 import { type CpuExecutor, createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
+import { assertSameBits, logitsOf, stepOne } from "../fixtures/steps.ts";
 import { RandomModels, SHAPES, someTokens } from "./random_models.ts";
 
 const LENGTH = 37;
@@ -62,33 +63,6 @@ function executor(bundle: Bundle, threads: number, corrections: CorrectionMode =
   return createCpuExecutor(bundle, { threads, corrections, contextLength: 64, capacity: LENGTH });
 }
 
-/** Logits of all tokens, run in steps that end before each of `cuts` and at the end. */
-function logitsOf(
-  cpu: CpuExecutor,
-  tokens: Int32Array,
-  as: StepKind,
-  cuts: readonly number[] = [],
-): Float32Array {
-  const vocabulary = cpu.model.vocabularySize;
-  const all = new Float32Array(tokens.length * vocabulary);
-  let start = 0;
-  for (const end of [...cuts, tokens.length]) {
-    if (end <= start) continue;
-    const step = tokens.subarray(start, end);
-    all.set(cpu.step({ tokens: step, position: start, as, logits: "all" }), start * vocabulary);
-    start = end;
-  }
-  return all;
-}
-
-function assertSame(actual: Float32Array, expected: Float32Array, what: string): void {
-  const bits = (array: Float32Array) => new Int32Array(array.buffer, array.byteOffset, array.length);
-  const [a, b] = [bits(actual), bits(expected)];
-  const at = a.findIndex((word, i) => word !== b[i]);
-  assert.ok(at < 0, `${what}: logit ${at} is ${actual[at]}, expected ${expected[at]}`);
-  assert.ok(expected.every(Number.isFinite), `${what}: logits that are not finite`);
-}
-
 for (const { shape, ...options } of CASES) {
   Deno.test(`${options.weights} ${options.correct}: the same bits for any threads, lanes and cuts`, async () => {
     using models = new RandomModels();
@@ -96,16 +70,16 @@ for (const { shape, ...options } of CASES) {
     const tokens = someTokens(LENGTH, bundle.plan.model.vocabularySize);
     for (const as of KINDS) {
       using first = executor(bundle, 1);
-      const expected = logitsOf(first, tokens, as);
-      assertSame(logitsOf(first, tokens, as), expected, `${as}, the same executor again`);
+      const expected = logitsOf(first, tokens, { as });
+      assertSameBits(logitsOf(first, tokens, { as }), expected, `${as}, the same executor again`);
       const singles = Array.from(tokens, (_, t) => t);
-      assertSame(logitsOf(first, tokens, as, singles), expected, `${as}, one token at a time`);
+      assertSameBits(logitsOf(first, tokens, { as, cuts: singles }), expected, `${as}, one token at a time`);
       for (const threads of [1, 2, 3, 5]) {
         for (const corrections of ["inline", "async"] as const) {
           using cpu = executor(bundle, threads, corrections);
           const what = `${as}, ${threads} threads, ${corrections}`;
-          assertSame(logitsOf(cpu, tokens, as), expected, what);
-          assertSame(logitsOf(cpu, tokens, as, [1, 2, 17]), expected, `${what}, cut`);
+          assertSameBits(logitsOf(cpu, tokens, { as }), expected, what);
+          assertSameBits(logitsOf(cpu, tokens, { as, cuts: [1, 2, 17] }), expected, `${what}, cut`);
         }
       }
       using cpu = executor(bundle, 2, "async");
@@ -113,7 +87,7 @@ for (const { shape, ...options } of CASES) {
       fc.assert(
         fc.property(cuts, (cuts) => {
           cuts.sort((a, b) => a - b);
-          assertSame(logitsOf(cpu, tokens, as, cuts), expected, `${as}, cut at ${cuts}`);
+          assertSameBits(logitsOf(cpu, tokens, { as, cuts }), expected, `${as}, cut at ${cuts}`);
         }),
         { numRuns: 15 },
       );
@@ -126,9 +100,11 @@ Deno.test("logits of the last token are those of all tokens; none computes none"
   using bundle = await models.compile({}, { weights: "q4", group: 32 });
   using cpu = executor(bundle, 2);
   const tokens = someTokens(LENGTH, cpu.model.vocabularySize);
-  const expected = logitsOf(cpu, tokens, "prefill").slice(-cpu.model.vocabularySize);
-  assert.equal(cpu.step({ tokens, position: 0, as: "prefill", logits: "none" }).length, 0);
-  assertSame(cpu.step({ tokens, position: 0, as: "prefill", logits: "last" }), expected, "last");
+  const expected = logitsOf(cpu, tokens, { as: "prefill" }).slice(-cpu.model.vocabularySize);
+  using sequence = cpu.sequence();
+  const prefill = { position: 0, as: "prefill" } as const;
+  assert.equal(stepOne(cpu, sequence, tokens, { ...prefill, logits: "none" }).length, 0);
+  assertSameBits(stepOne(cpu, sequence, tokens, { ...prefill, logits: "last" }), expected, "last");
 });
 
 Deno.test("a token's channels are its own, whatever is decoded beside it", async () => {
@@ -138,22 +114,13 @@ Deno.test("a token's channels are its own, whatever is decoded beside it", async
   using cpu = executor(bundle, 2, "async");
   const tokens = someTokens(LENGTH, cpu.model.vocabularySize);
   const after = (cuts: readonly number[]) => {
-    cpu.step({ tokens: tokens.subarray(0, 20), position: 0, as: "prefill", logits: "none" });
-    const rows: number[] = [];
-    let start = 20;
-    for (const end of [...cuts, LENGTH]) {
-      const step = {
-        tokens: tokens.subarray(start, end),
-        position: start,
-        as: "decode",
-        logits: "all",
-      } as const;
-      rows.push(...cpu.step(step));
-      start = end;
-    }
-    return Float32Array.from(rows);
+    using sequence = cpu.sequence();
+    stepOne(cpu, sequence, tokens.subarray(0, 20), { as: "prefill", logits: "none" });
+    return Float32Array.from(
+      [...cuts, LENGTH].flatMap((end) => [...stepOne(cpu, sequence, tokens.subarray(sequence.length, end))]),
+    );
   };
-  assertSame(after([21, 22, 23, 30]), after([]), "decode after prefill");
+  assertSameBits(after([21, 22, 23, 30]), after([]), "decode after prefill");
 });
 
 const run = promisify(execFile);

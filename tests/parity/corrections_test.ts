@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { CompileOptions } from "../../compiler/compile.ts";
+import { logitsOf } from "../fixtures/steps.ts";
 import { writeTinyModel } from "../fixtures/tiny_model.ts";
 import type { StepKind } from "../../runtime/executor.ts";
 import { createReferenceExecutor } from "../../runtime/executors/reference.ts";
@@ -15,10 +16,10 @@ const RANK = 8;
 const ALL = 1000;
 
 async function logits(model: string, options: Partial<CompileOptions>, as: StepKind): Promise<Float32Array> {
-  let found = new Float32Array(0);
+  let found: Float32Array = new Float32Array(0);
   await withBundle(model, { weights: "q2", group: 32, head: "bf16", ...options }, (bundle) => {
     using executor = createReferenceExecutor(bundle, { corrections: "inline" });
-    found = executor.step({ tokens: TOKENS, position: 0, as, logits: "all" }).slice();
+    found = logitsOf(executor, TOKENS, { as });
   });
   return found;
 }

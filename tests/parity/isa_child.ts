@@ -9,6 +9,7 @@ import process from "node:process";
 import { openBundle } from "../../compiler/bundle.ts";
 import { HcinferError } from "../../compiler/errors.ts";
 import { instructionSet } from "../../ffi/engine.ts";
+import { stepOne } from "../fixtures/steps.ts";
 import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import { someTokens } from "./random_models.ts";
 
@@ -21,12 +22,13 @@ try {
     for (const as of ["prefill", "decode"] as const) {
       const options = { threads: THREADS, corrections: "inline", contextLength: 64 } as const;
       using cpu = createCpuExecutor(bundle, options);
+      using sequence = cpu.sequence();
       const tokens = someTokens(29, cpu.model.vocabularySize);
       const digest = createHash("sha256");
       // Several tokens and one take different paths.
       for (const [start, end] of [[0, 27], [27, 28], [28, 29]]) {
         const step = tokens.subarray(start, end);
-        const logits = cpu.step({ tokens: step, position: start!, as, logits: "all" });
+        const logits = stepOne(cpu, sequence, step, { as });
         digest.update(new Uint8Array(logits.buffer, logits.byteOffset, logits.byteLength));
       }
       console.log(`${bundle.plan.weights[1]?.format} ${as} ${digest.digest("hex")}`);

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import process from "node:process";
 import fc from "fast-check";
 import type { StepKind } from "../../runtime/executor.ts";
+import { logitsOf, stepOne } from "../fixtures/steps.ts";
 import { createReferenceExecutor } from "../../runtime/executors/reference.ts";
 import {
   referenceLogits,
@@ -22,7 +23,7 @@ async function agreesWithTransformers(model: string): Promise<void> {
   await withBundle(model, UNCOMPRESSED, (bundle) => {
     for (const { tokens, logits } of referenceLogits(model)) {
       using executor = createReferenceExecutor(bundle);
-      const actual = executor.step({ tokens, position: 0, as: "prefill", logits: "all" });
+      const actual = logitsOf(executor, tokens, { as: "prefill" });
       const error = relativeError(actual, logits);
       assert.ok(error < MOST_ERROR, `relative error ${error}`);
       assert.equal(sameArgMax(actual, logits, executor.model.vocabularySize), 1);
@@ -49,16 +50,18 @@ Deno.test("logits are the same bits however tokens are cut into steps", async ()
     const kinds: StepKind[] = ["prefill", "prefill", "prefill", "prefill", "decode", "decode", "decode"];
     const vocabulary = bundle.plan.model.vocabularySize;
     using executor = createReferenceExecutor(bundle);
-    const single = Array.from(tokens, (token, t) => {
-      return executor.step({ tokens: Int32Array.of(token), position: t, as: kinds[t]!, logits: "all" });
-    });
+    using sequence = executor.sequence();
+    const single = Array.from(
+      tokens,
+      (token, t) => stepOne(executor, sequence, [token], { as: kinds[t]! }),
+    );
     const cuts = fc.array(fc.boolean(), { minLength: tokens.length, maxLength: tokens.length });
     fc.assert(
       fc.property(cuts, (cuts) => {
         for (let start = 0, end = 1; start < tokens.length; start = end++) {
           while (end < tokens.length && kinds[end] === kinds[start] && !cuts[end]) end++;
           const step = tokens.subarray(start, end);
-          const logits = executor.step({ tokens: step, position: start, as: kinds[start]!, logits: "all" });
+          const logits = stepOne(executor, sequence, step, { position: start, as: kinds[start]! });
           for (let t = start; t < end; t++) {
             const row = logits.subarray((t - start) * vocabulary, (t - start + 1) * vocabulary);
             assert.ok(row.every((logit, i) => logit === single[t]![i]), `token ${t} of ${start}..${end}`);

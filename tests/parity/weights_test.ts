@@ -6,6 +6,7 @@ import { producers } from "../../compiler/ir/graph.ts";
 import { type Quantizer, roundToNearest } from "../../compiler/weights/quantizer.ts";
 import { tensorOf, valuesOf, type WeightTransform } from "../../compiler/weights/source.ts";
 import { errorOf } from "../../ffi/packing.ts";
+import { logitsOf as stepped } from "../fixtures/steps.ts";
 import { createReferenceExecutor } from "../../runtime/executors/reference.ts";
 import { relativeError, TINY_DENSE, UNCOMPRESSED, withBundle } from "./reference_bundle.ts";
 
@@ -13,14 +14,14 @@ const TOKENS = Int32Array.of(46, 812, 99, 3071, 7, 410);
 
 function logitsOf(bundle: Bundle): Float32Array {
   using executor = createReferenceExecutor(bundle);
-  return executor.step({ tokens: TOKENS, position: 0, as: "decode", logits: "all" });
+  return stepped(executor, TOKENS);
 }
 
 /** Logits of tiny-dense compiled with these options. */
 async function logits(options: Partial<CompileOptions>): Promise<Float32Array> {
-  let found = new Float32Array();
+  let found: Float32Array = new Float32Array();
   await withBundle(TINY_DENSE, options, (bundle) => {
-    found = Float32Array.from(logitsOf(bundle));
+    found = logitsOf(bundle);
   });
   return found;
 }

@@ -3,20 +3,20 @@
  */
 import { cpus } from "node:os";
 import { HcinferError } from "../../../compiler/errors.ts";
-import { type Memory, memoryOf, PAGE_POSITIONS } from "../../../compiler/memory.ts";
-import type { ModelInfo, Plan } from "../../../compiler/plan.ts";
+import { limitsOf, type Memory, memoryOf, PAGE_POSITIONS } from "../../../compiler/memory.ts";
+import { correctionMode, type ModelInfo, type Plan } from "../../../compiler/plan.ts";
 import { Engine, instructionSet, type StepCounts, type StepStatus } from "../../../ffi/engine.ts";
 import { ATTENTION_TILE } from "../../../ffi/instructions.ts";
 import { allocate, type Mapping, type NativeBuffer } from "../../../ffi/mapping.ts";
 import {
   checkStep,
-  contextOf,
   type ExecutableBundle,
   type Executor,
   type ExecutorOptions,
   logitRows,
   type Run,
   type Sequence,
+  type StepKind,
   type StepRequest,
 } from "../../executor.ts";
 import { Encoder } from "./encode.ts";
@@ -36,9 +36,6 @@ export interface CpuOptions extends ExecutorOptions {
   /** Adds up what calibration needs of the inputs of every window. Lanes do not run side by side then. */
   readonly observe?: Observe;
 }
-
-/** Tokens a step: enough that unpacking a weight costs little beside its products, few enough for the caches. */
-const DEFAULT_CAPACITY = 512;
 
 /**
  * @throws {HcinferError} "usage" for impossible threads or a context the model was not made for, "bundle" for a plan that
@@ -64,19 +61,20 @@ export class CpuExecutor implements Executor {
   readonly #engine: Engine;
   readonly #observers: Observers | undefined;
   readonly #pool: PagePool;
-  readonly #step: StepInputs;
+  readonly #inputs: StepInputs;
   readonly #mailbox: Int32Array;
   readonly #logits: Float32Array;
+  #isRunning = false;
 
   constructor(bundle: MappedBundle, options: CpuOptions) {
     const { plan } = bundle;
+    checkThreads(options.threads);
     this.model = plan.model;
-    this.contextLength = contextOf(plan.model, options.contextLength);
-    this.capacity = Math.min(options.capacity ?? DEFAULT_CAPACITY, this.contextLength);
-    this.mode = modeOf(plan, options);
-    const { capacity, contextLength } = this;
-    this.memory = memoryOf(plan, { capacity, contextLength, ...positions(options) });
-    const { bytes } = this.memory;
+    this.mode = correctionMode(plan, options.corrections, options.threads);
+    this.memory = memoryOf(plan, limitsOf(plan.model, options));
+    const { bytes, limits } = this.memory;
+    this.capacity = limits.capacity;
+    this.contextLength = limits.contextLength;
     const encoder = new Encoder({
       plan,
       memory: this.memory,
@@ -87,17 +85,20 @@ export class CpuExecutor implements Executor {
       },
     });
     this.#observers = options.observe && new Observers(plan, options.observe);
-    const observations = allocate(this.#observers?.bytes ?? 0);
-    this.#observers?.attach(observations);
     const lanes = lanesOf(plan, encoder, { mode: this.mode, threads: options.threads }, this.#observers);
-    const cache = allocate(bytes.cache), tables = allocate(bytes.tables), step = allocate(bytes.step);
-    const mailbox = allocate(bytes.mailbox), logits = allocate(bytes.logits), arena = allocate(bytes.arena);
+    // Until the engine holds the memory, a failure gives it back.
+    using owned = new DisposableStack();
+    const take = (length: number) => owned.use(allocate(length));
+    const cache = take(bytes.cache), tables = take(bytes.tables), step = take(bytes.step);
+    const mailbox = take(bytes.mailbox), logits = take(bytes.logits);
+    const observations = take(this.#observers?.bytes ?? 0);
+    this.#observers?.attach(observations);
     fillRotations(tables, plan, this.memory);
     this.#engine = new Engine({
       lanes,
       memory: {
         weights: bundle.mapping,
-        arena,
+        arena: take(bytes.arena),
         cache,
         tables,
         step,
@@ -107,11 +108,12 @@ export class CpuExecutor implements Executor {
       },
       capacity: this.capacity,
     });
+    owned.move();
     this.threads = lanes.map((lane) => lane.threads);
     this.operations = lanes[0]!.program.map((instruction) => instruction.op);
     this.name = `cpu (${instructionSet()}, ${options.threads} threads)`;
     this.#pool = new PagePool(this.memory.pageCount, (from, to) => copyPage(cache, this.memory, from, to));
-    this.#step = new StepInputs(step, this.memory);
+    this.#inputs = new StepInputs(step, this.memory);
     this.#mailbox = new Int32Array(mailbox.bytes.buffer, mailbox.bytes.byteOffset, 1);
     this.#logits = new Float32Array(logits.bytes.buffer, logits.bytes.byteOffset, bytes.logits / 4);
   }
@@ -126,38 +128,43 @@ export class CpuExecutor implements Executor {
   }
 
   step(request: StepRequest): readonly Float32Array[] {
-    const groups = this.#begin(request);
-    const results = groups.map((runs) =>
-      this.#finish(runs, this.#engine.step(this.#step.write(runs)), groups)
-    );
-    return inOrder(request, results);
+    const step = this.#begin(request);
+    for (const runs of step.groups) {
+      this.#collect(step, runs, this.#engine.step(this.#inputs.write(runs)));
+    }
+    return this.#end(step);
   }
 
   async stepAsync(request: StepRequest, signal?: AbortSignal): Promise<readonly Float32Array[]> {
     signal?.throwIfAborted();
-    const groups = this.#begin(request);
+    const step = this.#begin(request);
     const abort = () => Atomics.store(this.#mailbox, 0, 1);
     signal?.addEventListener("abort", abort);
+    this.#isRunning = true;
     try {
-      const results = [];
-      for (const runs of groups) {
-        const status = await this.#engine.stepAsync(this.#step.write(runs));
+      for (const runs of step.groups) {
+        const status = await this.#engine.stepAsync(this.#inputs.write(runs));
         if (status.status === "aborted") throw signal?.reason;
-        results.push(this.#finish(runs, status, groups));
+        this.#collect(step, runs, status);
       }
-      return inOrder(request, results);
+      return this.#end(step);
     } finally {
+      this.#isRunning = false;
       signal?.removeEventListener("abort", abort);
       Atomics.store(this.#mailbox, 0, 0);
     }
   }
 
-  /** Checks a step and gives its sequences their pages. Runs of one kind are computed together. */
-  #begin(request: StepRequest): (readonly OwnRun[])[] {
+  /** Checks a step and gives its sequences their pages. Whatever is refused is refused before anything changes. */
+  #begin(request: StepRequest): Step {
+    if (this.#isRunning) throw new HcinferError("input", "a step is running: wait until it has ended");
     checkStep(this, request);
-    const runs = request.runs.map((run) => ({ ...run, sequence: this.#own(run.sequence) }));
-    const end = (run: Run) => run.position + run.tokens.length;
-    const needed = runs.reduce((sum, run) => sum + run.sequence.needs(run.position, end(run)), 0);
+    const runs = request.runs.map((run) => ({
+      ...run,
+      sequence: this.#own(run.sequence),
+      end: run.position + run.tokens.length,
+    }));
+    const needed = this.#pool.needed(runs);
     if (needed > this.#pool.free) {
       const { cachePositions } = this.memory.limits;
       throw new HcinferError(
@@ -166,9 +173,9 @@ export class CpuExecutor implements Executor {
           `${(needed - this.#pool.free) * PAGE_POSITIONS} more: close a sequence, or ask for a larger cache`,
       );
     }
-    for (const run of runs) run.sequence.prepare(run.position, end(run));
-    const kinds = ["decode", "prefill"] as const;
-    return kinds.map((as) => runs.filter((run) => run.as === as)).filter((group) => group.length > 0);
+    for (const { sequence, position, end } of runs) sequence.prepare(position, end);
+    const groups = KINDS.map((as) => runs.filter((run) => run.as === as)).filter((group) => group.length > 0);
+    return { runs, groups, logits: new Map() };
   }
 
   #own(sequence: Sequence): PagedSequence {
@@ -176,24 +183,23 @@ export class CpuExecutor implements Executor {
     throw new HcinferError("input", "a run names a sequence that is closed or of another executor");
   }
 
-  /** The logits of runs that were computed together; copies, where another of `groups` will overwrite them. */
-  #finish(
-    runs: readonly OwnRun[],
-    status: StepStatus,
-    groups: readonly (readonly OwnRun[])[],
-  ): ReadonlyMap<Sequence, Float32Array> {
+  /** The logits of runs that were computed together; copies, where the next group will overwrite them. */
+  #collect({ groups, logits }: Step, runs: readonly OwnRun[], status: StepStatus): void {
     if (status.status === "overflow") throw overflow(status, runs);
     const { vocabularySize } = this.model;
-    const results = new Map<Sequence, Float32Array>();
     let row = 0;
     for (const run of runs) {
-      run.sequence.advance(run.position + run.tokens.length);
       const rows = logitRows(run);
-      const logits = this.#logits.subarray(row * vocabularySize, (row + rows) * vocabularySize);
-      results.set(run.sequence, runs === groups.at(-1) ? logits : logits.slice());
+      const own = this.#logits.subarray(row * vocabularySize, (row + rows) * vocabularySize);
+      logits.set(run.sequence, runs === groups.at(-1) ? own : own.slice());
       row += rows;
     }
-    return results;
+  }
+
+  /** Only a step that was computed to its end makes its sequences longer. */
+  #end({ runs, logits }: Step): readonly Float32Array[] {
+    for (const { sequence, end } of runs) sequence.advance(end);
+    return runs.map(({ sequence }) => logits.get(sequence)!);
   }
 
   /** What observers have added up by window, over every token since the executor was made. Views of its memory. */
@@ -206,33 +212,31 @@ export class CpuExecutor implements Executor {
     return this.#engine.trace();
   }
 
+  /** Gives all memory back, that of logits too. A step that runs must have ended. */
   [Symbol.dispose](): void {
     this.#engine[Symbol.dispose]();
   }
 }
 
-function inOrder(
-  { runs }: StepRequest,
-  groups: readonly ReadonlyMap<Sequence, Float32Array>[],
-): Float32Array[] {
-  return runs.map(({ sequence }) => groups.map((group) => group.get(sequence)).find((logits) => logits)!);
+type OwnRun = Run & {
+  readonly sequence: PagedSequence;
+  /** Position after its last token. */
+  readonly end: number;
+};
+
+/** A step on its way: runs of one kind are computed together, and logits are collected group by group. */
+interface Step {
+  readonly runs: readonly OwnRun[];
+  readonly groups: readonly (readonly OwnRun[])[];
+  readonly logits: Map<Sequence, Float32Array>;
 }
 
-type OwnRun = Run & { readonly sequence: PagedSequence };
+const KINDS: readonly StepKind[] = ["decode", "prefill"];
 
-function positions({ cachePositions }: ExecutorOptions): { cachePositions?: number } {
-  return cachePositions === undefined ? {} : { cachePositions };
-}
-
-/** Two lanes need two threads; with one they run in line, with the same numbers. */
-function modeOf({ corrections, lanes }: Plan, options: ExecutorOptions): ProgramMode {
+function checkThreads(threads: number): void {
   const most = 4 * cpus().length;
-  if (!Number.isInteger(options.threads) || options.threads < 1 || options.threads > most) {
-    throw new HcinferError("usage", `--threads ${options.threads}: expected 1 to ${most} on this machine`);
-  }
-  if (lanes.length < 2) return "off";
-  const wanted = options.corrections === "auto" ? corrections.mode : options.corrections;
-  return wanted === "async" && options.threads < 2 ? "inline" : wanted;
+  if (Number.isInteger(threads) && threads >= 1 && threads <= most) return;
+  throw new HcinferError("usage", `--threads ${threads}: expected 1 to ${most} on this machine`);
 }
 
 /** What a step reads, in the memory that the engine reads it from. */

@@ -40,6 +40,26 @@ export class PagePool {
   isShared(page: number): boolean {
     return this.#holders[page]! > 1;
   }
+
+  /**
+   * Free pages that a step takes which writes positions [position, end) of these sequences. What it gives back, where a
+   * sequence gets shorter, counts from the next step on.
+   */
+  needed(
+    writes: readonly { readonly sequence: PagedSequence; readonly position: number; readonly end: number }[],
+  ): number {
+    let grown = 0;
+    const writers = new Map<number, number>();
+    for (const { sequence: { pages }, position, end } of writes) {
+      grown += Math.max(0, pagesOf(end) - pages.length);
+      for (const page of pages.slice(Math.floor(position / PAGE_POSITIONS), pagesOf(end))) {
+        writers.set(page, (writers.get(page) ?? 0) + 1);
+      }
+    }
+    // Each writer takes a copy, but the last that holds the page keeps it.
+    const copied = [...writers].map(([page, count]) => Math.min(count, this.#holders[page]! - 1));
+    return copied.reduce((sum, count) => sum + count, grown);
+  }
 }
 
 export class PagedSequence implements Sequence {
@@ -71,13 +91,6 @@ export class PagedSequence implements Sequence {
   fork(): PagedSequence {
     if (!this.#isOpen) throw new HcinferError("input", "the sequence is closed");
     return new PagedSequence(this.#pool, this.#pages.slice(0, pagesOf(this.#length)), this.#length);
-  }
-
-  /** Free pages that writing positions [begin, end) takes. */
-  needs(begin: number, end: number): number {
-    const first = Math.floor(begin / PAGE_POSITIONS);
-    const shared = this.#pages.slice(first, pagesOf(end)).filter((page) => this.#pool.isShared(page)).length;
-    return Math.max(0, pagesOf(end) - this.#pages.length) + shared;
   }
 
   /** Makes positions [begin, end) this sequence's own to write; what it had cached from `begin` on is forgotten. */
