@@ -103,12 +103,14 @@ export class Engine implements Disposable {
     return this.#status(library().hc_engine_step(engine, ...numbers(counts)), counts);
   }
 
-  /** `step` on another thread: JavaScript goes on meanwhile, but must not start a second step or close the engine. */
+  /** `step` on another thread: JavaScript goes on meanwhile, but must not start a second step. */
   async stepAsync(counts: StepCounts): Promise<StepStatus> {
     const engine = this.#rest();
     this.#running = true;
     try {
-      return this.#status(await library().hc_engine_step_async(engine, ...numbers(counts)), counts);
+      library().hc_engine_announce(engine);
+      const status = await library().hc_engine_step_async(engine, ...numbers(counts));
+      return this.#engine === null ? { status: "aborted" } : this.#status(status, counts);
     } finally {
       this.#running = false;
     }
@@ -124,9 +126,9 @@ export class Engine implements Disposable {
     return Float64Array.from({ length: this.#length }, (_, n) => Number(times[n + 1]! - times[n]!));
   }
 
-  /** Ends the threads; the memory stays. Throws while a step runs: set the abort flag and await it first. */
+  /** Ends the threads; the memory stays. A step that runs is aborted and waited for. */
   close(): void {
-    if (this.#engine !== null) library().hc_engine_destroy(this.#rest());
+    if (this.#engine !== null) library().hc_engine_destroy(this.#engine);
     this.#engine = null;
   }
 

@@ -87,9 +87,11 @@ export const engine = {
   },
   /** (engine, tokens, rows, tiles, mode) -> STEP_STATUS. One call at a time. */
   hc_engine_step: { parameters: ["pointer", "i32", "i32", "i32", "i32"], result: "i32" },
-  /** The same function, on a thread that is not JavaScript's. */
+  /** (engine). Says that the next function will be called; destroying the engine then ends that step first. */
+  hc_engine_announce: { parameters: ["pointer"], result: "void" },
+  /** `hc_engine_step` on a thread that is not JavaScript's. */
   hc_engine_step_async: {
-    name: "hc_engine_step",
+    name: "hc_engine_step_announced",
     parameters: ["pointer", "i32", "i32", "i32", "i32"],
     result: "i32",
     nonblocking: true,

@@ -68,7 +68,12 @@ class Engine {
   Engine(const Kernels& kernels, int32_t capacity, uint8_t* mailbox)
       : kernels_(kernels), capacity_(capacity), mailbox_(mailbox ? mailbox : no_mailbox_.data()) {}
 
+  // A step that was announced and has not ended is ended first: the engine is not gone under it.
   ~Engine() {
+    if (announced_.load(std::memory_order_acquire)) {
+      std::atomic_ref(*reinterpret_cast<uint32_t*>(mailbox_ + ABORT_FLAG)).store(1);
+      spin_until([&] { return !announced_.load(std::memory_order_acquire); });
+    }
     stop_.store(true);
     epoch_.value.fetch_add(1);
     epoch_.value.notify_all();
@@ -118,6 +123,10 @@ class Engine {
     if (aborted_.load(std::memory_order_relaxed)) return Status::aborted;
     return overflow_ == NO_OVERFLOW ? Status::done : Status::overflow;
   }
+
+  // Says that another thread will run a step, until the step has ended.
+  void announce() { announced_.store(true, std::memory_order_release); }
+  void ended() { announced_.store(false, std::memory_order_release); }
 
   uint64_t overflow() const { return overflow_; }
   int64_t all_scratch() const { return all_scratch_; }
@@ -267,6 +276,7 @@ class Engine {
   uint64_t number_ = 0;  // of the step; grows over all engines that share a mailbox
   Sequence epoch_, finished_, parked_;
   alignas(64) std::atomic<bool> aborted_{false};
+  std::atomic<bool> announced_{false};
   alignas(64) uint64_t overflow_ = NO_OVERFLOW;
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
@@ -352,6 +362,15 @@ HC_EXPORT void* hc_engine_create(const Record* records, const int64_t* counts, c
 // Runs one step; a Status. At most one call at a time, from any thread.
 HC_EXPORT int32_t hc_engine_step(void* engine, int32_t tokens, int32_t rows, int32_t tiles, int32_t mode) {
   return static_cast<int32_t>(static_cast<Engine*>(engine)->step({tokens, rows, tiles, mode == 0 ? Mode::prefill : Mode::decode}));
+}
+
+// For a step on another thread: announced before the thread is asked for, so that destroying the engine waits for it.
+HC_EXPORT void hc_engine_announce(void* engine) { static_cast<Engine*>(engine)->announce(); }
+
+HC_EXPORT int32_t hc_engine_step_announced(void* engine, int32_t tokens, int32_t rows, int32_t tiles, int32_t mode) {
+  const int32_t status = hc_engine_step(engine, tokens, rows, tiles, mode);
+  static_cast<Engine*>(engine)->ended();
+  return status;
 }
 
 // After a step that overflowed: the first layer, token and CacheValue that f16 did not hold.

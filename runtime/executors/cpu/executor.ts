@@ -65,6 +65,7 @@ export class CpuExecutor implements Executor {
   readonly #mailbox: Int32Array;
   readonly #logits: Float32Array;
   #isRunning = false;
+  #isClosed = false;
 
   constructor(bundle: MappedBundle, options: CpuOptions) {
     const { plan } = bundle;
@@ -144,6 +145,7 @@ export class CpuExecutor implements Executor {
     try {
       for (const runs of step.groups) {
         const status = await this.#engine.stepAsync(this.#inputs.write(runs));
+        if (this.#isClosed) throw new HcinferError("input", "the executor was closed while a step ran");
         if (status.status === "aborted") throw signal?.reason;
         this.#collect(step, runs, status);
       }
@@ -151,7 +153,7 @@ export class CpuExecutor implements Executor {
     } finally {
       this.#isRunning = false;
       signal?.removeEventListener("abort", abort);
-      Atomics.store(this.#mailbox, 0, 0);
+      if (!this.#isClosed) Atomics.store(this.#mailbox, 0, 0);
     }
   }
 
@@ -213,7 +215,9 @@ export class CpuExecutor implements Executor {
   }
 
   /** Gives all memory back, that of logits too. A step that runs must have ended. */
+  /** Ends a step that runs: its promise is rejected. */
   [Symbol.dispose](): void {
+    this.#isClosed = true;
     this.#engine[Symbol.dispose]();
   }
 }
