@@ -1,8 +1,8 @@
 /**
  * What must hold between nodes that a type cannot say: corrections read what their linear reads and are added to what it
- * makes, once, for whoever reads it; a delta is read nowhere else (a prompt has none of rows); a layer's cache has one shape. Holds before
- * and after `lower`. A kernel would not read outside its memory without this (that is checked where programs are bound),
- * but it would compute something else than the graph says.
+ * makes, once, for whoever reads it; a delta is read nowhere else (a prompt has none of rows); a layer's cache has one
+ * shape. Holds before and after `lower`. A kernel would not read outside its memory without this (that is checked where
+ * programs are bound), but it would compute something else than the graph says.
  */
 import { consumers, type Graph, type Node, type NodeOf, producers, values } from "./graph.ts";
 import { paddedOutputs } from "./naming.ts";
