@@ -141,30 +141,40 @@ export function checkLowering({ logical, lowered }: FuzzBundle, reference: Refer
   }
 }
 
-/** The cpu executor is near the reference executor on the same lowered graph. */
+/** The cpu executor is near the reference executor on the graph before lowering: `errorOf` within its bound. */
 export function checkCpu(bundle: FuzzBundle, reference: Reference): void {
-  const { lowered } = bundle;
+  const { logical } = bundle;
   for (const as of KINDS) {
     for (const corrections of ["inline", "off"] as const) {
-      using cpu = createCpuExecutor(bundle, { threads: 1, corrections, capacity: TOKENS });
-      const exact = reference(lowered, as, corrections);
-      const error = distance(logitsOf(cpu, tokensOf(bundle), as), exact);
+      const exact = reference(logical, as, corrections);
       const moved = Array.from(
         { length: DISTURBANCES },
-        (_, n) => distance(reference(lowered, as, corrections, 100 * n), exact),
+        (_, n) => distance(reference(logical, as, corrections, 100 * n), exact),
       );
       // A prompt chooses no channels.
       const chosen = corrections === "inline" && as === "decode"
-        ? distance(reference(otherChoices(lowered), as, corrections), exact)
+        ? distance(reference(otherChoices(logical), as, corrections), exact)
         : 0;
-      const least = (isBF16(lowered) ? ROUNDING.none : ROUNDING.int8) / 3;
+      const least = (isBF16(logical) ? ROUNDING.none : ROUNDING.int8) / 3;
       const bound = least + MARGIN * Math.max(...moved) + chosen;
+      const error = errorOf(bundle, reference, as, corrections);
       assert.ok(
         error <= bound,
         `${as}, corrections ${corrections}: the cpu errs by ${error}, bound ${bound}`,
       );
     }
   }
+}
+
+/** Distance of the cpu executor's logits from the reference's on the graph before lowering. */
+export function errorOf(
+  bundle: FuzzBundle,
+  reference: Reference,
+  as: StepKind,
+  corrections: CorrectionMode,
+): number {
+  using cpu = createCpuExecutor(bundle, { threads: 1, corrections, capacity: TOKENS });
+  return distance(logitsOf(cpu, tokensOf(bundle), as), reference(bundle.logical, as, corrections));
 }
 
 /** Equal bits on other threads and lanes, cut into single tokens, and beside another sequence. */
@@ -223,7 +233,7 @@ function isBF16(graph: Graph): boolean {
  */
 function otherChoices(graph: Graph): Graph {
   const nodes = graph.nodes.map((node): Node => {
-    if (node.op !== "sparse_select") return node;
+    if (node.op !== "sparse_residual") return node;
     const { channels } = node.params;
     return asNode({ ...node, params: { ...node.params, channels: channels === 1 ? 2 : channels - 1 } });
   });
