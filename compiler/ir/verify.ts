@@ -131,6 +131,9 @@ export function verify(graph: Graph): void {
     throw node === undefined ? new GraphError(message) : new NodeError(index, node, message);
   });
   if (graph.outputs.length === 0) throw new GraphError("the graph has no outputs");
+  if (isLowered(graph.stage) && graph.outputs.length > 1) {
+    throw new GraphError(`expected one output, the logits, found ${graph.outputs.join(", ")}`);
+  }
   for (const name of graph.outputs) {
     const type = types.get(name);
     if (type === undefined) throw new GraphError(`output ${name} is not defined`);

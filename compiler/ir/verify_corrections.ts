@@ -1,10 +1,10 @@
 /**
  * What must hold between nodes that a type cannot say: corrections read what their linear reads and are added to what it
- * makes, once; a delta is read nowhere else (a prompt has none of rows); a layer's cache has one shape. Holds before
- * and after `lower`. A kernel would not read outside its memory without this (that is checked where programs are bound),
- * but it would compute something else than the graph says.
+ * makes, once, for whoever reads it; a delta is read nowhere else (a prompt has none of rows); a layer's cache has one
+ * shape. Holds before and after `lower`. A kernel would not read outside its memory without this (that is checked where
+ * programs are bound), but it would compute something else than the graph says.
  */
-import { type Graph, type Node, type NodeOf, producers, values } from "./graph.ts";
+import { consumers, type Graph, type Node, type NodeOf, producers, values } from "./graph.ts";
 import { paddedOutputs } from "./naming.ts";
 import { CORRECTION_OPS, type Op } from "./ops.ts";
 
@@ -16,6 +16,7 @@ const LOW_RANK: ReadonlySet<Op> = new Set<Op>(["low_rank", "low_rank_up", "low_r
 
 export function checkCorrections(graph: Graph, fail: Fail): void {
   const makers = producers(graph);
+  const readers = consumers(graph);
   const types = values(graph);
   const linears = new Map<string, NodeOf<"linear">>();
   for (const node of graph.nodes) {
@@ -59,6 +60,17 @@ export function checkCorrections(graph: Graph, fail: Fail): void {
       if (names.join() !== linear.outputs.map((v) => v.name).join()) {
         fail(index, `expects all outputs of the linear of window ${window}, in order`);
       }
+      const deltas = graph.nodes.flatMap((n) =>
+        (n.op === "low_rank" || n.op === "sparse_residual") && n.params.window === window
+          ? n.outputs.map((v) => v.name)
+          : []
+      );
+      if (node.inputs.slice(names.length).toSorted().join() !== deltas.toSorted().join()) {
+        fail(index, `expects every correction of window ${window}: ${deltas.join(", ")}`);
+      }
+      // In a prompt the linear itself adds the residual, so there is nothing else to read.
+      const other = names.find((name) => graph.outputs.includes(name) || readers.get(name)!.length > 1);
+      if (other !== undefined) fail(index, `${other} is read without its corrections, too`);
       return;
     }
     const input = node.inputs[0] ?? "";

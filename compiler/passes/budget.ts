@@ -4,7 +4,8 @@
  * Needs: stage "placed", statistics of every window (its error's energy; spectrum and norms where they are known).
  * Guarantees: stage "budgeted". One budget per window in node order, each with the cause of its size; the bytes of
  *   all windows stay within a budget of bytes. Rows and factors of one window compete in one greedy: the gain of
- *   each falls as either grows, so the greedy on gain per byte is within a quantum of the best.
+ *   each falls as either grows, so the greedy on gain per byte is within a quantum of the best. Weights in bf16 get
+ *   no rows.
  * Does not: insert nodes, look at weights, or (yet) know calibrated sensitivities and time: see `sensitivity`,
  *   `WindowStatistics.inputRms` and `BudgetOptions.microseconds`.
  */
@@ -74,10 +75,11 @@ function defaultSensitivity(window: WindowStatistics): number {
 export function budget(graph: Graph, options: BudgetOptions): Graph {
   checkBudget(options);
   const statistics = new Map(options.statistics.map((s) => [s.window, s]));
-  const windows = graph.nodes.flatMap((node) => {
-    const name = node.op === "linear" ? node.params.window : undefined;
-    return name === undefined ? [] : [name];
-  });
+  const linears = graph.nodes.filter((node) => node.op === "linear").filter((n) =>
+    n.params.window !== undefined
+  );
+  const windows = linears.map((node) => node.params.window!);
+  const bf16 = new Set(linears.filter((n) => n.params.format?.kind === "bf16").map((n) => n.params.window!));
   const budgets = options.correct === "none"
     ? windows.map((window) => ({ window, rank: 0, channels: 0, cause: "no correction: corrections are off" }))
     : allocate(
@@ -86,6 +88,7 @@ export function budget(graph: Graph, options: BudgetOptions): Graph {
         if (found === undefined) throw new Error(`no statistics of window ${window}`);
         return found;
       }),
+      bf16,
       options,
     );
   const result: Graph = { ...graph, stage: "budgeted", budgets };
@@ -154,7 +157,12 @@ function captured(account: Account, rank: number, channels: number): number {
   return 1 - (1 - account.rankShare(rank)) * (1 - account.channelShare(rank, channels));
 }
 
-function allocate(statistics: readonly WindowStatistics[], options: BudgetOptions): WindowBudget[] {
+/** @param bf16 windows whose weights no kernel can add rows to: they get none */
+function allocate(
+  statistics: readonly WindowStatistics[],
+  bf16: ReadonlySet<string>,
+  options: BudgetOptions,
+): WindowBudget[] {
   const { budget, correct, sensitivity = defaultSensitivity } = options;
   const accounts = statistics.map((window): Account => {
     const exact = !(window.errorEnergy > 0);
@@ -165,7 +173,7 @@ function allocate(statistics: readonly WindowStatistics[], options: BudgetOption
       window,
       sensitivity: sensitivity(window),
       maxRank,
-      maxChannels: exact || correct === "low_rank" ? 0 : window.inputs,
+      maxChannels: exact || correct === "low_rank" || bf16.has(window.window) ? 0 : window.inputs,
       rankShare: rankCurve(window.spectrum, window.errorEnergy),
       channelShare: channelShare(window),
       rank: 0,
@@ -255,7 +263,7 @@ function cause(account: Account, options: BudgetOptions, stopped: string): strin
   if (!(window.errorEnergy > 0)) return "no correction: the weights are exact";
   const spent = [
     ...(options.correct === "sparse" ? [] : [`rank ${rank} of ${account.maxRank}`]),
-    ...(options.correct === "low_rank" ? [] : [`${channels} channels of ${window.inputs}`]),
+    ...(options.correct === "low_rank" ? [] : [`${channels} channels of ${account.maxChannels}`]),
   ].join(" and ");
   const next = bestStep(account, options);
   if (next === undefined) return `${spent}: all there are`;

@@ -18,6 +18,7 @@ import {
   type Node,
   type NodeOf,
   type Placement,
+  reads,
   type Value,
   values,
 } from "../ir/graph.ts";
@@ -105,7 +106,10 @@ class Lowering {
   }
 
   run(): Graph {
-    for (const node of this.graph.nodes) {
+    // Nothing reads a head, so it may come last: then it is known who else reads what it reads.
+    const isHead = (node: Node) => node.op === "linear" && this.#isHead(node);
+    const { nodes } = this.graph;
+    for (const node of [...nodes.filter((n) => !isHead(n)), ...nodes.filter(isHead)]) {
       this.#placement = { ...node.placement };
       const rule: (node: never) => void = this.#rules[node.op as LogicalOp];
       rule(node as never);
@@ -217,8 +221,7 @@ class Lowering {
     const { format } = node.params;
     const name = node.inputs[0]!;
     const corrections = this.#correctionsOf(node);
-    if (this.#isHead(node, corrections.length)) this.#narrow(name);
-    const x = this.#done(this.#at(name), NOTHING).base;
+    const x = this.#isHead(node) ? this.#narrowed(name) : this.#done(this.#at(name), NOTHING).base;
     const source = format === undefined || format.kind === "bf16" ? x : this.#coded(x, format.group);
     const finish = corrections.map((correction) => lowerCorrection(this.#emitter, correction, x));
     const sparse = corrections.find((c) => c.op === "sparse_residual");
@@ -231,34 +234,30 @@ class Lowering {
   // ---- rows
 
   /** Whether a linear makes the logits and nothing else: then its input is needed in the rows asked for alone. */
-  #isHead(node: NodeOf<"linear">, corrections: number): boolean {
-    const [out] = node.outputs;
-    return node.outputs.length === 1 && out !== undefined && corrections === 0 &&
-      this.graph.outputs.includes(out.name) && !this.#readers.has(out.name);
+  #isHead({ outputs }: NodeOf<"linear">): boolean {
+    const [out] = outputs;
+    return outputs.length === 1 && out !== undefined && this.graph.outputs.includes(out.name) &&
+      !this.#readers.has(out.name);
   }
 
-  /** Has `name` made in the rows asked for alone: by its norm where nobody else reads that, else by a copy. */
-  #narrow(name: string): void {
-    const { base } = this.#at(name);
-    const index = this.#nodes.findIndex((n) => n.outputs.some((v) => v.name === base));
+  /** The rows asked for of `name`: its norm makes no others where nothing has read that, else they are copied. */
+  #narrowed(name: string): string {
+    const x = this.#at(name);
+    const index = this.#nodes.findIndex((n) => n.outputs.some((v) => v.name === x.base));
     const maker = this.#nodes[index];
     const isNorm = maker?.op === "rms_norm" || maker?.op === "add_rms_norm";
-    if (isNorm && this.#isOnlyRead(maker, name)) {
-      const added = maker.added === undefined ? {} : { added: [...maker.added, []] };
-      const node = { ...maker, ...added, inputs: [...maker.inputs, this.#rows.name] };
-      this.#nodes[index] = this.#typed(asNode(node as NodeOf<Op>));
-      return;
+    if (!isNorm || this.#isRead(maker)) {
+      return this.#emit("copy", [x, plain(this.#rows.name)], {}, [`${name}_rows`])[0]!;
     }
-    const [rows] = this.#emit("copy", [this.#at(name), plain(this.#rows.name)], {}, [`${name}_rows`]);
-    this.#pending.set(name, plain(rows!));
+    const added = maker.added === undefined ? {} : { added: [...maker.added, []] };
+    const node = { ...maker, ...added, inputs: [...maker.inputs, this.#rows.name] };
+    this.#nodes[index] = this.#typed(asNode(node as NodeOf<Op>));
+    return x.base;
   }
 
-  /** Whether one linear's read of `name` is all that is read of what `maker` makes. */
-  #isOnlyRead(maker: Node, name: string): boolean {
-    const made = new Set(maker.outputs.map((v) => v.name));
-    const logical = [...this.#pending].filter(([, p]) => made.has(p.base)).map(([key]) => key);
-    return logical.every((key) => (this.#readers.get(key)?.length ?? 0) === (key === name ? 1 : 0)) &&
-      !this.graph.outputs.some((key) => logical.includes(key));
+  /** Whether an instruction so far reads anything that `maker` makes. */
+  #isRead({ outputs }: Node): boolean {
+    return this.#nodes.some((node) => outputs.some(({ name }) => reads(node).includes(name)));
   }
 
   #output(name: string): string {

@@ -220,16 +220,16 @@ class Maker {
       },
       () => this.#norm(c, out(this.#stream, "model.layers.99.out_proj")),
       () => {
-        // What the head reads is read after it, too.
+        // What the head reads is read after it, too, beside all tokens.
         const x = this.#norm(c, this.#stream);
         const logits = out(x, "lm_head");
-        this.#node("silu", [x.value], {}, 1);
+        this.#node("add", [x.value, this.#stream.value], {}, 1);
         return logits;
       },
       () => {
         const heads = this.#norm(c, this.#split(this.#stream, 2));
         const logits = out(this.#merge(heads), "lm_head");
-        this.#node("silu", [this.#merge(heads).value], {}, 1);
+        this.#node("add", [this.#merge(heads).value, this.#stream.value], {}, 1);
         return logits;
       },
     ];
