@@ -67,7 +67,7 @@ export class Staging implements Disposable {
     }
   }
 
-  /** Makes the folder visible at `output`. When it throws, what was there is there again. */
+  /** Makes the folder visible at `output`. When it throws, what was there is there again after the disposal. */
   publish(): void {
     if (!existsSync(this.output) && renamed(this.folder, this.output)) return;
     refuseOthers(this.output);
@@ -77,12 +77,8 @@ export class Staging implements Disposable {
     }
     const replaced = join(this.#work, "replaced");
     renameSync(this.output, replaced);
-    try {
-      renameSync(this.folder, this.output);
-    } catch (error) {
-      renameSync(replaced, this.output);
-      throw error;
-    }
+    // When this fails, or the process ends here, `clear` puts the other one back.
+    renameSync(this.folder, this.output);
     this.#keepOthers(() => {
       renameSync(this.output, this.folder);
       renameSync(replaced, this.output);
@@ -170,6 +166,7 @@ function isMark(file: string): boolean {
   }
 }
 
+/** Removes a folder that nobody uses any more, except the only copy of a bundle. */
 function clear(work: string, output: string): void {
   const replaced = join(work, "replaced");
   if (existsSync(replaced) && !existsSync(output)) renameSync(replaced, output);
