@@ -9,7 +9,8 @@
  * Names are random because process ids repeat between containers that share a folder. The lock is the system's (flock)
  * and not a file's age or owner: it is given back however a process ends, it is one for all containers of a machine,
  * and where there are no locks a left-over just stays. So a folder is removed only when it has the name, the mark
- * inside, and nobody behind it. The mark stays until the folder goes: a process can be killed at any moment.
+ * inside, and nobody behind it. The mark stays until the folder goes: a process can be killed at any moment. Looking
+ * at what is at the output and replacing it are one step for other compiles: both hold the lock of the folder around it.
  */
 import { randomBytes } from "node:crypto";
 import {
@@ -28,6 +29,7 @@ import { bundleFiles, PLAN_FILE } from "./bundle.ts";
 import { HcinferError } from "./errors.ts";
 import { readRegularText } from "./files.ts";
 
+const REPLACED = "replaced";
 const MARK_FILE = "compile.lock";
 const MARK = "hcinfer compile writes a bundle here. When no compile runs, this folder can be removed.\n";
 
@@ -49,9 +51,13 @@ export class Staging implements Disposable {
   constructor(output: string, mode: number, exchangePaths = exchange) {
     this.output = followed(resolve(output));
     this.#exchange = exchangePaths;
-    refuseOthers(this.output);
-    mkdirSync(dirname(this.output), { recursive: true });
-    removeLeftOvers(this.output);
+    const parent = dirname(this.output);
+    mkdirSync(parent, { recursive: true });
+    {
+      using _alone = FileLock.waitForFolder(parent);
+      refuseOthers(this.output);
+      removeLeftOvers(this.output);
+    }
     this.#work = `${this.output}.hcinfer-${randomBytes(8).toString("hex")}`;
     this.folder = join(this.#work, "bundle");
     mkdirSync(this.#work, { mode: 0o700 });
@@ -67,26 +73,23 @@ export class Staging implements Disposable {
     }
   }
 
-  /** Makes the folder visible at `output`. When it throws, what was there is there again. */
+  /** Makes the folder visible at `output`. When it throws, what was there is there again after the disposal. */
   publish(): void {
-    if (!existsSync(this.output) && renamed(this.folder, this.output)) return;
+    using _alone = FileLock.waitForFolder(dirname(this.output));
+    if (!existsSync(this.output)) return renameSync(this.folder, this.output);
     refuseOthers(this.output);
     if (this.#exchange(this.folder, this.output)) {
-      this.#keepOthers(() => void this.#exchange(this.folder, this.output), this.folder);
-      return;
+      return this.#keepOthers(() => void this.#exchange(this.folder, this.output), this.folder);
     }
-    const replaced = join(this.#work, "replaced");
+    const replaced = join(this.#work, REPLACED);
     renameSync(this.output, replaced);
-    try {
-      renameSync(this.folder, this.output);
-    } catch (error) {
-      renameSync(replaced, this.output);
-      throw error;
-    }
+    // When this fails, or the process ends here, `restore` puts the other one back.
+    renameSync(this.folder, this.output);
     this.#keepOthers(() => {
       renameSync(this.output, this.folder);
       renameSync(replaced, this.output);
     }, replaced);
+    rmSync(replaced, { recursive: true });
   }
 
   /** Undoes the replacement when a file came to the old bundle in the last moment. */
@@ -101,19 +104,12 @@ export class Staging implements Disposable {
 
   /** Removes what is left: everything, unless it was published. */
   [Symbol.dispose](): void {
-    if (existsSync(this.#work)) clear(this.#work, this.output);
+    if (existsSync(join(this.#work, REPLACED))) {
+      using _alone = FileLock.waitForFolder(dirname(this.output));
+      restore(this.#work, this.output);
+    }
+    rmSync(this.#work, { recursive: true, force: true });
     this.#lock?.[Symbol.dispose]();
-  }
-}
-
-/** Whether `from` became `to`; not when something has come to be there. */
-function renamed(from: string, to: string): boolean {
-  try {
-    renameSync(from, to);
-    return true;
-  } catch (error) {
-    if (existsSync(to)) return false;
-    throw error;
   }
 }
 
@@ -158,7 +154,9 @@ function removeLeftOvers(output: string): void {
     const mark = join(work, MARK_FILE);
     if (!isMark(mark)) continue;
     using lock = FileLock.tryTake(mark);
-    if (lock !== undefined) clear(work, output);
+    if (lock === undefined) continue;
+    restore(work, output);
+    rmSync(work, { recursive: true, force: true });
   }
 }
 
@@ -170,8 +168,8 @@ function isMark(file: string): boolean {
   }
 }
 
-function clear(work: string, output: string): void {
-  const replaced = join(work, "replaced");
+/** Puts back the bundle that was moved aside, when nothing took its place. */
+function restore(work: string, output: string): void {
+  const replaced = join(work, REPLACED);
   if (existsSync(replaced) && !existsSync(output)) renameSync(replaced, output);
-  rmSync(work, { recursive: true, force: true });
 }

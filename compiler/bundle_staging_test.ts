@@ -65,6 +65,40 @@ Deno.test("a bundle appears, and replaces the one before, with and without the s
   }
 });
 
+Deno.test("many publish to one place at once, with and without the system's exchange", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "hcinfer-staging-"));
+  try {
+    const output = join(folder, "out");
+    const script = join(folder, "child.ts");
+    const url = new URL("./bundle_staging.ts", import.meta.url).href;
+    fill(join(folder, "bundle"), "whole");
+    writeFileSync(
+      script,
+      `import { cpSync } from "node:fs";
+       import { Staging } from ${JSON.stringify(url)};
+       for (let n = 0; n < 40; n++) {
+         using staging = new Staging(${
+        JSON.stringify(output)
+      }, 0o755, ...(Deno.args.length ? [() => false] : []));
+         cpSync(${JSON.stringify(join(folder, "bundle"))}, staging.folder, { recursive: true });
+         staging.publish();
+       }`,
+    );
+    const config = new URL("../deno.json", import.meta.url).pathname;
+    for (const more of [[], ["without"]]) {
+      const args = ["run", "-A", "--no-check", "--config", config, script, ...more];
+      const children = Array.from({ length: 3 }, () => new Deno.Command(Deno.execPath(), { args }).output());
+      for (const { code, stderr } of await Promise.all(children)) {
+        assert.equal(code, 0, new TextDecoder().decode(stderr));
+      }
+      assert.equal(textOf(output), "whole");
+      assert.deepEqual(readdirSync(folder).sort(), ["bundle", "child.ts", "out"]);
+    }
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
 Deno.test("until it is published, a bundle is its owner's, and then it goes without a trace", () =>
   inFolder((folder, output) => {
     {

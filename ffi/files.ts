@@ -1,7 +1,7 @@
 /** Locks that the system takes back when their process ends, however it ends, and exchanging two folders in one step. */
 import { library } from "./open.ts";
 
-/** A lock on a file (flock): seen by every process that shares the file system of one kernel, in containers too. */
+/** A lock on a file or folder (flock): seen by every process that shares the file system of one kernel, in containers too. */
 export class FileLock implements Disposable {
   #file: number | undefined;
 
@@ -18,6 +18,12 @@ export class FileLock implements Disposable {
   /** The lock of a file that is there; undefined when somebody holds it, or the file system has no locks. */
   static tryTake(path: string): FileLock | undefined {
     const file = library().hc_lock_file(cString(path), 0);
+    return file < 0 ? undefined : new FileLock(file);
+  }
+
+  /** The lock of a folder, once everybody else has given it back; undefined when the file system has no locks. */
+  static waitForFolder(path: string): FileLock | undefined {
+    const file = library().hc_lock_folder(cString(path));
     return file < 0 ? undefined : new FileLock(file);
   }
 

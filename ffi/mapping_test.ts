@@ -59,13 +59,13 @@ Deno.test("pipes and devices are refused, and nothing waits", () =>
     }
   }));
 
-/** Runs `script`, which has mapFile, in a process of its own. */
+/** Runs `script`, which has mapFile and allocate, in a process of its own. */
 async function child(folder: string, script: string): Promise<{ code: number; text: string }> {
   const file = join(folder, "child.ts");
   const mapping = JSON.stringify(new URL("./mapping.ts", import.meta.url).href);
   writeFileSync(
     file,
-    `import { mapFile } from ${mapping};
+    `import { allocate, mapFile } from ${mapping};
      import { truncateSync } from "node:fs";
      import process from "node:process";
      ${script}
@@ -95,6 +95,20 @@ Deno.test("a file that is cut off while it is mapped ends the process with its n
     assert.deepEqual(await child(folder, sound), { code: 0, text: "still there\n" });
     const sent = await child(folder, `${sound} process.kill(process.pid, "SIGBUS");`);
     assert.doesNotMatch(sent.text, /truncated/);
+  }));
+
+Deno.test("what reaches a page beyond memory or a mapped file ends the process", () =>
+  inFolder(async (folder) => {
+    const path = join(folder, "weights");
+    writeFileSync(path, new Uint8Array(4096));
+    const library = JSON.stringify(new URL("./open.ts", import.meta.url).href);
+    for (const memory of [`mapFile(${JSON.stringify(path)})`, "allocate(4096)"]) {
+      const read = (bytes: number) =>
+        `const { library } = await import(${library});
+         library().hc_checksum(${memory}.bytes, ${bytes}n, 1);`;
+      assert.equal((await child(folder, read(4096))).code, 0);
+      assert.notEqual((await child(folder, read(4097))).code, 0);
+    }
   }));
 
 Deno.test("allocated memory is zero, aligned and writable; closing twice is harmless", () => {

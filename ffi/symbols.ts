@@ -22,6 +22,8 @@ export const mapping = {
 export const files = {
   /** (path, create or 0) -> descriptor of the file, locked; negative when it is not. */
   hc_lock_file: { parameters: ["buffer", "i32"], result: "i32" },
+  /** (path) -> as above, once the lock is free. */
+  hc_lock_folder: { parameters: ["buffer"], result: "i32" },
   hc_unlock_file: { parameters: ["i32"], result: "void" },
   /** (path, path) -> 0 when they are exchanged. */
   hc_exchange: { parameters: ["buffer", "buffer"], result: "i32" },

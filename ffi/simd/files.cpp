@@ -31,6 +31,19 @@ HC_EXPORT int32_t hc_lock_file(const char* path, int32_t create) {
   return -error;
 }
 
+// Waits for the lock of a folder. Returns a descriptor, or -errno.
+HC_EXPORT int32_t hc_lock_folder(const char* path) {
+  const int folder = open(path, O_RDONLY | O_CLOEXEC | O_DIRECTORY);
+  if (folder < 0) return -errno;
+  while (flock(folder, LOCK_EX) != 0) {
+    if (errno == EINTR) continue;
+    const int error = errno;
+    close(folder);
+    return -error;
+  }
+  return folder;
+}
+
 HC_EXPORT void hc_unlock_file(int32_t file) { close(file); }
 
 // Exchanges two paths of one file system. Returns 0, or errno: ENOSYS or EINVAL where there is no such operation.

@@ -3,6 +3,9 @@
 // A page of a mapped file whose bytes are gone (the file was cut off, its disk failed) is a SIGBUS when it is touched,
 // on whatever thread a kernel runs. The handler here finds the address among our mappings, names the file and ends the
 // process; other addresses go to the handler that was there before.
+//
+// Before and after every mapping lies a page that nobody may touch, so what reaches outside ends there and not in a
+// neighbour. For the address sanitizer, which knows nothing of mappings, the rest of the last page is forbidden too.
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -17,6 +20,13 @@
 #include <mutex>
 #include <string>
 #include <system_error>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, bytes) ((void)(address), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes) ((void)(address), (void)(bytes))
+#endif
 
 #define HC_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -102,6 +112,32 @@ void forget(const void* address) {
   }
 }
 
+size_t page_bytes() {
+  static const auto bytes = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return bytes;
+}
+
+size_t up_to(size_t multiple, uint64_t bytes) { return (bytes + multiple - 1) / multiple * multiple; }
+
+// Address space for `bytes` between two forbidden pages, forbidden itself; null when there is none.
+char* reserve(uint64_t bytes) {
+  const size_t page = page_bytes();
+  void* start = mmap(nullptr, up_to(page, bytes) + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return start == MAP_FAILED ? nullptr : static_cast<char*>(start) + page;
+}
+
+// Kernels may read to the end of the last 64 bytes, no further.
+void fence(char* address, uint64_t bytes) {
+  const size_t used = up_to(64, bytes);
+  ASAN_POISON_MEMORY_REGION(address + used, up_to(page_bytes(), bytes) - used);
+}
+
+void release(char* address, uint64_t bytes) {
+  const size_t page = page_bytes(), whole = up_to(page, bytes);
+  ASAN_UNPOISON_MEMORY_REGION(address, whole);
+  munmap(address - page, whole + 2 * page);
+}
+
 }  // namespace
 
 HC_EXPORT uint32_t hc_abi_version() { return HC_ABI_VERSION; }
@@ -124,13 +160,16 @@ HC_EXPORT void* hc_map_file(const char* path, uint64_t* size, char* message) {
                   S_ISDIR(status.st_mode) ? "it is a folder" : "it is a pipe or a device, not a file");
   } else if (status.st_size > 0) {
     *size = static_cast<uint64_t>(status.st_size);
-    address = mmap(nullptr, *size, PROT_READ, MAP_PRIVATE, file, 0);
+    char* place = reserve(*size);
+    address = place == nullptr ? MAP_FAILED : mmap(place, *size, PROT_READ, MAP_PRIVATE | MAP_FIXED, file, 0);
     if (address == MAP_FAILED) {
       describe(message, errno);
+      if (place != nullptr) release(place, *size);
       *size = 0;
       address = nullptr;
     } else {
       madvise(address, *size, MADV_WILLNEED);
+      fence(place, *size);
       remember(address, *size, path);
     }
   }
@@ -139,13 +178,18 @@ HC_EXPORT void* hc_map_file(const char* path, uint64_t* size, char* message) {
 }
 
 HC_EXPORT void* hc_allocate(uint64_t bytes) {
-  void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (address == MAP_FAILED) return nullptr;
+  char* address = reserve(bytes);
+  if (address == nullptr) return nullptr;
+  if (mprotect(address, up_to(page_bytes(), bytes), PROT_READ | PROT_WRITE) != 0) {
+    release(address, bytes);
+    return nullptr;
+  }
   // No huge pages: a cache for a long context is touched here and there, and each touch would take 2 MiB.
+  fence(address, bytes);
   return address;
 }
 
 HC_EXPORT void hc_unmap(void* address, uint64_t bytes) {
   forget(address);
-  munmap(address, bytes);
+  release(static_cast<char*>(address), bytes);
 }

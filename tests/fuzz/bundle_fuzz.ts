@@ -10,6 +10,7 @@ import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "../../compi
 import { genericProfile } from "../../compiler/profile.ts";
 import { bytesChecksum } from "../../compiler/weights/checksum.ts";
 import type { Plan } from "../../compiler/plan.ts";
+import { layoutSafetensors, readSafetensors } from "../../compiler/weights/safetensors.ts";
 import { type TinyModel, writeTinyModel } from "../fixtures/tiny_model.ts";
 import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import { type Case, main } from "./fuzz.ts";
@@ -50,6 +51,8 @@ interface Parts {
   readonly header: Json;
   readonly manifest: { files: Record<string, string>; weights: { bytes: number; checksum: string } };
   readonly zip: Record<string, Uint8Array>;
+  /** All of weights.safetensors, and what follows its header. */
+  readonly weights: Uint8Array;
   readonly data: Uint8Array;
   readonly run: Uint8Array;
   readonly words: readonly string[];
@@ -67,6 +70,7 @@ function read(bundle: string): Parts {
     header,
     manifest: json(zip["manifest.json"]),
     zip,
+    weights,
     data: weights.subarray(8 + headerBytes),
     run: readFileSync(join(bundle, "run.ts")),
     words: [...wordsOf(header, wordsOf(json(zip["plan.json"])))],
@@ -117,6 +121,17 @@ function changed(parts: Parts, random: Random, note: (change: string) => void): 
   return { plan, header };
 }
 
+/** The tensors in another order, so that another one lies where the mapping ends. */
+function shuffled(parts: Parts, random: Random): Pick<Parts, "header" | "data"> {
+  const { tensors } = readSafetensors(parts.weights, WEIGHTS_FILE);
+  const order = [...tensors].filter(([name]) => !name.startsWith("__padding."))
+    .map(([name, view]) => ({ at: random.next(), name, ...view })).sort((a, b) => a.at - b.at);
+  const { header, ranges, fileBytes } = layoutSafetensors(order);
+  const data = new Uint8Array(fileBytes - header.length);
+  for (const { name, bytes } of order) data.set(bytes, (ranges.get(name)?.offset ?? 0) - header.length);
+  return { header: JSON.parse(new TextDecoder().decode(header.subarray(8))), data };
+}
+
 /** Writes a bundle whose checksums all fit. */
 function write(folder: string, parts: Parts, { plan, header }: Documents): void {
   const encode = (value: unknown) => new TextEncoder().encode(JSON.stringify(value));
@@ -145,8 +160,9 @@ function load(folder: string): Case {
   const edited = join(folder, "edited");
   mkdirSync(edited, { recursive: true });
   return (random, note) => {
-    const parts = random.pick(bundles);
-    note(`bundle ${bundles.indexOf(parts)}`);
+    const original = random.pick(bundles);
+    note(`bundle ${bundles.indexOf(original)}`);
+    const parts = { ...original, ...shuffled(original, random) };
     write(edited, parts, changed(parts, random, note));
     using bundle = openBundle(edited, { threads: 1 });
     using executor = createCpuExecutor(bundle, {

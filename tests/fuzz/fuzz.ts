@@ -175,7 +175,8 @@ class Watch {
     const kinds = new Map<string, Finding[]>();
     for (const finding of this.#findings) {
       const place = /^\s+at (?!node:|ext:).*$|^.*Sanitizer.*$|^.*runtime error.*$/m.exec(finding.text)?.[0];
-      const key = `${finding.kind}: ${finding.text.split("\n", 1)[0]} ${(place ?? "").trim()}`;
+      const key = `${finding.kind}: ${finding.text.split("\n", 1)[0]} ${(place ?? "").trim()}`
+        .replaceAll(/0x[0-9a-f]+|==\d+==/g, "#");
       kinds.set(key, [...kinds.get(key) ?? [], finding]);
     }
     console.log(`\n${this.#findings.length} findings of ${kinds.size} kinds`);

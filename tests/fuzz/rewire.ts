@@ -42,7 +42,9 @@ const exchangedParameters: Rewiring = (plan, random) => {
 /** A node runs once more, on a value of any width, under new names and with the parameters of the first. */
 const again: Rewiring = (plan, random) => {
   const { nodes } = plan.graph;
-  const node = random.pick(nodes.filter((n) => n.op === "rms_norm" || n.op === "linear" || n.op === "silu"));
+  const node = random.chance(0.3)
+    ? random.pick(nodes.slice(-1)) // the head, which no window keeps from being there twice
+    : random.pick(nodes.filter((n) => n.op === "rms_norm" || n.op === "linear" || n.op === "silu"));
   const values = nodes.flatMap((n) => n.outputs).filter((value) => value.type.shape.length === 2);
   const x = random.pick(values);
   const outputs = node.outputs.map(({ name, type }) => ({
