@@ -15,7 +15,7 @@ import {
   type Operand,
   type Segment,
 } from "../../ffi/instructions.ts";
-import { encoder } from "../../runtime/executors/cpu/encode.ts";
+import { Encoder } from "../../runtime/executors/cpu/encode.ts";
 import { type Lane, lanesOf, type ProgramMode } from "../../runtime/executors/cpu/program.ts";
 
 const CAPACITY = 3;
@@ -41,15 +41,16 @@ export interface Programs {
 }
 
 export function programsOf(plan: Plan, mode: ProgramMode): Programs {
-  const memory = memoryOf(plan, { capacity: CAPACITY, contextLength: CONTEXT });
+  const memory = memoryOf(plan, { capacity: CAPACITY, contextLength: CONTEXT, cachePositions: CONTEXT });
   const weight = (): Operand => ({ segment: "weights", offset: 0 });
-  const encode = encoder({ plan, memory, corrections: mode !== "off", weight });
+  const encoder = new Encoder({ plan, memory, corrections: mode !== "off", weight });
   const nodes = new Map<Instruction["operands"], Node>();
-  const lanes = lanesOf(plan, (node) => {
-    const instruction = encode(node);
+  const encode = (node: Node) => {
+    const instruction = encoder.encode(node);
     nodes.set(instruction.operands, node);
     return instruction;
-  }, { mode, threads: 4 });
+  };
+  const lanes = lanesOf(plan, { encode, input: (value) => encoder.input(value) }, { mode, threads: 4 });
   return { graph: plan.graph, lanes, nodes };
 }
 

@@ -25,7 +25,7 @@ export interface Lane {
 /** @param observers what else to run, which takes a program of one lane */
 export function lanesOf(
   plan: Plan,
-  encoder: Encoder,
+  encoder: Pick<Encoder, "encode" | "input">,
   { mode, threads }: { readonly mode: ProgramMode; readonly threads: number },
   observers?: Observers,
 ): Lane[] {
