@@ -4,7 +4,7 @@
  */
 
 /** Must equal HC_ABI_VERSION in simd/mapping.cpp: raised whenever a signature changes. */
-export const ABI_VERSION = 2;
+export const ABI_VERSION = 3;
 
 export const abi = {
   hc_abi_version: { parameters: [], result: "u32" },

@@ -3,6 +3,7 @@ import fc from "fast-check";
 import { HcinferError } from "../errors.ts";
 import { arbitraryChoices, CHOICES, passes } from "../../tests/fixtures/passes.ts";
 import { arbitraryGraph, arbitrarySizes, TINY, transformer } from "./fixture.ts";
+import type { Stage } from "./graph.ts";
 import { GraphBuilder } from "./build.ts";
 import { moduleTensor } from "./naming.ts";
 import { parseGraph } from "./parse.ts";
@@ -22,12 +23,13 @@ Deno.test("the text of every stage parses back to the same graph", async () => {
 
 Deno.test("rotation tables keep every bit, are one where they are alike, and have names of their own", async () => {
   const b = new GraphBuilder("ropes");
-  const tokens = b.input("rope_0", tensor("i32", "T"));
+  const tokens = b.input("tokens", tensor("i32", "T"));
+  const positions = b.input("rope_0", tensor("i32", "T"));
   const x = b.node("embedding", [tokens], { ...moduleTensor("e"), rows: 4, width: 4 });
   let [h] = b.node("split_heads", x, { headDim: 2 });
   const tables = [[0.1 + 0.2, 1], [1e-300, 2 / 3], [0.1 + 0.2, 1], [0.1 + 0.2, 2], [-5e-324, 1]];
   for (const [frequency, scale] of tables) {
-    [h] = b.node("rope", [h!, tokens], { table: b.ropeTable([frequency!], scale) });
+    [h] = b.node("rope", [h!, positions], { table: b.ropeTable([frequency!], scale) });
   }
   const graph = b.finish(b.node("merge_heads", [h!], {}), "traced");
   assert.deepEqual(graph.ropes.map((t) => t.name), ["rope_0_1", "rope_1", "rope_2", "rope_3"]);
@@ -36,7 +38,7 @@ Deno.test("rotation tables keep every bit, are one where they are alike, and hav
   assert.throws(() => b.ropeTable([]), /no frequencies/);
   const table = b.ropeTable([1, 2]);
   assert.throws(
-    () => b.node("rope", [h!, tokens], { table }),
+    () => b.node("rope", [h!, positions], { table }),
     /expects 1 frequencies for heads of 2, found 2/,
   );
 });
@@ -104,9 +106,44 @@ async function errorOf(text: string): Promise<string> {
   throw new Error("no error");
 }
 
+type Edit = readonly [from: string, to: string, message: RegExp];
+
+async function assertErrors(text: string, edits: readonly Edit[]): Promise<void> {
+  for (const [from, to, expected] of edits) {
+    assert.ok(text.includes(from), from);
+    const message = await errorOf(text.replace(from, to));
+    assert.match(message, expected);
+    assert.match(message, /graph\.py:\d+:\d+: error: /);
+    assert.match(message, /\^/);
+  }
+}
+
+function textAt(stage: Stage): string {
+  const { stages } = passes(transformer({ ...TINY, layers: 1 }));
+  return printGraph(stages.find((graph) => graph.stage === stage)!);
+}
+
+Deno.test("errors in the text of instructions", async () => {
+  await assertErrors(textAt("scheduled"), [
+    ["gate + rows_0_gate_up", "gate + nobody", /nobody is not defined before this line/],
+    ["gate + rows_0_gate_up", "gate + x", /adds x, which is no delta/],
+    ["gate + rows_0_gate_up", "gate + rows_0_qkv", /adds rows_0_qkv to gate, of another window/],
+    ["gate + rows_0_gate_up", "gate + rows_0_gate_up + rows_0_gate_up", /out of order/],
+    ['"rope_0"', '"rope_1"', /append names a table rope_1 that is not there/],
+    [
+      "positions, layer=0, head_dim=16, kv_heads=2",
+      "tokens, layer=0, head_dim=16, kv_heads=2",
+      /reads tokens/,
+    ],
+    ["kv_heads=2", "kv_heads=1", /another cache than its queries'/],
+    ["codes=64", "codes=63", /codes must be a group size, found 63/],
+    ["codes=64", "codes=32", /expects i8g64 as input, found \[T,64\] i8g32/],
+    ['rows, "model.norm"', 'positions, "model.norm"', /expects rows \[R\] i32/],
+  ]);
+});
+
 Deno.test("errors have the line and a caret", async () => {
-  const text = printGraph(passes(transformer({ ...TINY, layers: 1 })).schedule.graph);
-  const edits: [string, string, RegExp][] = [
+  await assertErrors(textAt("compensated"), [
     ["scale=1)", "scale=fast)", /expected a number or a string, found fast/],
     ["scale=1)", "size=1)", /expected scale=, a number/],
     ["scale=1)", "scale=0)", /scale of rope_0 must be a positive number, found 0/],
@@ -120,8 +157,8 @@ Deno.test("errors have the line and a caret", async () => {
     ["outputs=(64, 32, 32)", "outputs=(64, 32)", /expected outputs of 3 weights, found 2/],
     ["outputs=(64, 32, 32)", 'outputs=(64, "32", 32)', /expected numbers or strings, found both/],
     ['window="0.o"', 'window="0.qkv"', /a linear before it belongs to window 0\.qkv too/],
-    ['stage = "scheduled"', 'stage = "done"', /expected a stage/],
-    ['stage = "scheduled"', 'stage = "traced"', /not legal/],
+    ['stage = "compensated"', 'stage = "done"', /expected a stage/],
+    ['stage = "compensated"', 'stage = "traced"', /not legal/],
     ["return logits", "", /expected return/],
     ["return logits", "return logits\nx = 1", /nothing after return|expected a line/],
     ["[T,64] f32 |", "[T,63] f32 |", /the comment says \[T,63\] f32, the op makes \[T,64\] f32/],
@@ -130,14 +167,7 @@ Deno.test("errors have the line and a caret", async () => {
     ["q, k, v = linear(", "q, k = linear(", /makes 3 values here, found 2 names/],
     ["tokens = input(", "tokens = input((", /not Python|expected/],
     ["channels=", "channels=-", /channels must be/],
-  ];
-  for (const [from, to, expected] of edits) {
-    assert.ok(text.includes(from), from);
-    const message = await errorOf(text.replace(from, to));
-    assert.match(message, expected);
-    assert.match(message, /graph\.py:\d+:\d+: error: /);
-    assert.match(message, /\^/);
-  }
+  ]);
 });
 
 Deno.test("several errors are reported at once, and none that follows from another", async () => {
