@@ -1,6 +1,7 @@
 /** What a plan holds, in figures: `compile` and the demo print a summary, `inspect` the tables. */
 import type { Graph, Node, NodeOf } from "../compiler/ir/graph.ts";
 import { packedName } from "../compiler/ir/naming.ts";
+import { windowOf } from "../compiler/passes/schedule.ts";
 import type { PackedWeight, Plan } from "../compiler/plan.ts";
 import { bytesText, percentText } from "./terminal.ts";
 
@@ -39,7 +40,7 @@ export function windows(plan: Plan): Window[] {
     const linear = linears.get(packedName(weight.sections));
     const name = linear?.params.window;
     if (linear === undefined || name === undefined) return [];
-    const nodes = correctionNodes(plan.graph, name);
+    const nodes = plan.graph.nodes.filter((node) => windowOf(node) === name);
     const budget = budgets.get(name);
     const store = stores.get(name);
     return [{
@@ -50,16 +51,12 @@ export function windows(plan: Plan): Window[] {
       rank: budget?.rank ?? 0,
       channels: budget?.channels ?? 0,
       bytesStored: (store?.residual?.bytes ?? 0) + (store?.factors?.bytes ?? 0),
-      bytesRead: nodes.reduce((sum, node) => sum + (node.placement.bytesRead ?? 0), 0),
+      // As budgets count them: factors and chosen rows, without the norms and scales that rows are chosen by.
+      bytesRead: nodes.filter((node) => node.op !== "sparse_select")
+        .reduce((sum, node) => sum + (node.placement.bytesRead ?? 0), 0),
       cause: budget?.cause ?? "",
     }];
   });
-}
-
-function correctionNodes(graph: Graph, window: string): Node[] {
-  return graph.nodes.filter((node) =>
-    (node.op === "low_rank" || node.op === "sparse_residual") && node.params.window === window
-  );
 }
 
 export function figures(plan: Plan): Figures {
@@ -111,15 +108,15 @@ export function planSummary(plan: Plan): string {
       }`,
     ],
   ];
-  const forms = [...new Set(all.flatMap((window) => window.nodes.map((node) => node.op)))];
-  if (forms.length === 0) {
+  const corrected = all.filter((window) => window.nodes.length > 0);
+  if (corrected.length === 0) {
     lines.push(["corrections", "none"]);
   } else {
-    const corrected = all.filter((window) => window.nodes.length > 0);
-    const sizes = [
-      forms.includes("low_rank") ? `rank ${range(corrected.map((w) => w.rank))}` : "",
-      forms.includes("sparse_residual") ? `${range(corrected.map((w) => w.channels))} channels` : "",
-    ].filter(Boolean).join(", ");
+    const [ranks, channels] = [corrected.map((w) => w.rank), corrected.map((w) => w.channels)];
+    const [factors, rows] = [Math.max(...ranks) > 0, Math.max(...channels) > 0];
+    const forms = [factors ? "low_rank" : "", rows ? "sparse_residual" : ""].filter(Boolean);
+    const sizes = [factors ? `rank ${range(ranks)}` : "", rows ? `${range(channels)} channels` : ""]
+      .filter(Boolean).join(", ");
     const share = figure.correctionBytesRead / figure.backboneBytes;
     lines.push(
       ["corrections", `${forms.join(" and ")} in ${corrected.length} of ${all.length} windows, ${sizes}`],
