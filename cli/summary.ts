@@ -1,13 +1,12 @@
 /** What a plan holds, in figures: `compile` and the demo print a summary, `inspect` the tables. */
 import type { Graph, Node, NodeOf } from "../compiler/ir/graph.ts";
 import { packedName } from "../compiler/ir/naming.ts";
-import type { Op } from "../compiler/ir/ops.ts";
-import { flights } from "../compiler/passes/schedule.ts";
+import { windowOf } from "../compiler/passes/schedule.ts";
 import type { PackedWeight, Plan } from "../compiler/plan.ts";
 import { bytesText, percentText } from "./terminal.ts";
 
 /** All bytes; "read" is per decoded token. */
-interface Figures {
+export interface Figures {
   /** Packed weights that lie in windows: what corrections correct. */
   readonly backboneBytes: number;
   /** Embedding and output head. */
@@ -30,9 +29,6 @@ export interface Window {
   readonly cause: string;
 }
 
-/** What chooses rows reads a norm of each, which the budget leaves out: rows and factors are what it spends. */
-const CHOICES: ReadonlySet<Op> = new Set<Op>(["sparse_select"]);
-
 /** Windows in graph order, each with its packed weight, its corrections and its budget. */
 export function windows(plan: Plan): Window[] {
   const budgets = new Map(plan.graph.budgets.map((budget) => [budget.window, budget]));
@@ -40,12 +36,11 @@ export function windows(plan: Plan): Window[] {
   const linears = new Map(
     plan.graph.nodes.flatMap((n) => n.op === "linear" ? [[packedName(n.params.weights), n] as const] : []),
   );
-  const flown = flights(plan.graph);
   return plan.weights.flatMap((weight) => {
     const linear = linears.get(packedName(weight.sections));
     const name = linear?.params.window;
     if (linear === undefined || name === undefined) return [];
-    const nodes = flown.get(name)?.corrections.map((index) => plan.graph.nodes[index]!) ?? [];
+    const nodes = plan.graph.nodes.filter((node) => windowOf(node) === name);
     const budget = budgets.get(name);
     const store = stores.get(name);
     return [{
@@ -56,10 +51,9 @@ export function windows(plan: Plan): Window[] {
       rank: budget?.rank ?? 0,
       channels: budget?.channels ?? 0,
       bytesStored: (store?.residual?.bytes ?? 0) + (store?.factors?.bytes ?? 0),
-      bytesRead: nodes.reduce(
-        (sum, node) => sum + (CHOICES.has(node.op) ? 0 : node.placement.bytesRead ?? 0),
-        0,
-      ),
+      // As budgets count them: factors and chosen rows, without the norms and scales that rows are chosen by.
+      bytesRead: nodes.filter((node) => node.op !== "sparse_select")
+        .reduce((sum, node) => sum + (node.placement.bytesRead ?? 0), 0),
       cause: budget?.cause ?? "",
     }];
   });
@@ -91,9 +85,6 @@ export function predicted(graph: Graph): Map<string, number> {
   return lanes;
 }
 
-/** The form of correction that makes a delta by an op. */
-const FORMS: { readonly [P in Op]?: string } = { low_rank_up: "low_rank", sparse_sum: "sparse_residual" };
-
 function range(numbers: readonly number[]): string {
   const [least, most] = [Math.min(...numbers), Math.max(...numbers)];
   return least === most ? `${least}` : `${least}-${most}`;
@@ -117,15 +108,15 @@ export function planSummary(plan: Plan): string {
       }`,
     ],
   ];
-  const forms = [...new Set(all.flatMap((window) => window.nodes.flatMap((node) => FORMS[node.op] ?? [])))];
-  if (forms.length === 0) {
+  const corrected = all.filter((window) => window.nodes.length > 0);
+  if (corrected.length === 0) {
     lines.push(["corrections", "none"]);
   } else {
-    const corrected = all.filter((window) => window.nodes.length > 0);
-    const sizes = [
-      forms.includes("low_rank") ? `rank ${range(corrected.map((w) => w.rank))}` : "",
-      forms.includes("sparse_residual") ? `${range(corrected.map((w) => w.channels))} channels` : "",
-    ].filter(Boolean).join(", ");
+    const [ranks, channels] = [corrected.map((w) => w.rank), corrected.map((w) => w.channels)];
+    const [factors, rows] = [Math.max(...ranks) > 0, Math.max(...channels) > 0];
+    const forms = [factors ? "low_rank" : "", rows ? "sparse_residual" : ""].filter(Boolean);
+    const sizes = [factors ? `rank ${range(ranks)}` : "", rows ? `${range(channels)} channels` : ""]
+      .filter(Boolean).join(", ");
     const share = figure.correctionBytesRead / figure.backboneBytes;
     lines.push(
       ["corrections", `${forms.join(" and ")} in ${corrected.length} of ${all.length} windows, ${sizes}`],

@@ -17,13 +17,15 @@ import {
 } from "../executor.ts";
 
 class NullSequence implements Sequence {
-  constructor(public length = 0) {}
+  /** @param owner the executor; undefined once this is closed */
+  constructor(public owner: Executor | undefined, public length = 0) {}
 
   fork(): NullSequence {
-    return new NullSequence(this.length);
+    return new NullSequence(this.owner, this.length);
   }
 
   [Symbol.dispose](): void {
+    this.owner = undefined;
     this.length = 0;
   }
 }
@@ -55,19 +57,21 @@ export class NullExecutor implements Executor {
   }
 
   sequence(): Sequence {
-    return new NullSequence();
+    return new NullSequence(this);
   }
 
   step(request: StepRequest): readonly Float32Array[] {
     checkStep(this, request);
-    return request.runs.map((run) => {
-      if (!(run.sequence instanceof NullSequence)) {
-        throw new HcinferError("input", "a run names a sequence of another executor");
-      }
+    return request.runs.map((run) => ({ ...run, sequence: this.#own(run.sequence) })).map((run) => {
       run.sequence.length = run.position + run.tokens.length;
       this.#clock += this.trace.microseconds * run.tokens.length;
       return new Float32Array(logitRows(run) * this.model.vocabularySize);
     });
+  }
+
+  #own(sequence: Sequence): NullSequence {
+    if (sequence instanceof NullSequence && sequence.owner === this) return sequence;
+    throw new HcinferError("input", "a run names a sequence that is closed or of another executor");
   }
 
   stepAsync(request: StepRequest, signal?: AbortSignal): Promise<readonly Float32Array[]> {

@@ -5,6 +5,7 @@ import { memoryOf } from "../../compiler/memory.ts";
 import { predictPlan } from "../../compiler/inspect.ts";
 import { genericProfile, PROFILES } from "../../compiler/profile.ts";
 import { profile, tinyPlan } from "../../tests/fixtures/passes.ts";
+import { refusal } from "../../tests/fixtures/errors.ts";
 import { stepOne } from "../../tests/fixtures/steps.ts";
 import { createNullExecutor, type NullExecutor } from "./null.ts";
 
@@ -91,6 +92,14 @@ Deno.test("the clock counts tokens, whatever steps they come in; logits are zero
   assert.throws(() => stepOne(executor, first, [1], { position: 9 }), HcinferError);
   assert.equal(stepOne(executor, first, [1], { position: 1, logits: "none" }).length, 0);
   assert.deepEqual([first.length, second.length], [2, 4]);
+  using other = open("async");
+  const closed = executor.sequence();
+  closed[Symbol.dispose]();
+  for (const sequence of [other.sequence(), closed, closed.fork()]) {
+    const runs = [run(second), { ...run(sequence), position: 0 }];
+    assert.throws(() => executor.step({ runs }), refusal("input", /closed or of another executor/));
+  }
+  assert.equal(second.length, 4);
 });
 
 Deno.test("stepAsync is step, and hears a signal that has aborted", async () => {

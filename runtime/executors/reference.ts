@@ -39,14 +39,18 @@ class ReferenceSequence implements Sequence {
   length = 0;
   caches = new Map<number, LayerCache>();
 
+  /** @param owner the executor; undefined once this is closed */
+  constructor(public owner: Executor | undefined) {}
+
   fork(): ReferenceSequence {
-    const copy = new ReferenceSequence();
+    const copy = new ReferenceSequence(this.owner);
     copy.length = this.length;
     for (const [layer, cache] of this.caches) copy.caches.set(layer, cache.copy());
     return copy;
   }
 
   [Symbol.dispose](): void {
+    this.owner = undefined;
     this.length = 0;
     this.caches.clear();
   }
@@ -79,12 +83,18 @@ export class ReferenceExecutor implements Executor {
   }
 
   sequence(): ReferenceSequence {
-    return new ReferenceSequence();
+    return new ReferenceSequence(this);
   }
 
   step(request: StepRequest): readonly Float32Array[] {
     checkStep(this, request);
-    return request.runs.map((run) => this.#run(run));
+    return request.runs.map((run) => ({ ...run, sequence: this.#own(run.sequence) }))
+      .map((run) => this.#run(run));
+  }
+
+  #own(sequence: Sequence): ReferenceSequence {
+    if (sequence instanceof ReferenceSequence && sequence.owner === this) return sequence;
+    throw new HcinferError("input", "a run names a sequence that is closed or of another executor");
   }
 
   stepAsync(request: StepRequest, signal?: AbortSignal): Promise<readonly Float32Array[]> {
@@ -94,11 +104,8 @@ export class ReferenceExecutor implements Executor {
     });
   }
 
-  #run(run: Run): Float32Array {
+  #run(run: Run & { readonly sequence: ReferenceSequence }): Float32Array {
     const { sequence, tokens, position, as } = run;
-    if (!(sequence instanceof ReferenceSequence)) {
-      throw new HcinferError("input", "a run names a sequence of another executor");
-    }
     // Whatever happens now, later positions no longer hold.
     sequence.length = position;
     const count = tokens.length, wanted = logitRows(run);

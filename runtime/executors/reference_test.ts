@@ -12,8 +12,9 @@ import {
   encodeResidual,
 } from "../../compiler/weights/correction_reference.ts";
 import { dequantize, quantize } from "../../compiler/weights/reference.ts";
+import { refusal } from "../../tests/fixtures/errors.ts";
 import { stepOne } from "../../tests/fixtures/steps.ts";
-import type { ExecutableBundle, ExecutorOptions, StepKind } from "../executor.ts";
+import type { ExecutableBundle, ExecutorOptions, Sequence, StepKind } from "../executor.ts";
 import { createReferenceExecutor } from "./reference.ts";
 
 const INPUTS = 40;
@@ -265,6 +266,11 @@ Deno.test("a plan without lanes for corrections, and one asked for none, compute
   assert.notDeepEqual(run(["sparse"], 0, 2), plain);
 });
 
+function closed(sequence: Sequence): Sequence {
+  sequence[Symbol.dispose]();
+  return sequence;
+}
+
 Deno.test("several sequences in one step are computed as each alone", () => {
   using executor = createReferenceExecutor(bundle(["sparse", "low_rank"], 1));
   using first = executor.sequence();
@@ -278,4 +284,10 @@ Deno.test("several sequences in one step are computed as each alone", () => {
   assert.deepEqual(a, stepOne(executor, alone, [1, 2], { as: "prefill" }));
   assert.deepEqual(b, stepOne(executor, alone, [3], { position: 0 }));
   assert.deepEqual([first.length, second.length, alone.length], [2, 1, 1]);
+  using other = createReferenceExecutor(bundle(["sparse", "low_rank"], 1));
+  for (const sequence of [other.sequence(), closed(executor.sequence())]) {
+    const more = [{ ...runs[1], position: 1 }, { ...runs[1], sequence }];
+    assert.throws(() => executor.step({ runs: more }), refusal("input", /closed or of another executor/));
+  }
+  assert.equal(second.length, 1);
 });

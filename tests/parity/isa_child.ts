@@ -20,7 +20,8 @@ try {
   for (const path of process.argv.slice(2)) {
     using bundle = openBundle(path);
     for (const as of ["prefill", "decode"] as const) {
-      const options = { threads: THREADS, corrections: "inline", contextLength: 64 } as const;
+      const limits = { contextLength: 64, cachePositions: 128 };
+      const options = { threads: THREADS, corrections: "inline", ...limits } as const;
       using cpu = createCpuExecutor(bundle, options);
       using sequence = cpu.sequence();
       const tokens = someTokens(29, cpu.model.vocabularySize);
@@ -29,6 +30,14 @@ try {
       for (const [start, end] of [[0, 27], [27, 28], [28, 29]]) {
         const step = tokens.subarray(start, end);
         const logits = stepOne(cpu, sequence, step, { as });
+        digest.update(new Uint8Array(logits.buffer, logits.byteOffset, logits.byteLength));
+      }
+      // Two sequences in one step, which share their beginning.
+      using fork = sequence.fork();
+      const runs = [sequence, fork].map((sequence, i) => (
+        { sequence, position: 29, tokens: tokens.subarray(i, i + 1), as, logits: "last" } as const
+      ));
+      for (const logits of cpu.step({ runs })) {
         digest.update(new Uint8Array(logits.buffer, logits.byteOffset, logits.byteLength));
       }
       console.log(`${bundle.plan.weights[1]?.format} ${as} ${digest.digest("hex")}`);

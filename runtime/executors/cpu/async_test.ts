@@ -51,6 +51,42 @@ Deno.test("stepAsync leaves the event loop free, refuses a second step, and comp
   }
 });
 
+Deno.test("while a step runs its sequences can be forked and closed, the executor cannot", async () => {
+  using models = new RandomModels();
+  using bundle = await models.compile(LARGE, Q4);
+  using cpu = createCpuExecutor(bundle, { threads: 2, corrections: "inline", cachePositions: 8192 });
+  const all = cpu.freePositions;
+  const tokens = someTokens(512, cpu.model.vocabularySize);
+  const expected = cpu.sequence();
+  const before = stepOne(cpu, expected, tokens.subarray(0, 80), { as: "prefill", logits: "last" }).slice();
+  const [kept, closed] = [expected.fork(), expected.fork()];
+  const runs = [kept, closed].map((sequence) => ({
+    ...prefillOf(sequence, tokens.subarray(80)),
+    position: 80,
+  }));
+  const running = cpu.stepAsync({ runs: [runs[0]!] });
+  assert.throws(() => cpu[Symbol.dispose](), /a step is running/);
+  const fork = kept.fork();
+  assert.equal(fork.length, 80);
+  const logits = (await running)[0]!.slice();
+  assert.equal(kept.length, 512);
+  assertSameBits(
+    stepOne(cpu, expected, tokens.subarray(80), { as: "prefill", logits: "last" }),
+    logits,
+    "step",
+  );
+  // The fork has what was there when it was made.
+  const last = { position: 79, as: "prefill", logits: "last" } as const;
+  assertSameBits(stepOne(cpu, fork, tokens.subarray(79, 80), last), before, "fork");
+
+  const second = cpu.stepAsync({ runs: [runs[1]!] });
+  closed[Symbol.dispose]();
+  assertSameBits((await second)[0]!, logits, "closed meanwhile");
+  assert.equal(closed.length, 0);
+  for (const sequence of [fork, kept, expected]) sequence[Symbol.dispose]();
+  assert.equal(cpu.freePositions, all);
+});
+
 /** How long a promise took to be rejected with the reason of the signal, from when `controller` was aborted. */
 async function secondsToEnd(controller: AbortController, running: Promise<unknown>): Promise<number> {
   let aborted = Infinity;

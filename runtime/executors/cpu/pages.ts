@@ -110,9 +110,9 @@ export class PagedSequence implements Sequence {
     this.#length = begin;
   }
 
-  /** Says that positions up to `end` are cached. */
+  /** Says that positions up to `end` are cached, unless the sequence was closed while they were computed. */
   advance(end: number): void {
-    this.#length = end;
+    if (this.#isOpen) this.#length = end;
   }
 
   [Symbol.dispose](): void {
