@@ -54,7 +54,7 @@ interface Options extends RunOptions {
 async function evaluateBundle(path: string, options: Options): Promise<void> {
   const text = readRegularText(options.text);
   const { window } = options;
-  const open = { ...options, contextLength: window, capacity: window };
+  const open = { ...options, contextLength: window };
   using model = OpenModel.open(path, open);
   using reference = options.reference ? OpenModel.open(options.reference, open) : null;
   const tokens = model.tokenizer().encode(text, { addSpecialTokens: false });

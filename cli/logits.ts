@@ -11,7 +11,7 @@ import {
   threadsOption,
   tokenIds,
 } from "./arguments.ts";
-import { interruptible } from "./interrupted.ts";
+import { abortable } from "./interrupted.ts";
 import { OpenModel } from "./opening.ts";
 import { writeFile } from "./output.ts";
 import { printable } from "./terminal.ts";
@@ -50,15 +50,14 @@ async function logits(path: string, options: Options): Promise<void> {
     dtype: "F32",
     shape: [tokens.length, vocabularySize],
   }]);
-  await interruptible((check) =>
-    writeFile(options.output, (append) => {
+  await abortable((signal) =>
+    writeFile(options.output, async (append) => {
       append(layout.header);
       const sequence = model.executor.sequence();
       for (let position = 0; position < tokens.length; position += capacity) {
-        check();
         const step = tokens.subarray(position, position + capacity);
         const run = { sequence, position, tokens: step, as, logits: "all" } as const;
-        for (const rows of model.executor.step({ runs: [run] })) {
+        for (const rows of await model.executor.stepAsync({ runs: [run] }, signal)) {
           append(new Uint8Array(rows.buffer, rows.byteOffset, rows.byteLength));
         }
       }

@@ -26,7 +26,10 @@ import { HcinferError } from "../compiler/errors.ts";
  * @throws HcinferError "usage" when something is there that is no ordinary file, "environment" when it cannot be
  * written, and whatever `write` throws. Then nothing has changed.
  */
-export function writeFile(path: string, write: (append: (bytes: Uint8Array) => void) => void): void {
+export async function writeFile(
+  path: string,
+  write: (append: (bytes: Uint8Array) => void) => void | Promise<void>,
+): Promise<void> {
   let partial: string | undefined;
   try {
     const target = targetOf(path);
@@ -37,7 +40,7 @@ export function writeFile(path: string, write: (append: (bytes: Uint8Array) => v
     partial = name;
     try {
       if (replaced !== undefined) fchmodSync(file, replaced.mode & 0o777);
-      write((bytes) => {
+      await write((bytes) => {
         for (let at = 0; at < bytes.length;) at += writeSync(file, bytes, at);
       });
     } finally {

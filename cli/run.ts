@@ -19,8 +19,8 @@ import {
   threadsOption,
   whole,
 } from "./arguments.ts";
-import { Interrupted } from "./interrupted.ts";
-import { secondsText, writeOut } from "./terminal.ts";
+import { abortable } from "./interrupted.ts";
+import { Progress, secondsText, writeOut } from "./terminal.ts";
 
 export function runCommand(): Command {
   return new Command("run")
@@ -58,6 +58,9 @@ Examples:
     .action(run);
 }
 
+/** Tokens of a prompt between two looks at its progress: within 5 % of the speed of longer chunks. */
+const PROMPT_CHUNK = 256;
+
 interface Options extends RunOptions {
   readonly maxTokens: number;
   readonly temperature: number;
@@ -86,24 +89,22 @@ async function run(path: string, prompt: string, options: Options, command: Comm
   using bundle = openBundle(path);
   const { tokenizer, ids, contextLength } = encode(bundle, text, options);
   using executor = createCpuExecutor(bundle, { ...options, contextLength });
-  const session = new Session(executor);
-  const interrupt = new AbortController();
-  const onInterrupt = () => interrupt.abort();
-  process.once("SIGINT", onInterrupt);
-  const generation = session.generate(ids, {
-    sampler,
-    maxTokens: options.maxTokens,
-    tokenizer,
-    signal: interrupt.signal,
-  });
-  try {
+  const session = new Session(executor, { chunk: PROMPT_CHUNK });
+  await abortable(async (signal) => {
+    const progress = new Progress("prompt");
+    if (ids.length > PROMPT_CHUNK) progress.show(0, ids.length, "tokens");
+    const generation = session.generate(ids, {
+      sampler,
+      maxTokens: options.maxTokens,
+      tokenizer,
+      signal,
+      onProgress: (done, total) => done < total ? progress.show(done, total, "tokens") : progress.finish(),
+    });
     for await (const piece of generation) writeOut(piece.text);
-  } finally {
-    process.off("SIGINT", onInterrupt);
-  }
-  process.stdout.write("\n");
-  if (!options.quiet) process.stderr.write(`${speedText(generation.statistics)}\n`);
-  if (interrupt.signal.aborted) throw new Interrupted();
+    progress.finish();
+    process.stdout.write("\n");
+    if (!options.quiet) process.stderr.write(`${speedText(generation.statistics)}\n`);
+  });
 }
 
 /** Token ids of the prompt, and a context just large enough, so that a short run takes little memory. */
@@ -136,6 +137,9 @@ function messages(text: string, system: string | undefined) {
 
 function speedText(statistics: GenerationStatistics): string {
   const { promptTokens, generatedTokens, secondsToFirstToken, promptTokensPerSecond } = statistics;
+  if (generatedTokens === 0 && statistics.end === "aborted") {
+    return `ended by an interrupt within the prompt of ${promptTokens} tokens`;
+  }
   const parts = [
     `prompt ${promptTokens} tokens, ${promptTokensPerSecond.toFixed(0)} tokens/s`,
     `first token after ${secondsText(secondsToFirstToken)}`,
