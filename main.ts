@@ -34,7 +34,7 @@ Examples:
   hcinfer help compile
 
 Exit codes: 2 options, 3 model description, 4 checkpoint, 5 bundle, 6 environment,
-7 input, 130 interrupted, 1 anything else.`,
+7 input, 130 interrupted, 143 terminated,\n1 anything else.`,
     );
   const commands = [
     compileCommand(),

@@ -12,7 +12,7 @@ import {
   TOKENS,
   wait,
   WIDTH,
-} from "./engine_fixture.ts";
+} from "../tests/fixtures/engine.ts";
 import type { Instruction } from "./instructions.ts";
 
 const THREADS = [1, 2, 4];

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { decodeFactors } from "../compiler/weights/correction_reference.ts";
 import { factorise } from "./packing.ts";
-import { normals } from "./packing_fixture.ts";
+import { normals } from "../tests/fixtures/packing.ts";
 
 const energy = (values: ArrayLike<number>) => Array.from(values).reduce((sum, x) => sum + x * x, 0);
 

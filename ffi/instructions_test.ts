@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { HcinferError } from "../compiler/errors.ts";
-import { at, instruction, machine, TOKENS } from "./engine_fixture.ts";
+import { at, instruction, machine, TOKENS } from "../tests/fixtures/engine.ts";
 import {
   cppHeader,
   encode,

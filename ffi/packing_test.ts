@@ -7,7 +7,7 @@ import { RESIDUAL_WIDTHS, type ResidualWidth } from "../compiler/weights/correct
 import { formatText } from "../compiler/weights/format.ts";
 import { widen } from "../compiler/weights/half.ts";
 import { errorOf, packResidual, quantize } from "./packing.ts";
-import { bytesOf, digest, FORMATS, normals } from "./packing_fixture.ts";
+import { bytesOf, digest, FORMATS, normals } from "../tests/fixtures/packing.ts";
 
 const energy = (values: ArrayLike<number>) => Array.from(values).reduce((sum, x) => sum + x * x, 0);
 const difference = (a: ArrayLike<number>, b: ArrayLike<number>) =>
@@ -166,7 +166,12 @@ Deno.test("no byte depends on the instruction set", async () => {
   const expected = digest(1);
   for (const isa of ["avx512vnni", "avx512", "avx2", "neon", "scalar"]) {
     const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-      args: ["run", "-A", "--no-check", fileURLToPath(new URL("./packing_fixture.ts", import.meta.url))],
+      args: [
+        "run",
+        "-A",
+        "--no-check",
+        fileURLToPath(new URL("../tests/fixtures/packing.ts", import.meta.url)),
+      ],
       env: { HCINFER_ISA: isa },
     }).output();
     const refused = new TextDecoder().decode(stderr).includes("HCINFER_ISA names an instruction set");

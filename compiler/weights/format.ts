@@ -1,7 +1,7 @@
 /**
  * Weight formats and their packed layouts, bit by bit. This file is the one description: the plain-TypeScript
  * oracle (reference.ts), the native packer (ffi/simd/quantize.cpp) and the kernels (ffi/simd/unpack.h) follow it;
- * format_golden.ts holds bytes worked out by hand, which tests of each side compare with. How scales are chosen is
+ * tests/fixtures/formats.ts holds bytes worked out by hand, which tests of each side compare with. How scales are chosen is
  * said at `quantizeGroup` in reference.ts.
  *
  * A matrix W is [outputs, inputs] as in a checkpoint; y = x W^T. Rows (outputs) go in blocks of 16, inputs in

@@ -8,7 +8,7 @@ import {
   parseFormat,
   type WeightFormat,
 } from "./format.ts";
-import { GOLDEN } from "./format_golden.ts";
+import { GOLDEN } from "../../tests/fixtures/formats.ts";
 import { fromBF16, fromF16, roundF16, toBF16, toF16 } from "./half.ts";
 import { dequantize, packCodes, quantize, quantizeGroup, unpackCodes } from "./reference.ts";
 
