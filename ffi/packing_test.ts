@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
-import { GOLDEN } from "../compiler/weights/format_golden.ts";
+import { GOLDEN } from "../tests/fixtures/formats.ts";
 import { dequantize, quantize as quantizeReference } from "../compiler/weights/reference.ts";
 import { decodeResidual, encodeResidual } from "../compiler/weights/correction_reference.ts";
 import { RESIDUAL_WIDTHS, type ResidualWidth } from "../compiler/weights/correction.ts";
