@@ -52,9 +52,12 @@ interface Item {
 
 const HIDDEN = [24, 50, 8, 130, 64];
 const VOCABULARY = [33, 5, 16, 70];
-const WIDTHS = [20, 1, 7, 16, 48, 66, 130];
+const WIDTHS = [20, 3, 7, 16, 45, 66, 130];
 const HEAD_DIMS = [4, 2, 6, 12, 16, 20, 32];
-const EPSILONS = [1e-6, 1e-2, 0.3];
+/** Of heads that are neither rotated nor attended to. */
+const ODD_DIMS = [3, 5];
+/** Large enough that the direction of what is nearly zero does not decide everything behind its norm. */
+const EPSILONS = [0.01, 0.1, 0.3];
 const THETAS = [100, 10_000];
 /** Values that a step may read: the latest, so that graphs are deep. */
 const RECENT = 8;
@@ -105,7 +108,7 @@ class Maker {
   #projections(c: Choices): void {
     const x = this.#read(c);
     const path = this.#module(c);
-    for (let n = 0, count = 1 + c.below(3); n < count; n++) {
+    for (let n = 0, count = c.of([1, 2, 3, 9]); n < count; n++) {
       this.#keep(this.#linear(x, `${path}.w${n}_proj`, c.of(WIDTHS)));
     }
   }
@@ -149,7 +152,8 @@ class Maker {
     const silu = () => (x: Item) => this.#node("silu", [x.value], {}, 0.5 * x.size);
     const twice = () => (x: Item) => this.#node("add", [x.value, x.value], {}, 2 * x.size);
     const ways = [rotation, norm, rotation, norm, rotation, norm, silu, twice];
-    const steps = Array.from({ length: c.below(4) }, () => c.of(ways)());
+    const legal = headDim % 2 === 0 ? ways : ways.filter((way) => way !== rotation);
+    const steps = Array.from({ length: c.below(4) }, () => c.of(legal)());
     return (x) => steps.reduce((value, step) => step(value), x);
   }
 
@@ -185,7 +189,7 @@ class Maker {
   #views(c: Choices): void {
     const x = this.#read(c);
     const width = Number(x.value.type.shape[1]);
-    const fitting = HEAD_DIMS.filter((d) => width % d === 0);
+    const fitting = [...HEAD_DIMS, ...ODD_DIMS].filter((d) => width % d === 0);
     const old = this.#heads.at(-1 - c.below(3));
     const split = fitting.length > 0 && c.below(2) === 0 ? this.#split(x, c.of(fitting)) : old;
     if (split === undefined) return;
