@@ -192,6 +192,7 @@ const RULES: { readonly [P in Op]: Rule<P> } = {
       );
     }
     grouped(queryHeads, keyHeads);
+    if (dim % 2 !== 0) throw new GraphError(`expects heads of an even dimension, found ${dim}`);
     indices(inputs, 3, "positions");
     return [at(inputs, 0)];
   },

@@ -202,7 +202,7 @@ export const ARITY: { readonly [P in Op]: readonly [number, number] } = {
   silu_mul: [2, 2],
   low_rank: [1, 1],
   sparse_residual: [1, 1],
-  merge: [2, 8],
+  merge: [2, Infinity],
   copy: [1, 2],
   quantize: [1, 1],
   append: [4, 4],

@@ -1,15 +1,16 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { passes } from "../../tests/fixtures/passes.ts";
-import { GraphBuilder, NameSource } from "./build.ts";
+import { CHOICES, passes } from "../../tests/fixtures/passes.ts";
+import { asNode, GraphBuilder, NameSource } from "./build.ts";
 import { arbitrarySizes, transformer } from "./fixture.ts";
-import type { Graph, Node, Stage } from "./graph.ts";
+import type { Graph, Node, NodeOf, Stage } from "./graph.ts";
 import { GraphError, inferTypes } from "./infer.ts";
 import { layerOf, moduleTensor, packedName, packedPaths, paddedOutputs } from "./naming.ts";
-import type { Params } from "./ops.ts";
+import type { Op, Params } from "./ops.ts";
 import { tensor, typeText } from "./types.ts";
 import { verify } from "./verify.ts";
 
+const BOTH = { kind: "rank+channels", rank: 2, channels: 5 } as const;
 const named = (...paths: string[]) => paths.map((path) => ({ path }));
 
 Deno.test("names of packed weights", () => {
@@ -117,6 +118,29 @@ Deno.test("the verifier finds what a pass may break", () => {
   broken(same, /not legal before a later stage/, { stage: "compensated" });
   broken(same, /no outputs/, { outputs: [] });
   broken(same, /not defined/, { outputs: ["nothing"] });
+  broken(same, /expected one output/, { outputs: [...graph.outputs, ...graph.outputs] });
+});
+
+Deno.test("what a corrected linear makes is read with every correction of its window, or not at all", () => {
+  const { stages } = passes(transformer(), { ...CHOICES, correct: "both", budget: BOTH });
+  const graph = stages.find((g) => g.stage === "compensated") as Graph;
+  const refused = (change: (node: Node) => Node, message: RegExp) =>
+    assert.throws(
+      () => verify({ ...graph, nodes: graph.nodes.map(change) }),
+      (e) => e instanceof GraphError && message.test(e.message),
+    );
+  const [merge] = graph.nodes.filter((n) => n.op === "merge");
+  assert.ok(merge !== undefined && merge.params.deltas === 2);
+  refused((node) => {
+    if (node !== merge) return node;
+    return { ...merge, inputs: merge.inputs.slice(0, -1), params: { ...merge.params, deltas: 1 } };
+  }, /expects every correction of window 0\.qkv/);
+  refused((node) => {
+    const merged = merge.outputs[0]!.name;
+    return asNode(
+      { ...node, inputs: node.inputs.map((n) => n === merged ? merge.inputs[0]! : n) } as NodeOf<Op>,
+    );
+  }, /is read without its corrections/);
 });
 
 Deno.test("a tied head must be one packed weight with the embedding", () => {

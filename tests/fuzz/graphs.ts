@@ -21,11 +21,14 @@ export interface Script {
   readonly steps: readonly (readonly number[])[];
 }
 
-const numbers = (most: number) => fc.array(fc.nat(999), { minLength: 4, maxLength: most });
+/** Neither short nor near 0, as fast-check likes them to be: that is what graphs shrink to. */
+export function numbers(count: number): fc.Arbitrary<number[]> {
+  return fc.noBias(fc.array(fc.nat(999), { minLength: count, maxLength: count }));
+}
 
 export const arbitraryScript: fc.Arbitrary<Script> = fc.record({
   head: numbers(8),
-  steps: fc.array(numbers(24), { minLength: 1, maxLength: 7 }),
+  steps: fc.noBias(fc.array(numbers(30), { minLength: 1, maxLength: 7, size: "max" })),
 });
 
 export interface RandomGraph {
@@ -49,9 +52,12 @@ interface Item {
 
 const HIDDEN = [24, 50, 8, 130, 64];
 const VOCABULARY = [33, 5, 16, 70];
-const WIDTHS = [20, 1, 7, 16, 48, 66, 130];
+const WIDTHS = [20, 3, 7, 16, 45, 66, 130];
 const HEAD_DIMS = [4, 2, 6, 12, 16, 20, 32];
-const EPSILONS = [1e-6, 1e-2, 0.3];
+/** Of heads that are neither rotated nor attended to. */
+const ODD_DIMS = [3, 5];
+/** Large enough that the direction of what is nearly zero does not decide everything behind its norm. */
+const EPSILONS = [0.01, 0.1, 0.3];
 const THETAS = [100, 10_000];
 /** Values that a step may read: the latest, so that graphs are deep. */
 const RECENT = 8;
@@ -102,7 +108,7 @@ class Maker {
   #projections(c: Choices): void {
     const x = this.#read(c);
     const path = this.#module(c);
-    for (let n = 0, count = 1 + c.below(3); n < count; n++) {
+    for (let n = 0, count = c.of([1, 2, 3, 9]); n < count; n++) {
       this.#keep(this.#linear(x, `${path}.w${n}_proj`, c.of(WIDTHS)));
     }
   }
@@ -119,32 +125,36 @@ class Maker {
     };
     const [query, key] = [made("q", heads), made("k", kvHeads)];
     const value = c.below(5) === 1 ? key : made("v", kvHeads);
-    const q = this.#tamed(c, this.#prepared(c, query));
-    const k = this.#tamed(c, this.#prepared(c, key));
-    const v = this.#tamed(c, c.below(3) === 1 ? this.#prepared(c, value) : value);
+    // Mostly the same is done to queries and keys, as models do.
+    const recipe = this.#recipe(c, headDim);
+    const q = this.#tamed(c, recipe(query));
+    const k = this.#tamed(c, c.below(3) === 1 ? this.#recipe(c, headDim)(key) : recipe(key));
+    const v = this.#tamed(c, c.below(3) === 1 ? this.#recipe(c, headDim)(value) : value);
     const scale = 1 / (Math.sqrt(headDim) * q.size * k.size);
     const layer = this.#layers++;
     const inputs = [q.value, k.value, v.value, this.#positions];
     const out = this.#node("attention", inputs, { layer, scale }, 0.7 * v.size);
     this.#heads.push(query, out);
-    const merged = this.#merge(c.below(4) === 1 ? this.#prepared(c, out) : out);
+    const merged = this.#merge(c.below(4) === 1 ? this.#recipe(c, headDim)(out) : out);
     this.#flat.push(merged);
     const o = c.below(3) === 2 ? merged : this.#linear(merged, `${path}.o_proj`, this.#hidden);
     this.#join(c, o);
   }
 
-  /** Heads through up to three of norm, rotation and what reads heads elementwise. */
-  #prepared(c: Choices, x: Item): Item {
-    const ways: readonly ((x: Item) => Item)[] = [
-      (x) => this.#rope(c, x),
-      (x) => this.#norm(c, x),
-      (x) => this.#rope(c, x),
-      (x) => this.#norm(c, x),
-      (x) => this.#node("silu", [x.value], {}, 0.5 * x.size),
-      (x) => this.#node("add", [x.value, x.value], {}, 2 * x.size),
-    ];
-    for (let n = c.below(4); n > 0; n--) x = c.of(ways)(x);
-    return x;
+  /** Up to three of norm, rotation and what reads heads elementwise, to be done to heads of `headDim`. */
+  #recipe(c: Choices, headDim: number): (x: Item) => Item {
+    const rotation = () => {
+      const scale = c.of([1, 1, 1.25]);
+      const table = this.#build.ropeTable(frequencies(c.of(THETAS), headDim), scale);
+      return (x: Item) => this.#node("rope", [x.value, this.#positions], { table }, scale * x.size);
+    };
+    const norm = () => (x: Item) => this.#norm(c, x);
+    const silu = () => (x: Item) => this.#node("silu", [x.value], {}, 0.5 * x.size);
+    const twice = () => (x: Item) => this.#node("add", [x.value, x.value], {}, 2 * x.size);
+    const ways = [rotation, norm, rotation, norm, rotation, norm, silu, twice];
+    const legal = headDim % 2 === 0 ? ways : ways.filter((way) => way !== rotation);
+    const steps = Array.from({ length: c.below(4) }, () => c.of(legal)());
+    return (x) => steps.reduce((value, step) => step(value), x);
   }
 
   #mlp(c: Choices): void {
@@ -179,11 +189,11 @@ class Maker {
   #views(c: Choices): void {
     const x = this.#read(c);
     const width = Number(x.value.type.shape[1]);
-    const fitting = HEAD_DIMS.filter((d) => width % d === 0);
+    const fitting = [...HEAD_DIMS, ...ODD_DIMS].filter((d) => width % d === 0);
     const old = this.#heads.at(-1 - c.below(3));
     const split = fitting.length > 0 && c.below(2) === 0 ? this.#split(x, c.of(fitting)) : old;
     if (split === undefined) return;
-    const heads = this.#prepared(c, split);
+    const heads = this.#recipe(c, Number(split.value.type.shape[2]))(split);
     this.#heads.push(heads);
     this.#keep(this.#merge(heads));
   }
@@ -255,12 +265,6 @@ class Maker {
     const path = shared ?? `norms.n${this.#modules++}`;
     this.#norms.set(width, path);
     return this.#node("rms_norm", [value], { ...moduleTensor(path), epsilon: c.of(EPSILONS) }, 1);
-  }
-
-  #rope(c: Choices, { value, size }: Item): Item {
-    const scale = c.of([1, 1, 1.25]);
-    const table = this.#build.ropeTable(frequencies(c.of(THETAS), Number(value.type.shape[2])), scale);
-    return this.#node("rope", [value, this.#positions], { table }, scale * size);
   }
 
   #split({ value, size }: Item, headDim: number): Item {

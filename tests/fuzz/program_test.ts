@@ -6,7 +6,7 @@ import { lower } from "../../compiler/passes/lower.ts";
 import { formatText } from "../../compiler/weights/format.ts";
 import { inventory } from "../../compiler/weights/inventory.ts";
 import { compensated, packingOf, planOf, profile } from "./bundle.ts";
-import { arbitraryScript, graphOf, type Script } from "./graphs.ts";
+import { arbitraryScript, graphOf, numbers, type Script } from "./graphs.ts";
 import { findRace, type Programs, programsOf, STEPS } from "./races.ts";
 
 const MODES = ["async", "inline", "off"] as const;
@@ -38,7 +38,7 @@ function race(programs: Programs): string | undefined {
   return STEPS.map((step) => findRace(programs, step)).find((found) => found !== undefined);
 }
 
-const plans = fc.tuple(arbitraryScript, fc.array(fc.nat(999), { minLength: 8, maxLength: 8 }))
+const plans = fc.tuple(arbitraryScript, numbers(8))
   .map(([script, packing]) => plan(script, packing));
 
 for (const mode of MODES) {
