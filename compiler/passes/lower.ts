@@ -29,6 +29,7 @@ import { verify } from "../ir/verify.ts";
 import type { MachineProfile } from "../profile.ts";
 import type { GroupSize } from "../weights/format.ts";
 import { type Correction, type Emitter, lowerCorrection } from "./lower_corrections.ts";
+import { ABSORBS, DELTAS, NOTHING, type Pending, plain, WORK, type Work } from "./pending.ts";
 
 export interface LowerOptions {
   readonly profile: MachineProfile;
@@ -38,37 +39,6 @@ export interface LowerOptions {
 
 export function lower(graph: Graph, options: LowerOptions): Graph {
   return new Lowering(graph, options).run();
-}
-
-/** Work that a value's readers still have to do, in this order. */
-const WORK = ["deltas", "norm", "rope"] as const;
-type Work = typeof WORK[number];
-
-const DELTAS: readonly Work[] = ["deltas"];
-const HEADS: readonly Work[] = WORK;
-const NOTHING: readonly Work[] = [];
-
-/** What each op absorbs at each input. Inputs beyond the list, and ops without a row, absorb nothing. */
-const ABSORBS: { readonly [P in Op]?: readonly (readonly Work[])[] } = {
-  rms_norm: [DELTAS],
-  add_rms_norm: [DELTAS, DELTAS],
-  rope: [DELTAS],
-  silu: [DELTAS],
-  add: [DELTAS, DELTAS],
-  mul: [DELTAS, DELTAS],
-  silu_mul: [DELTAS, DELTAS],
-  copy: [DELTAS],
-  append: [HEADS, HEADS, DELTAS],
-};
-
-/** Where a logical value is: a value of the lowered graph, and what is pending on it. */
-interface Pending {
-  readonly base: string;
-  readonly deltas: readonly string[];
-  /** Columns of a head, where the value is seen as heads. */
-  readonly headDim?: number;
-  readonly norm?: NormParams;
-  readonly rope?: string;
 }
 
 class Lowering {
@@ -107,7 +77,7 @@ class Lowering {
 
   run(): Graph {
     // Nothing reads a head, so it may come last: then it is known who else reads what it reads.
-    const isHead = (node: Node) => node.op === "linear" && this.#isHead(node);
+    const isHead = (node: Node) => node.op === "linear" && this.#isOutputHead(node);
     const { nodes } = this.graph;
     for (const node of [...nodes.filter((n) => !isHead(n)), ...nodes.filter(isHead)]) {
       this.#placement = { ...node.placement };
@@ -221,7 +191,7 @@ class Lowering {
     const { format } = node.params;
     const name = node.inputs[0]!;
     const corrections = this.#correctionsOf(node);
-    const x = this.#isHead(node) ? this.#narrowed(name) : this.#done(this.#at(name), NOTHING).base;
+    const x = this.#isOutputHead(node) ? this.#narrowed(name) : this.#done(this.#at(name), NOTHING).base;
     const source = format === undefined || format.kind === "bf16" ? x : this.#coded(x, format.group);
     const finish = corrections.map((correction) => lowerCorrection(this.#emitter, correction, x));
     const sparse = corrections.find((c) => c.op === "sparse_residual");
@@ -234,7 +204,7 @@ class Lowering {
   // ---- rows
 
   /** Whether a linear makes the logits and nothing else: then its input is needed in the rows asked for alone. */
-  #isHead({ outputs }: NodeOf<"linear">): boolean {
+  #isOutputHead({ outputs }: NodeOf<"linear">): boolean {
     const [out] = outputs;
     return outputs.length === 1 && out !== undefined && this.graph.outputs.includes(out.name) &&
       !this.#readers.has(out.name);
@@ -407,10 +377,6 @@ class Lowering {
   #logical(name: string): TensorType {
     return values(this.graph).get(name)!.type;
   }
-}
-
-function plain(base: string, headDim?: number): Pending {
-  return headDim === undefined ? { base, deltas: [] } : { base, deltas: [], headDim };
 }
 
 /** Two dimensions: heads lie beside each other. */
