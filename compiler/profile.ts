@@ -25,9 +25,8 @@ export type CpuProfile = z.infer<typeof CpuProfile>;
 export const GpuProfile = z.strictObject({
   name: z.string(),
   memory: z.int().positive(),
-  /** Gigabytes per second of its own memory, and of the link to the host in each direction. */
+  /** Gigabytes per second of its own memory. */
   readBandwidth: rate,
-  linkBandwidth: rate,
   /** Billions of multiply-adds per second. */
   int8Rate: rate,
   fp32Rate: rate,
@@ -80,7 +79,6 @@ export const PROFILES = {
       name: "GeForce RTX 4060 Laptop",
       memory: 8 * GIB,
       readBandwidth: 256,
-      linkBandwidth: 13,
       int8Rate: 50_000,
       fp32Rate: 7_000,
       instructionOverhead: 1.5,
@@ -95,7 +93,6 @@ export const PROFILES = {
       name: "GeForce RTX 4090",
       memory: 24 * GIB,
       readBandwidth: 1008,
-      linkBandwidth: 25,
       int8Rate: 330_000,
       fp32Rate: 41_000,
       instructionOverhead: 1.5,
