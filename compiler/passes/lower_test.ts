@@ -259,6 +259,26 @@ Deno.test("a norm over flat columns of a linear of several is no head's norm", (
   assert.deepEqual([qNorm, kNorm, table], [undefined, undefined, "rope_0"]);
 });
 
+Deno.test("a window may have more linears than a merge of one or two", () => {
+  const m = new Model();
+  const hints = Array.from({ length: 9 }, (_, i) => `w${i}`);
+  const graph = m.lowered(m.corrected(m.x, hints)[8]!);
+  assert.equal(only(graph, "linear").outputs.length, 9);
+  assert.equal(instructions(graph).at(-1), "copy(w8 + factors + rows, rows1)");
+});
+
+Deno.test("logits that something reads are made of all tokens, and those asked for are copied", () => {
+  const m = new Model();
+  const logits = m.linear(m.norm(m.x, "n"), "head");
+  m.node("silu", [logits], {});
+  assert.deepEqual(instructions(m.lowered(logits)), [
+    "rms_norm(x)",
+    "linear(n)",
+    "silu(head)",
+    "copy(head, rows)",
+  ]);
+});
+
 Deno.test("flat values: norms, sums and products absorb deltas; linears and corrections read a sum", () => {
   const cases: readonly (readonly [(m: Model, y: Value) => Value, readonly string[]])[] = [
     [(m, y) => m.norm(y, "n"), [`rms_norm(${Y})`, "copy(n, rows1)"]],

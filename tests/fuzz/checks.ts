@@ -206,7 +206,7 @@ export function checkBits(bundle: FuzzBundle): void {
   }
 }
 
-/** The logits of `logitsOf`, with another sequence at other positions in every step. */
+/** The logits of `logitsOf`, with another sequence at other positions, of either kind, in every step. */
 function besideAnother(cpu: Executor, bundle: FuzzBundle, as: StepKind): Float32Array {
   const [tokens, others] = [tokensOf(bundle), tokensOf(bundle, TOKENS, 2)];
   using sequence = cpu.sequence();
@@ -220,7 +220,7 @@ function besideAnother(cpu: Executor, bundle: FuzzBundle, as: StepKind): Float32
       sequence: other,
       position: TOKENS - position,
       tokens: others.subarray(0, 3),
-      as,
+      as: KINDS[position % 2]!,
       logits: "last",
     } as const;
     rows.push(...cpu.step({ runs: position === 0 ? [beside, run] : [run, beside] })[position === 0 ? 1 : 0]!);

@@ -237,6 +237,12 @@ class Maker {
         return logits;
       },
       () => {
+        // Logits that something reads.
+        const logits = out(this.#norm(c, this.#stream), "lm_head");
+        this.#node("silu", [logits.value], {}, 1);
+        return logits;
+      },
+      () => {
         const heads = this.#norm(c, this.#split(this.#stream, 2));
         const logits = out(this.#merge(heads), "lm_head");
         this.#node("add", [this.#merge(heads).value, this.#stream.value], {}, 1);
