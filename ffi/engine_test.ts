@@ -209,7 +209,7 @@ Deno.test("a key or value that f16 does not hold is named", () => {
     at(offset, n < 4 ? "arena" : "step")
   );
   const heads = instruction(
-    "heads",
+    "append",
     {
       ...{ q, k, v, out, positions, sequences, pages: at(128, "step") },
       ...{ cacheK: at(0, "cache"), cacheV: at(4096, "cache") },

@@ -141,7 +141,7 @@ export const INSTRUCTIONS = {
   // Between lanes: publish this step's number at an event of the mailbox, or wait for it.
   signal: { operands: { event: words(write("8")) }, integers: {}, reals: [] },
   wait: { operands: { event: words(read("8")) }, integers: {}, reals: [] },
-  embed: {
+  embedding: {
     operands: {
       tokens: read("4 * n"),
       packed: read("packed_bytes(format, group, rows, width)"),
@@ -207,7 +207,7 @@ export const INSTRUCTIONS = {
     where: ["headDim % 2 == 0"],
   },
   // Queries, keys and values: norm and rotation of each head of q and k, then k and v are appended to the cache.
-  heads: {
+  append: {
     operands: {
       ...merged("q", "qStride", "heads * headDim"),
       ...merged("k", "kStride", "kvHeads * headDim"),
@@ -234,7 +234,7 @@ export const INSTRUCTIONS = {
     where: ["headDim % 2 == 0", HAS_CONTEXT],
   },
   // tiles: i32 [first token, count] of tokens that follow each other in one sequence.
-  attention: {
+  attend: {
     operands: {
       q: read("4 * n * heads * headDim"),
       cacheK: read(CACHE_BYTES),

@@ -119,7 +119,7 @@ const FACTORS = { aStride: 64, bStride: 80, inputs: 40, outputs: 70, rank: 5, bf
 type Example<P extends Opcode> = Pick<InstructionOf<P>, "integers" | "reals">;
 /** Sizes of every instruction that make all of its operands have bytes, but for x beside codes. */
 const EXAMPLES: { readonly [P in Exclude<Opcode, "signal" | "wait">]: Example<P> } = {
-  embed: { integers: { format: 3, group: 64, rows: 20, width: 100 }, reals: {} },
+  embedding: { integers: { format: 3, group: 64, rows: 20, width: 100 }, reals: {} },
   norm: {
     integers: { width: 40, heads: 1, aStride: 50, bStride: 60, ...QUANTIZED },
     reals: { epsilon: 1e-5 },
@@ -128,7 +128,7 @@ const EXAMPLES: { readonly [P in Exclude<Opcode, "signal" | "wait">]: Example<P>
   siluMul: { integers: { width: 40, gateStride: 50, upStride: 60, ...QUANTIZED }, reals: {} },
   elementwise: { integers: { kind: 1, width: 40, aStride: 50, bStride: 60 }, reals: {} },
   rope: { integers: { heads: 3, headDim: 12, xStride: 50, context: 100 }, reals: {} },
-  heads: {
+  append: {
     integers: {
       heads: 4,
       kvHeads: 2,
@@ -141,7 +141,7 @@ const EXAMPLES: { readonly [P in Exclude<Opcode, "signal" | "wait">]: Example<P>
     },
     reals: { qEpsilon: 1e-5, kEpsilon: 1e-5 },
   },
-  attention: { integers: { heads: 4, kvHeads: 2, headDim: 12, ...PAGES }, reals: { scale: 1 } },
+  attend: { integers: { heads: 4, kvHeads: 2, headDim: 12, ...PAGES }, reals: { scale: 1 } },
   linear: {
     integers: { format: 2, rows: 70, inputs: 40, xStride: 0, yStride: 75, ...QUANTIZED, ...RESIDUAL },
     reals: {},
@@ -215,13 +215,13 @@ Deno.test("extents are those of the layouts", () => {
     const message = refusal(example(op, { [name]: at(0, "observations") }, integers));
     return Number(/ has (\d+) bytes from/.exec(message)?.[1]);
   };
-  assert.equal(bytes("embed", "packed"), 2 * 2 * (64 + 16 * 64 * 3 / 8));
-  assert.equal(bytes("embed", "packed", { format: 0, group: 0, width: 101 }), 2 * 51 * 64);
+  assert.equal(bytes("embedding", "packed"), 2 * 2 * (64 + 16 * 64 * 3 / 8));
+  assert.equal(bytes("embedding", "packed", { format: 0, group: 0, width: 101 }), 2 * 51 * 64);
   assert.equal(bytes("norm", "b"), 4 * ((TOKENS - 1) * 60 + 40));
   assert.equal(bytes("norm", "codes"), TOKENS * 64);
-  assert.equal(bytes("heads", "cacheK"), 2 * 3 * 2 * 12 * 64);
-  assert.equal(bytes("heads", "cosines"), 4 * 100 * 6);
-  assert.equal(bytes("attention", "tiles"), 8 * TOKENS);
+  assert.equal(bytes("append", "cacheK"), 2 * 3 * 2 * 12 * 64);
+  assert.equal(bytes("append", "cosines"), 4 * 100 * 6);
+  assert.equal(bytes("attend", "tiles"), 8 * TOKENS);
   assert.equal(bytes("linear", "residualCodes"), 40 * 64);
   assert.equal(bytes("lowRankDown", "a"), 2 * 5 * 64);
   assert.equal(bytes("lowRankDown", "a", { bf16: 0 }), 5 * 64);
@@ -234,7 +234,7 @@ Deno.test("an operand that is missing is refused, unless it may be", () => {
       const message = refusal(example(op, { [name]: null }));
       if (op === "linear" && name === "x") assert.equal(message, "");
       else if (!("optional" in rule)) assert.match(message, new RegExp(`: ${name} is missing`));
-      else if (op === "heads" && /sines/.test(name)) assert.match(message, /one of cosines and sines/);
+      else if (op === "append" && /sines/.test(name)) assert.match(message, /one of cosines and sines/);
       else assert.equal(message, "", `${op}.${name}`);
     }
   }
@@ -253,16 +253,16 @@ Deno.test("integers out of their range are refused, by name", () => {
 
 Deno.test("integers that do not fit each other are refused", () => {
   const cases: readonly (readonly [Computing, Record<string, number>])[] = [
-    ["embed", { group: 48 }],
-    ["embed", { group: 0 }],
-    ["embed", { format: 0 }],
+    ["embedding", { group: 48 }],
+    ["embedding", { group: 0 }],
+    ["embedding", { format: 0 }],
     ["norm", { groups: 1 }],
     ["norm", { groups: 3, codeStride: 96 }],
     ["norm", { codeStride: 63 }],
     ["norm", { heads: 2 }],
     ["rope", { headDim: 11 }],
-    ["heads", { context: 129 }],
-    ["attention", { heads: 3 }],
+    ["append", { context: 129 }],
+    ["attend", { heads: 3 }],
     ["linear", { yStride: 69 }],
     ["linear", { residualWidth: 7 }],
     ["linear", { residualInputs: 39 }],
@@ -286,12 +286,12 @@ Deno.test("integers that do not fit each other are refused", () => {
   }
   // So large that their product is more than 64 bits hold.
   const huge = { heads: 2 ** 20, kvHeads: 2 ** 20, headDim: 2 ** 20, pageCount: 2 ** 26 };
-  assert.match(refusal(example("attention", {}, huge)), /has \d+ bytes from 0, outside its memory/);
+  assert.match(refusal(example("attend", {}, huge)), /has \d+ bytes from 0, outside its memory/);
 });
 
 Deno.test("reals that are no numbers are refused", () => {
   for (const value of [NaN, Infinity, -Infinity]) {
-    const program = { ...example("attention"), reals: { scale: value } } as Instruction;
+    const program = { ...example("attend"), reals: { scale: value } } as Instruction;
     assert.match(refusal(program), /a real is -?(nan|inf)/);
   }
 });

@@ -240,7 +240,7 @@ HC_INLINE int64_t page_of(const Pages& pages, int64_t token) {
 
 // The pages of a tile's tokens and of all positions before them; null where the tile is not of this step, or one of these
 // lies outside the cache.
-const int32_t* pages_of(const AttentionArgs& args, int32_t first, int32_t count) {
+const int32_t* pages_of(const AttendArgs& args, int32_t first, int32_t count) {
   const Pages& pages = args.pages;
   if (!within(first, args.tokens) || count < 1 || count > ATTENTION_TILE || count > args.tokens - first) return nullptr;
   const int32_t sequence = pages.sequences[first], position = pages.positions[first];
@@ -255,7 +255,7 @@ const int32_t* pages_of(const AttentionArgs& args, int32_t first, int32_t count)
 // Magnitudes, as the bits of floats, from which on f16 rounds to infinity: 65520. Those of infinities and NaNs are larger.
 constexpr int32_t TOO_LARGE = 0x477FF000;
 
-HC_INLINE void check_f16(const HeadsArgs& args, int64_t token, CacheValue what, I32x16 largest) {
+HC_INLINE void check_f16(const AppendArgs& args, int64_t token, CacheValue what, I32x16 largest) {
   if (reduce_max(largest) < TOO_LARGE) return;
   std::atomic_ref<uint64_t> first(*args.overflow);
   const uint64_t found = overflow_of(args.layer, token, what);
@@ -275,7 +275,7 @@ void rope(const RopeArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-void heads(const HeadsArgs& args, int64_t begin, int64_t end) {
+void append(const AppendArgs& args, int64_t begin, int64_t end) {
   const int64_t head_dim = args.head_dim, per_token = args.heads + 2 * args.kv_heads;
   for (int64_t item = begin; item < end; item++) {
     const int64_t token = item / per_token;
@@ -316,7 +316,7 @@ void heads(const HeadsArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-void attention(const AttentionArgs& args, int64_t begin, int64_t end) {
+void attend(const AttendArgs& args, int64_t begin, int64_t end) {
   const int head_dim = args.head_dim, group = args.heads / args.kv_heads;
   const int64_t head_size = int64_t{CACHE_PAGE} * head_dim;
   for (int64_t item = begin; item < end; item++) {

@@ -64,7 +64,7 @@ void quantize_row(const QuantizedRows& to, int64_t token, const float* x, int be
 }  // namespace
 
 // A row's part of a tile is 4 bytes of every 64-byte quad.
-void embed(const EmbedArgs& args, int64_t begin, int64_t end) {
+void embedding(const EmbeddingArgs& args, int64_t begin, int64_t end) {
   const bool brain = args.format == Format::bf16, zeroed = has_zero_point(args.format);
   const int inputs = tile_inputs(args.format, args.group), groups = (args.width + inputs - 1) / inputs;
   const int64_t bytes = tile_bytes(args.format, args.group);

@@ -233,10 +233,10 @@ class Engine {
       merge(arguments.gate, arguments.up);
     } else if constexpr (std::is_same_v<Args, RopeArgs>) {
       merge(arguments.x);
-    } else if constexpr (std::is_same_v<Args, HeadsArgs>) {
+    } else if constexpr (std::is_same_v<Args, AppendArgs>) {
       merge(arguments.q, arguments.k, arguments.v);
       arguments.overflow = &overflow_;
-    } else if constexpr (std::is_same_v<Args, AttentionArgs>) {
+    } else if constexpr (std::is_same_v<Args, AttendArgs>) {
       arguments.tokens = step_.tokens;
       arguments.scratch = reinterpret_cast<float*>(own);
     } else if constexpr (std::is_same_v<Args, LinearArgs>) {
@@ -250,14 +250,14 @@ class Engine {
     }
   }
 
-  auto kernel_of(const EmbedArgs&) const { return kernels_.embed; }
+  auto kernel_of(const EmbeddingArgs&) const { return kernels_.embedding; }
   auto kernel_of(const NormArgs&) const { return kernels_.norm; }
   auto kernel_of(const QuantizeArgs&) const { return kernels_.quantize; }
   auto kernel_of(const SiluMulArgs&) const { return kernels_.silu_mul; }
   auto kernel_of(const ElementwiseArgs&) const { return kernels_.elementwise; }
   auto kernel_of(const RopeArgs&) const { return kernels_.rope; }
-  auto kernel_of(const HeadsArgs&) const { return kernels_.heads; }
-  auto kernel_of(const AttentionArgs&) const { return kernels_.attention; }
+  auto kernel_of(const AppendArgs&) const { return kernels_.append; }
+  auto kernel_of(const AttendArgs&) const { return kernels_.attend; }
   auto kernel_of(const LinearArgs&) const { return kernels_.linear; }
   auto kernel_of(const SparseSelectArgs&) const { return kernels_.sparse_select; }
   auto kernel_of(const SparseSumArgs&) const { return kernels_.sparse_sum; }

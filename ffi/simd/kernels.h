@@ -41,7 +41,7 @@ struct Gather {
   int32_t count;
 };
 
-struct EmbedArgs {  // items: tokens. out[t] = row tokens[t] of a packed matrix; zeros for a row that does not exist
+struct EmbeddingArgs {  // items: tokens. out[t] = row tokens[t] of a packed matrix; zeros for a row that does not exist
   const int32_t* tokens;
   const uint8_t* packed;
   Format format;
@@ -124,7 +124,7 @@ constexpr uint64_t overflow_of(int32_t layer, int64_t token, CacheValue what) {
 
 // items: tokens * (heads + 2 * kvHeads): query heads, then key heads, then value heads of a token. What lies outside the
 // context, or whose page lies outside the cache, is left out.
-struct HeadsArgs {
+struct AppendArgs {
   Merged q, k, v;   // [tokens, heads * headDim], [tokens, kvHeads * headDim] twice
   const float* q_norm;  // [headDim] or null: rms_norm of each head
   const float* k_norm;  // [headDim] or null
@@ -140,7 +140,7 @@ struct HeadsArgs {
 
 // items: kvHeads * tiles; item = tile * kvHeads + head. Tokens of a tile are at consecutive positions of one sequence; a
 // tile that is not of this step, or needs what lies outside the cache, is left out.
-struct AttentionArgs {
+struct AttendArgs {
   const float* q;       // [tokens, heads * headDim]
   Cache cache;
   const int32_t* tiles;  // [tiles]: first token and count, 1 to ATTENTION_TILE
@@ -250,15 +250,15 @@ constexpr int32_t OBSERVE_COLUMNS = 64, OBSERVE_ROWS = 4;
 struct Kernels {
   const char* isa;
   // elementwise.cpp
-  void (*embed)(const EmbedArgs&, int64_t begin, int64_t end);
+  void (*embedding)(const EmbeddingArgs&, int64_t begin, int64_t end);
   void (*norm)(const NormArgs&, int64_t begin, int64_t end);
   void (*quantize)(const QuantizeArgs&, int64_t begin, int64_t end);
   void (*silu_mul)(const SiluMulArgs&, int64_t begin, int64_t end);
   void (*elementwise)(const ElementwiseArgs&, int64_t begin, int64_t end);
   // attention.cpp
   void (*rope)(const RopeArgs&, int64_t begin, int64_t end);
-  void (*heads)(const HeadsArgs&, int64_t begin, int64_t end);
-  void (*attention)(const AttentionArgs&, int64_t begin, int64_t end);
+  void (*append)(const AppendArgs&, int64_t begin, int64_t end);
+  void (*attend)(const AttendArgs&, int64_t begin, int64_t end);
   // linear.cpp
   void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
   // correction.cpp

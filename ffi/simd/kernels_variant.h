@@ -6,15 +6,15 @@
 namespace hc::HC_ISA {
 
 // elementwise.cpp
-void embed(const EmbedArgs&, int64_t begin, int64_t end);
+void embedding(const EmbeddingArgs&, int64_t begin, int64_t end);
 void norm(const NormArgs&, int64_t begin, int64_t end);
 void quantize(const QuantizeArgs&, int64_t begin, int64_t end);
 void silu_mul(const SiluMulArgs&, int64_t begin, int64_t end);
 void elementwise(const ElementwiseArgs&, int64_t begin, int64_t end);
 // attention.cpp
 void rope(const RopeArgs&, int64_t begin, int64_t end);
-void heads(const HeadsArgs&, int64_t begin, int64_t end);
-void attention(const AttentionArgs&, int64_t begin, int64_t end);
+void append(const AppendArgs&, int64_t begin, int64_t end);
+void attend(const AttendArgs&, int64_t begin, int64_t end);
 // linear.cpp
 void linear(const LinearArgs&, int64_t begin, int64_t end);
 // correction.cpp

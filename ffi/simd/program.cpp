@@ -85,8 +85,8 @@ void check_after(const Record* records, int64_t n) {
 
 // Operands that only make sense together.
 void check_pairs(const Record& record) {
-  if (static_cast<Opcode>(record.opcode) != Opcode::heads) return;
-  using namespace instruction::heads;
+  if (static_cast<Opcode>(record.opcode) != Opcode::append) return;
+  using namespace instruction::append;
   if ((record.operand[cosines_] == NONE) != (record.operand[sines_] == NONE)) throw Refusal("it has one of cosines and sines, expected both or neither");
 }
 
@@ -145,9 +145,9 @@ void bind_arguments(const Reader& in, BoundInstruction& out) {
   switch (static_cast<Opcode>(in.record.opcode)) {
     case Opcode::signal: out.arguments = Signal{in.pointer<uint64_t>(instruction::signal::event_)}; return;
     case Opcode::wait: out.arguments = Wait{in.pointer<uint64_t>(instruction::wait::event_)}; return;
-    case Opcode::embed: {
-      using namespace instruction::embed;
-      out.arguments = EmbedArgs{in.pointer<const int32_t>(tokens_), in.pointer<const uint8_t>(packed_), static_cast<Format>(in.integer(format_)),
+    case Opcode::embedding: {
+      using namespace instruction::embedding;
+      out.arguments = EmbeddingArgs{in.pointer<const int32_t>(tokens_), in.pointer<const uint8_t>(packed_), static_cast<Format>(in.integer(format_)),
                                 in.integer(group_), in.integer(rows_), in.integer(width_), in.pointer<float>(out_)};
       return;
     }
@@ -185,18 +185,18 @@ void bind_arguments(const Reader& in, BoundInstruction& out) {
       out.per_token = in.integer(heads_);
       return;
     }
-    case Opcode::heads: {
-      using namespace instruction::heads;
-      out.arguments = HeadsArgs{in.merged(q_, qStride_), in.merged(k_, kStride_), in.merged(v_, vStride_),
+    case Opcode::append: {
+      using namespace instruction::append;
+      out.arguments = AppendArgs{in.merged(q_, qStride_), in.merged(k_, kStride_), in.merged(v_, vStride_),
                                 in.pointer<const float>(qNorm_), in.pointer<const float>(kNorm_), in.real(qEpsilon_), in.real(kEpsilon_),
                                 in.rotation(cosines_), in.pages(positions_, pageCount_), in.integer(heads_), in.integer(kvHeads_),
                                 in.integer(headDim_), in.pointer<float>(out_), in.cache(cacheK_), in.integer(layer_), nullptr};
       out.per_token = int64_t{in.integer(heads_)} + 2 * in.integer(kvHeads_);
       return;
     }
-    case Opcode::attention: {
-      using namespace instruction::attention;
-      out.arguments = AttentionArgs{in.pointer<const float>(q_), in.cache(cacheK_), in.pointer<const int32_t>(tiles_),
+    case Opcode::attend: {
+      using namespace instruction::attend;
+      out.arguments = AttendArgs{in.pointer<const float>(q_), in.cache(cacheK_), in.pointer<const int32_t>(tiles_),
                                     in.pages(positions_, pageCount_), 0, in.integer(heads_), in.integer(kvHeads_), in.integer(headDim_),
                                     in.real(scale_), in.pointer<float>(out_), nullptr};
       out.per_token = in.integer(kvHeads_);
@@ -297,7 +297,7 @@ int64_t scratch_bytes(const std::vector<BoundInstruction>& program) {
   for (const BoundInstruction& bound : program) {
     if (auto* linear = std::get_if<LinearArgs>(&bound.arguments)) most = std::max(most, linear_scratch_bytes(linear->quantized));
     if (auto* select = std::get_if<SparseSelectArgs>(&bound.arguments)) most = std::max(most, 4 * select_scratch_floats(select->residual.inputs));
-    if (auto* attention = std::get_if<AttentionArgs>(&bound.arguments)) {
+    if (auto* attention = std::get_if<AttendArgs>(&bound.arguments)) {
       most = std::max(most, 4 * attention_scratch_floats(attention->head_dim, attention->pages.context));
     }
   }

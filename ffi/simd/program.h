@@ -22,8 +22,8 @@ struct Step {
 struct Signal { uint64_t* event; };
 struct Wait { uint64_t* event; };
 
-using Arguments = std::variant<Signal, Wait, EmbedArgs, NormArgs, QuantizeArgs, SiluMulArgs, ElementwiseArgs, RopeArgs, HeadsArgs,
-                               AttentionArgs, LinearArgs, SparseSelectArgs, SparseSumArgs, LowRankDownArgs, LowRankUpArgs, ObserveArgs>;
+using Arguments = std::variant<Signal, Wait, EmbeddingArgs, NormArgs, QuantizeArgs, SiluMulArgs, ElementwiseArgs, RopeArgs, AppendArgs,
+                               AttendArgs, LinearArgs, SparseSelectArgs, SparseSumArgs, LowRankDownArgs, LowRankUpArgs, ObserveArgs>;
 
 struct BoundInstruction {
   Arguments arguments;
@@ -37,7 +37,7 @@ struct BoundInstruction {
   // 0: the step skips it.
   int64_t items(const Step& step) const {
     if (decode_only && step.mode != Mode::decode) return 0;
-    if (std::holds_alternative<AttentionArgs>(arguments)) return per_token * step.tiles;
+    if (std::holds_alternative<AttendArgs>(arguments)) return per_token * step.tiles;
     const int64_t count = over_rows ? step.rows : step.tokens;
     return fixed_items ? (count > 0 ? per_token : 0) : per_token * count;
   }

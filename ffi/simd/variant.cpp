@@ -7,14 +7,14 @@ namespace hc::HC_ISA {
 const Kernels& kernels() {
   static const Kernels table = {
       .isa = HC_ISA_TEXT,
-      .embed = embed,
+      .embedding = embedding,
       .norm = norm,
       .quantize = quantize,
       .silu_mul = silu_mul,
       .elementwise = elementwise,
       .rope = rope,
-      .heads = heads,
-      .attention = attention,
+      .append = append,
+      .attend = attend,
       .linear = linear,
       .sparse_select = sparse_select,
       .sparse_sum = sparse_sum,

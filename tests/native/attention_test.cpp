@@ -98,13 +98,13 @@ static std::vector<Result> attend(const Shape& s, const std::vector<Sequence>& s
     const Cache cache = {keys.data(), values.data()};
     const Rotation rotation = {s.rope ? weights.cosines.data() : nullptr, s.rope ? weights.sines.data() : nullptr};
     const auto merged = [](const Floats& x, int width) { return Merged{x.data(), {nullptr, nullptr}, width}; };
-    const HeadsArgs heads = {merged(q, q_width), merged(k, kv_width), merged(v, kv_width), s.norm ? weights.q_norm.data() : nullptr,
+    const AppendArgs heads = {merged(q, q_width), merged(k, kv_width), merged(v, kv_width), s.norm ? weights.q_norm.data() : nullptr,
                              s.norm ? weights.k_norm.data() : nullptr, 1e-6f, 2e-6f, rotation, pages, s.heads, s.kv_heads, s.head_dim,
                              rotated.data(), cache, 0, &overflow};
-    run(isa::heads, heads, static_cast<int64_t>(tokens) * (s.heads + 2 * s.kv_heads), way.item_by_item);
-    const AttentionArgs attention = {rotated.data(), cache, tiles.data(), pages, tokens, s.heads, s.kv_heads, s.head_dim,
+    run(isa::append, heads, static_cast<int64_t>(tokens) * (s.heads + 2 * s.kv_heads), way.item_by_item);
+    const AttendArgs attention = {rotated.data(), cache, tiles.data(), pages, tokens, s.heads, s.kv_heads, s.head_dim,
                                      1 / std::sqrt(static_cast<float>(s.head_dim)), out.data(), scratch.data()};
-    run(isa::attention, attention, static_cast<int64_t>(tiles.size() / 2) * s.kv_heads, way.item_by_item);
+    run(isa::attend, attention, static_cast<int64_t>(tiles.size() / 2) * s.kv_heads, way.item_by_item);
     for (int t = 0; t < tokens; t++) {
       Result& result = results[owners[t]];
       result.out.insert(result.out.end(), out.begin() + static_cast<int64_t>(t) * q_width, out.begin() + static_cast<int64_t>(t + 1) * q_width);
@@ -207,14 +207,14 @@ struct Small {
 
   Pages pages() const { return {positions.data(), sequences.data(), table.data(), PAGES, 2, 2, 100}; }
   void heads() {
-    const HeadsArgs args = {q.merged, k.merged, v.merged, nullptr, nullptr, 0, 0, {}, pages(), HEADS, KV_HEADS, HEAD_DIM,
+    const AppendArgs args = {q.merged, k.merged, v.merged, nullptr, nullptr, 0, 0, {}, pages(), HEADS, KV_HEADS, HEAD_DIM,
                             out.data(), {keys.data(), values.data()}, 3, &overflow};
-    isa::heads(args, 0, TOKENS * (HEADS + 2 * KV_HEADS));
+    isa::append(args, 0, TOKENS * (HEADS + 2 * KV_HEADS));
   }
   void attention(int32_t first, int32_t count) {
     const int32_t tile[] = {first, count};
     Floats queries(out.size(), 0.5f), scratch(static_cast<size_t>(attention_scratch_floats(HEAD_DIM, 100)), NAN);
-    isa::attention({queries.data(), {keys.data(), values.data()}, tile, pages(), TOKENS, HEADS, KV_HEADS, HEAD_DIM, 1, out.data(), scratch.data()}, 0, KV_HEADS);
+    isa::attend({queries.data(), {keys.data(), values.data()}, tile, pages(), TOKENS, HEADS, KV_HEADS, HEAD_DIM, 1, out.data(), scratch.data()}, 0, KV_HEADS);
   }
   bool untouched() const { return std::all_of(out.begin(), out.end(), [](float x) { return x == -7; }); }
 };

@@ -157,8 +157,8 @@ static void shortages() {
   });
   // Scores of so many positions, for so many threads.
   Record record{};
-  record.opcode = static_cast<int32_t>(Opcode::attention);
-  using namespace instruction::attention;
+  record.opcode = static_cast<int32_t>(Opcode::attend);
+  using namespace instruction::attend;
   for (const int operand : {q_, cacheK_, cacheV_, tiles_, positions_, sequences_, pages_, out_}) record.operand[operand] = place(Segment::arena, 0);
   for (const int integer : {heads_, kvHeads_, headDim_, pageCount_, mostSequences_}) record.integer[integer] = 1;
   record.integer[mostPages_] = 1 << 20, record.integer[context_] = 1 << 26;

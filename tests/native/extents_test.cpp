@@ -47,9 +47,9 @@ class Fenced {
 
 // How many places the numbers of an operand may name; 0: they name none.
 static int32_t places_of(const std::string& name, const Record& record, int32_t capacity) {
-  const bool of_attention = static_cast<Opcode>(record.opcode) == Opcode::attention;
-  const int32_t* page_sizes = of_attention ? &record.integer[instruction::attention::pageCount_] : &record.integer[instruction::heads::pageCount_];
-  if (name == "tokens") return record.integer[instruction::embed::rows_];
+  const bool of_attention = static_cast<Opcode>(record.opcode) == Opcode::attend;
+  const int32_t* page_sizes = of_attention ? &record.integer[instruction::attend::pageCount_] : &record.integer[instruction::append::pageCount_];
+  if (name == "tokens") return record.integer[instruction::embedding::rows_];
   if (name == "rows" || name == "tiles") return capacity;
   if (name == "positions") return static_cast<Opcode>(record.opcode) == Opcode::rope ? record.integer[instruction::rope::context_] : page_sizes[3];
   if (name == "sequences") return page_sizes[1];
@@ -84,21 +84,21 @@ struct Run {
 
   void operator()(const Signal&) const {}
   void operator()(const Wait&) const {}
-  void operator()(const EmbedArgs& args) const { go(isa::embed, args); }
+  void operator()(const EmbeddingArgs& args) const { go(isa::embedding, args); }
   void operator()(const NormArgs& args) const { go(isa::norm, args); }
   void operator()(const QuantizeArgs& args) const { go(isa::quantize, args); }
   void operator()(const SiluMulArgs& args) const { go(isa::silu_mul, args); }
   void operator()(const ElementwiseArgs& args) const { go(isa::elementwise, args); }
   void operator()(const RopeArgs& args) const { go(isa::rope, args); }
-  void operator()(HeadsArgs args) const {
+  void operator()(AppendArgs args) const {
     uint64_t overflow = NO_OVERFLOW;
     args.overflow = &overflow;
-    go(isa::heads, args);
+    go(isa::append, args);
   }
-  void operator()(AttentionArgs args) const {
+  void operator()(AttendArgs args) const {
     Fenced scratch(4 * attention_scratch_floats(args.head_dim, args.pages.context), 64, false);
     args.tokens = step.tokens, args.scratch = reinterpret_cast<float*>(scratch.data);
-    go(isa::attention, args);
+    go(isa::attend, args);
   }
   void operator()(LinearArgs args) const {
     Fenced scratch(linear_scratch_bytes(args.quantized), 64, false);
@@ -145,7 +145,7 @@ static std::vector<int32_t> sizes(Opcode op) {
     return all;
   };
   switch (op) {
-    case Opcode::embed: return random32() % 4 == 0 ? std::vector<int32_t>{0, 0, among(1, 80), width} : std::vector<int32_t>{among(1, 4), group, among(1, 80), width};
+    case Opcode::embedding: return random32() % 4 == 0 ? std::vector<int32_t>{0, 0, among(1, 80), width} : std::vector<int32_t>{among(1, 4), group, among(1, 80), width};
     case Opcode::norm: {
       const bool several = random32() % 2;
       const int32_t n = several ? heads : 1;
@@ -155,9 +155,9 @@ static std::vector<int32_t> sizes(Opcode op) {
     case Opcode::siluMul: return join({{4 * width, strided(4 * width), strided(4 * width)}, quantized(4 * width, false)});
     case Opcode::elementwise: return {among(0, 3), width, strided(width), strided(width)};
     case Opcode::rope: return {heads, head_dim, strided(heads * head_dim), context};
-    case Opcode::heads:
+    case Opcode::append:
       return join({{heads * kv_heads, kv_heads, head_dim, strided(heads * kv_heads * head_dim), strided(kv_heads * head_dim), strided(kv_heads * head_dim)}, page_sizes, {1}});
-    case Opcode::attention: return join({{heads * kv_heads, kv_heads, head_dim}, page_sizes});
+    case Opcode::attend: return join({{heads * kv_heads, kv_heads, head_dim}, page_sizes});
     case Opcode::linear: {
       const bool brain = random32() % 4 == 0;
       const std::vector<int32_t> none = {0, 0, 0, 0};

@@ -251,7 +251,7 @@ static void embeddings() {
         }
         const int32_t tokens[] = {0, 36, 15, 16, 3, 3, 37, -1};
         Floats out(8 * static_cast<size_t>(width), -7);
-        isa::embed({tokens, packed.data(), kind.format, group, rows, width, out.data()}, 0, 8);
+        isa::embedding({tokens, packed.data(), kind.format, group, rows, width, out.data()}, 0, 8);
         mix(out);
         for (int i = 6 * width; i < 8 * width; i++) expect(out[i] == 0, "embed: no such row", out[i]);
         for (int t = 0; t < 6; t++) {

@@ -51,7 +51,7 @@ const NO_RESIDUAL = { residualWidth: 0, residualInputs: 0, residualOutputs: 0, r
 /** One rule per op; total by type. */
 const RULES: { readonly [P in InstructionOp]: (node: NodeOf<P>, at: Places) => AnyBody } = {
   embedding: ({ params, outputs: [out] }, at) => ({
-    op: "embed",
+    op: "embedding",
     operands: { tokens: at.input("tokens"), packed: at.packed(params.path), out: at.place(out!.name) },
     integers: { ...formatOf(params.format), rows: params.rows, width: params.width },
     reals: {},
@@ -119,7 +119,7 @@ const RULES: { readonly [P in InstructionOp]: (node: NodeOf<P>, at: Places) => A
     const [q, k, v] = node.inputs as [string, string, string];
     const { layer, headDim, qNorm, kNorm, table } = node.params;
     return {
-      op: "heads",
+      op: "append",
       operands: {
         ...at.merged("q", node, 0),
         ...at.merged("k", node, 1),
@@ -145,7 +145,7 @@ const RULES: { readonly [P in InstructionOp]: (node: NodeOf<P>, at: Places) => A
     };
   },
   attend: ({ inputs: [q], outputs: [out], params: { layer, headDim, kvHeads, scale } }, at) => ({
-    op: "attention",
+    op: "attend",
     operands: {
       q: at.place(q!),
       ...at.cache(layer),
