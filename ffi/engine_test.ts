@@ -103,7 +103,7 @@ Deno.test("rows are those that the step names", () => {
 Deno.test("an instruction waits for the one it comes after, without a barrier", () => {
   // 1 = 0 + 0 beside unrelated work; 2 = 1 + 0 waits for 1 alone.
   const unrelated = add(4, 4, 5, { barrier: false });
-  const program = [add(0, 0, 1, { barrier: false }), unrelated, add(1, 0, 2, { after: 2 }), add(2, 0, 3)];
+  const program = [add(0, 0, 1, { barrier: false }), unrelated, add(1, 0, 2, { awaits: 2 }), add(2, 0, 3)];
   for (const threads of THREADS) {
     using m = machine([program], { threads: [threads] });
     for (let round = 0; round < 100; round++) {
@@ -116,7 +116,7 @@ Deno.test("an instruction waits for the one it comes after, without a barrier", 
 
 Deno.test("the barrier of what continues earlier work is met in steps that skip it", () => {
   for (const skipped of [{ when: "decode" }, { over: "rows" }] as const) {
-    const program = [add(0, 0, 1, { barrier: false }), add(0, 0, 2, { after: 1, ...skipped }), add(1, 0, 3)];
+    const program = [add(0, 0, 1, { barrier: false }), add(0, 0, 2, { awaits: 1, ...skipped }), add(1, 0, 3)];
     using m = machine([program], { threads: [3] });
     for (let round = 0; round < 100; round++) {
       m.value(0).fill(round);
@@ -129,7 +129,7 @@ Deno.test("the barrier of what continues earlier work is met in steps that skip 
 Deno.test("what comes after a skipped instruction does not wait for it", () => {
   const program = [
     add(0, 0, 1, { barrier: false, when: "decode" }),
-    add(0, 0, 2, { barrier: false, when: "decode", after: 1, over: "rows" }),
+    add(0, 0, 2, { barrier: false, when: "decode", awaits: 1, over: "rows" }),
     add(0, 0, 3),
   ];
   using m = machine([program], { threads: [2] });
@@ -258,14 +258,14 @@ function refused(
 
 Deno.test("waiting for an instruction that may not be waited for is refused", () => {
   const loose = { barrier: false };
-  refused([[add(0, 0, 1), add(0, 0, 2, { after: 2 })]], /lane 0, instruction 1 .*no such instruction/);
-  refused([[add(0, 0, 1, { after: -1 })]], /lane 0, instruction 0 .*no such instruction/);
-  refused([[add(0, 0, 1), add(0, 0, 2, { after: 1 })]], /the barrier of instruction 0 lies between/);
-  refused([[add(0, 0, 1, loose), add(0, 0, 2), add(1, 0, 3, { after: 2 })]], /barrier of instruction 1/);
-  refused([[signal(0, loose), add(0, 0, 1, { after: 1 })]], /that is an event/);
-  refused([[add(0, 0, 1, loose), signal(0, { after: 1 })]], /an event comes after nothing/);
+  refused([[add(0, 0, 1), add(0, 0, 2, { awaits: 2 })]], /lane 0, instruction 1 .*no such instruction/);
+  refused([[add(0, 0, 1, { awaits: -1 })]], /lane 0, instruction 0 .*no such instruction/);
+  refused([[add(0, 0, 1), add(0, 0, 2, { awaits: 1 })]], /the barrier of instruction 0 lies between/);
+  refused([[add(0, 0, 1, loose), add(0, 0, 2), add(1, 0, 3, { awaits: 2 })]], /barrier of instruction 1/);
+  refused([[signal(0, loose), add(0, 0, 1, { awaits: 1 })]], /that is an event/);
+  refused([[add(0, 0, 1, loose), signal(0, { awaits: 1 })]], /an event comes after nothing/);
   for (const skipped of [{ when: "decode" }, { over: "rows" }] as const) {
-    refused([[add(0, 0, 1, { ...loose, ...skipped }), add(1, 0, 2, { after: 1 })]], /does not run whenever/);
+    refused([[add(0, 0, 1, { ...loose, ...skipped }), add(1, 0, 2, { awaits: 1 })]], /does not run whenever/);
   }
 });
 

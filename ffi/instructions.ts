@@ -56,11 +56,14 @@ const words = (rule: Rule): Rule => ({ ...rule, alignment: 8 });
 /** f32 [n, width], `stride` floats between rows. */
 const strided = (stride: string, width: string) => read(`4 * ((n - 1) * ${stride} + ${width})`);
 
-type MergedName<N extends string> = N | `${N}LowRank` | `${N}Sparse`;
+type CorrectedName<N extends string> = N | `${N}LowRank` | `${N}Sparse`;
 /** A value and the deltas added as it is read: that of factors, and that of rows, which only tokens run as decode have. */
-function merged<N extends string>(name: N, stride: string, width: string, base = strided(stride, width)) {
+function corrected<N extends string>(name: N, stride: string, width: string, base = strided(stride, width)) {
   const delta = optional(strided(stride, width));
-  return { [name]: base, [`${name}LowRank`]: delta, [`${name}Sparse`]: delta } as Record<MergedName<N>, Rule>;
+  return { [name]: base, [`${name}LowRank`]: delta, [`${name}Sparse`]: delta } as Record<
+    CorrectedName<N>,
+    Rule
+  >;
 }
 
 /** int8 activations: codes i8 [n, codeStride], scales f32 and sums i32 [n, groups]. Absent where group is 0. */
@@ -155,8 +158,8 @@ export const INSTRUCTIONS = {
   norm: {
     operands: {
       rows: optional(read("4 * n")),
-      ...merged("a", "aStride", "heads * width"),
-      ...merged("b", "bStride", "heads * width", optional(strided("bStride", "heads * width"))),
+      ...corrected("a", "aStride", "heads * width"),
+      ...corrected("b", "bStride", "heads * width", optional(strided("bStride", "heads * width"))),
       weight: read("4 * width"),
       sum: optional(write("4 * n * heads * width")),
       out: write("4 * n * heads * width"),
@@ -174,8 +177,8 @@ export const INSTRUCTIONS = {
   },
   siluMul: {
     operands: {
-      ...merged("gate", "gateStride", "width"),
-      ...merged("up", "upStride", "width"),
+      ...corrected("gate", "gateStride", "width"),
+      ...corrected("up", "upStride", "width"),
       out: write("4 * n * width"),
       ...quantized("write"),
     },
@@ -187,8 +190,8 @@ export const INSTRUCTIONS = {
   elementwise: {
     operands: {
       rows: optional(read("4 * n")),
-      ...merged("a", "aStride", "width"),
-      ...merged("b", "bStride", "width", read("kind <= 1 ? 4 * ((n - 1) * bStride + width) : Size(0)")),
+      ...corrected("a", "aStride", "width"),
+      ...corrected("b", "bStride", "width", read("kind <= 1 ? 4 * ((n - 1) * bStride + width) : Size(0)")),
       out: write("4 * n * width"),
     },
     integers: { kind: [0, 3], width: SIZE, aStride: STRIDE, bStride: STRIDE },
@@ -196,7 +199,7 @@ export const INSTRUCTIONS = {
   },
   rope: {
     operands: {
-      ...merged("x", "xStride", "heads * headDim"),
+      ...corrected("x", "xStride", "heads * headDim"),
       positions: read("4 * n"),
       cosines: read("2 * context * headDim"),
       sines: read("2 * context * headDim"),
@@ -209,9 +212,9 @@ export const INSTRUCTIONS = {
   // Queries, keys and values: norm and rotation of each head of q and k, then k and v are appended to the cache.
   append: {
     operands: {
-      ...merged("q", "qStride", "heads * headDim"),
-      ...merged("k", "kStride", "kvHeads * headDim"),
-      ...merged("v", "vStride", "kvHeads * headDim"),
+      ...corrected("q", "qStride", "heads * headDim"),
+      ...corrected("k", "kStride", "kvHeads * headDim"),
+      ...corrected("v", "vStride", "kvHeads * headDim"),
       qNorm: optional(read("4 * headDim")),
       kNorm: optional(read("4 * headDim")),
       ...rotation,
@@ -347,7 +350,7 @@ export interface InstructionOf<P extends Opcode> {
    * How many instructions back the one lies whose whole work must be done before this one starts, where no barrier
    * lies between them (0: none). It must run whenever this one does.
    */
-  readonly after: number;
+  readonly awaits: number;
 }
 export type Instruction = { [P in Opcode]: InstructionOf<P> }[Opcode];
 
@@ -355,7 +358,7 @@ export const MOST_OPERANDS = 20;
 export const MOST_INTEGERS = 12;
 export const MOST_REALS = 2;
 const HEADER_BYTES = 24;
-/** opcode, over, when, barrier, after, 0; operands u64; integers i32; reals f32. */
+/** opcode, over, when, barrier, awaits, 0; operands u64; integers i32; reals f32. */
 export const RECORD_BYTES = HEADER_BYTES + 8 * MOST_OPERANDS + 4 * MOST_INTEGERS + 4 * MOST_REALS;
 const NONE = 0xffff_ffff_ffff_ffffn;
 const OVER = ["tokens", "rows"] as const;
@@ -376,8 +379,8 @@ export function encode(program: readonly Instruction[]): Uint8Array<ArrayBuffer>
     const integers: Readonly<Record<string, number>> = instruction.integers;
     const reals: Readonly<Record<string, number>> = instruction.reals;
     let at = n * RECORD_BYTES;
-    const { op, over, when, barrier, after } = instruction;
-    [OPCODES.indexOf(op), OVER.indexOf(over), WHEN.indexOf(when), barrier ? 1 : 0, after].forEach((
+    const { op, over, when, barrier, awaits } = instruction;
+    [OPCODES.indexOf(op), OVER.indexOf(over), WHEN.indexOf(when), barrier ? 1 : 0, awaits].forEach((
       value,
       i,
     ) => put(at + 4 * i, value, "a header field"));
@@ -421,7 +424,7 @@ export function cppHeader(): string {
     `constexpr int MAILBOX_EVENTS = ${MAILBOX_EVENTS}, EVENT_BYTES = ${EVENT_BYTES};`,
     `enum class Segment : int { ${SEGMENTS.join(", ")} };`,
     `constexpr int SEGMENTS = ${SEGMENTS.length};`,
-    "struct Record { int32_t opcode, over, when, barrier, after, reserved; uint64_t operand[MOST_OPERANDS];",
+    "struct Record { int32_t opcode, over, when, barrier, awaits, reserved; uint64_t operand[MOST_OPERANDS];",
     "  int32_t integer[MOST_INTEGERS]; float real[MOST_REALS]; };",
     `static_assert(sizeof(Record) == ${RECORD_BYTES});`,
     `enum class Opcode : int32_t { ${OPCODES.join(", ")} };`,

@@ -36,7 +36,7 @@ function decode(bytes: Uint8Array): unknown[] {
       over: OVER[header(1)]!,
       when: WHEN[header(2)]!,
       barrier: header(3) === 1,
-      after: header(4),
+      awaits: header(4),
       operands: Object.fromEntries(
         Object.keys(operands).flatMap((name, i) => {
           const word = view.getBigUint64(OPERANDS_AT + 8 * i, true);
@@ -71,7 +71,7 @@ const anyInstruction = fc.constantFrom(...OPCODES).chain((op) => {
     over: fc.constantFrom(...OVER),
     when: fc.constantFrom(...WHEN),
     barrier: fc.boolean(),
-    after: fc.nat(100),
+    awaits: fc.nat(100),
     operands: each(Object.keys(fields.operands), operand, []),
     integers: each(Object.keys(fields.integers), fc.integer()),
     reals: each(fields.reals, fc.float({ noNaN: true })),

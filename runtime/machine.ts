@@ -53,7 +53,7 @@ export function measureMachine(
   };
 }
 
-const EVERY_TOKEN = { over: "tokens", when: "always", barrier: true, after: 0 } as const;
+const EVERY_TOKEN = { over: "tokens", when: "always", barrier: true, awaits: 0 } as const;
 const NO_RESIDUAL = { residualWidth: 0, residualInputs: 0, residualOutputs: 0, rowBytes: 0 } as const;
 const FORMAT_CODES = { bf16: 0, q8: 1 } as const;
 

@@ -198,8 +198,8 @@ class Engine {
     prepare(arguments, bound.over_rows ? step_.rows : step_.tokens, own);
     const auto kernel = kernel_of(arguments);
     if (lane.threads == 1) return kernel(arguments, 0, items);
-    if (bound.after > 0) {
-      const size_t earlier = n - static_cast<size_t>(bound.after);
+    if (bound.awaits > 0) {
+      const size_t earlier = n - static_cast<size_t>(bound.awaits);
       const int64_t all = lane.program[earlier].items(step_);
       spin_until([&] { return lane.progress[earlier].done.load(std::memory_order_acquire) >= all || aborted(); });
     }

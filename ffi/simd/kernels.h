@@ -28,7 +28,7 @@ struct QuantizedRows {
 // A value and what is added to it where it is consumed: the deltas of a correction's factors (0) and of its rows (1), null
 // when absent; the engine leaves out rows' in prefill steps. Element (t, i) is base[t * stride + i] +
 // (d0[t * stride + i] + d1[t * stride + i]) with absent terms left out; `base` may be null only where a kernel says so.
-struct Merged {
+struct Corrected {
   const float* base;
   const float* delta[2];
   int32_t stride;  // floats between tokens, common to base and deltas
@@ -52,7 +52,7 @@ struct EmbeddingArgs {  // items: tokens. out[t] = row tokens[t] of a packed mat
 // items: tokens * heads. sum = a [+ b]; out = rms_norm of each `width` columns of it, `heads` of them in a row.
 struct NormArgs {
   Gather rows;  // of a and b
-  Merged a, b;  // b.base may be null
+  Corrected a, b;  // b.base may be null
   const float* weight;  // [width]
   float epsilon;
   int32_t width, heads;
@@ -68,7 +68,7 @@ struct QuantizeArgs {  // items: tokens
 };
 
 struct SiluMulArgs {  // items: tokens * chunks, item = token * chunks + chunk; a chunk is 512 elements
-  Merged gate, up;    // [tokens, width] each, strides apart
+  Corrected gate, up;    // [tokens, width] each, strides apart
   int32_t width, chunks;
   float* out;         // [tokens, width]: gate / (1 + exp(-gate)) * up
   QuantizedRows quantized;
@@ -79,7 +79,7 @@ enum class Elementwise : int32_t { add = 0, mul = 1, silu = 2, copy = 3 };
 struct ElementwiseArgs {
   Elementwise kind;
   Gather rows;  // of a and b
-  Merged a, b;  // b unused for silu and copy
+  Corrected a, b;  // b unused for silu and copy
   int32_t width;
   float* out;  // [tokens, width]
 };
@@ -91,7 +91,7 @@ struct Rotation {
 };
 
 struct RopeArgs {  // items: tokens * heads. A token at a position outside [0, context) is left out
-  Merged x;  // [tokens, heads * headDim]
+  Corrected x;  // [tokens, heads * headDim]
   const int32_t* positions;  // [tokens]
   Rotation rotation;
   int32_t context, heads, head_dim;
@@ -125,7 +125,7 @@ constexpr uint64_t overflow_of(int32_t layer, int64_t token, CacheValue what) {
 // items: tokens * (heads + 2 * kvHeads): query heads, then key heads, then value heads of a token. What lies outside the
 // context, or whose page lies outside the cache, is left out.
 struct AppendArgs {
-  Merged q, k, v;   // [tokens, heads * headDim], [tokens, kvHeads * headDim] twice
+  Corrected q, k, v;   // [tokens, heads * headDim], [tokens, kvHeads * headDim] twice
   const float* q_norm;  // [headDim] or null: rms_norm of each head
   const float* k_norm;  // [headDim] or null
   float q_epsilon, k_epsilon;

@@ -66,18 +66,18 @@ void check_header(const Record& record) {
   }
   if (!is_event(static_cast<Opcode>(record.opcode))) return;
   if (record.over != 0) throw Refusal("an event is no matter of rows");
-  if (record.after != 0) throw Refusal("an event comes after nothing: it needs a barrier before it");
+  if (record.awaits != 0) throw Refusal("an event comes after nothing: it needs a barrier before it");
 }
 
 // What is waited for must have begun without a barrier, and run whenever this one does.
 void check_after(const Record* records, int64_t n) {
   const Record& record = records[n];
-  if (record.after == 0) return;
-  const std::string what = "after is " + std::to_string(record.after) + ": ";
-  if (record.after < 0 || record.after > n) throw Refusal(what + "no such instruction in the lane");
-  const Record& earlier = records[n - record.after];
+  if (record.awaits == 0) return;
+  const std::string what = "awaits is " + std::to_string(record.awaits) + ": ";
+  if (record.awaits < 0 || record.awaits > n) throw Refusal(what + "no such instruction in the lane");
+  const Record& earlier = records[n - record.awaits];
   if (is_event(static_cast<Opcode>(earlier.opcode))) throw Refusal(what + "that is an event");
-  for (int64_t i = n - record.after; i < n; i++) {
+  for (int64_t i = n - record.awaits; i < n; i++) {
     if (records[i].barrier != 0) throw Refusal(what + "the barrier of instruction " + std::to_string(i) + " lies between");
   }
   if (earlier.over > record.over || earlier.when > record.when) throw Refusal(what + "that does not run whenever this does");
@@ -108,7 +108,7 @@ struct Reader {
   int32_t integer(int index) const { return record.integer[index]; }
   float real(int index) const { return record.real[index]; }
 
-  Merged merged(int base, int stride) const {
+  Corrected corrected(int base, int stride) const {
     return {pointer<const float>(base), {pointer<const float>(base + 1), pointer<const float>(base + 2)}, integer(stride)};
   }
   Gather gather(int rows) const { return {pointer<const int32_t>(rows), capacity}; }
@@ -153,7 +153,7 @@ void bind_arguments(const Reader& in, BoundInstruction& out) {
     }
     case Opcode::norm: {
       using namespace instruction::norm;
-      out.arguments = NormArgs{in.gather(rows_), in.merged(a_, aStride_), in.merged(b_, bStride_), in.pointer<const float>(weight_),
+      out.arguments = NormArgs{in.gather(rows_), in.corrected(a_, aStride_), in.corrected(b_, bStride_), in.pointer<const float>(weight_),
                                in.real(epsilon_), in.integer(width_), in.integer(heads_), in.pointer<float>(sum_), in.pointer<float>(out_),
                                in.quantized(codes_, group_)};
       out.per_token = in.integer(heads_);
@@ -167,27 +167,27 @@ void bind_arguments(const Reader& in, BoundInstruction& out) {
     case Opcode::siluMul: {
       using namespace instruction::siluMul;
       const int32_t chunks = chunks_of(in.integer(width_), SILU_CHUNK);
-      out.arguments = SiluMulArgs{in.merged(gate_, gateStride_), in.merged(up_, upStride_), in.integer(width_), chunks,
+      out.arguments = SiluMulArgs{in.corrected(gate_, gateStride_), in.corrected(up_, upStride_), in.integer(width_), chunks,
                                   in.pointer<float>(out_), in.quantized(codes_, group_)};
       out.per_token = chunks;
       return;
     }
     case Opcode::elementwise: {
       using namespace instruction::elementwise;
-      out.arguments = ElementwiseArgs{static_cast<Elementwise>(in.integer(kind_)), in.gather(rows_), in.merged(a_, aStride_),
-                                      in.merged(b_, bStride_), in.integer(width_), in.pointer<float>(out_)};
+      out.arguments = ElementwiseArgs{static_cast<Elementwise>(in.integer(kind_)), in.gather(rows_), in.corrected(a_, aStride_),
+                                      in.corrected(b_, bStride_), in.integer(width_), in.pointer<float>(out_)};
       return;
     }
     case Opcode::rope: {
       using namespace instruction::rope;
-      out.arguments = RopeArgs{in.merged(x_, xStride_), in.pointer<const int32_t>(positions_), in.rotation(cosines_), in.integer(context_),
+      out.arguments = RopeArgs{in.corrected(x_, xStride_), in.pointer<const int32_t>(positions_), in.rotation(cosines_), in.integer(context_),
                                in.integer(heads_), in.integer(headDim_), in.pointer<float>(out_)};
       out.per_token = in.integer(heads_);
       return;
     }
     case Opcode::append: {
       using namespace instruction::append;
-      out.arguments = AppendArgs{in.merged(q_, qStride_), in.merged(k_, kStride_), in.merged(v_, vStride_),
+      out.arguments = AppendArgs{in.corrected(q_, qStride_), in.corrected(k_, kStride_), in.corrected(v_, vStride_),
                                 in.pointer<const float>(qNorm_), in.pointer<const float>(kNorm_), in.real(qEpsilon_), in.real(kEpsilon_),
                                 in.rotation(cosines_), in.pages(positions_, pageCount_), in.integer(heads_), in.integer(kvHeads_),
                                 in.integer(headDim_), in.pointer<float>(out_), in.cache(cacheK_), in.integer(layer_), nullptr};
@@ -270,7 +270,7 @@ BoundInstruction bind_one(const Record* records, int64_t n, const Memory& memory
   bound.barrier = record.barrier != 0;
   bound.over_rows = record.over != 0;
   bound.decode_only = record.when != 0;
-  bound.after = record.after;
+  bound.awaits = record.awaits;
   bind_arguments({record, memory, extents_of, capacity}, bound);
   return bound;
 }

@@ -30,7 +30,7 @@ struct BoundInstruction {
   bool barrier;
   bool over_rows;      // runs over the step's rows, not its tokens
   bool decode_only;
-  int32_t after;       // how many instructions back the one lies that must be complete first; 0: none
+  int32_t awaits;       // how many instructions back the one lies that must be complete first; 0: none
   int64_t per_token;   // items of one token (tokens of a step multiply it), or of the step when fixed_items
   bool fixed_items;
 

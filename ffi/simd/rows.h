@@ -24,14 +24,14 @@ HC_INLINE int64_t row_of(const Gather& rows, int64_t t) {
   return row >= 0 && row < rows.count ? row : 0;
 }
 
-// One token's row of a merged value, from element `offset` on.
+// One token's row of a corrected value, from element `offset` on.
 class Row {
  public:
-  HC_INLINE Row(const Merged& merged, int64_t token, int64_t offset = 0) {
-    const int64_t at = token * merged.stride + offset;
-    const float* first = merged.delta[0] ? merged.delta[0] : merged.delta[1];
-    const float* second = merged.delta[0] ? merged.delta[1] : nullptr;
-    base_ = merged.base ? merged.base + at : nullptr;
+  HC_INLINE Row(const Corrected& value, int64_t token, int64_t offset = 0) {
+    const int64_t at = token * value.stride + offset;
+    const float* first = value.delta[0] ? value.delta[0] : value.delta[1];
+    const float* second = value.delta[0] ? value.delta[1] : nullptr;
+    base_ = value.base ? value.base + at : nullptr;
     first_ = first ? first + at : nullptr;
     second_ = second ? second + at : nullptr;
   }

@@ -70,7 +70,7 @@ interface Moment {
   /** Barriers met before it. */
   readonly slot: number;
   /** Index of what it waits for without a barrier between them. */
-  readonly after: number | undefined;
+  readonly awaits: number | undefined;
   readonly instruction: Instruction;
   readonly accesses: readonly Access[];
 }
@@ -85,13 +85,13 @@ function momentsOf({ program }: Lane, lane: number, step: StepOf): Moment[] {
   let slot = 0;
   let begun = false;
   return program.flatMap((instruction, index): Moment[] => {
-    const { when, over, after, barrier } = instruction;
+    const { when, over, awaits, barrier } = instruction;
     const runs = (when === "always" || when === step.as) && (over === "tokens" || step.rows);
     const moment = {
       lane,
       index,
       slot,
-      after: after > 0 ? index - after : undefined,
+      awaits: awaits > 0 ? index - awaits : undefined,
       instruction,
       accesses: accessesOf(instruction, step),
     };
@@ -136,7 +136,7 @@ function eventOf(instruction: Instruction): number {
 
 /** Whether all of `a` is done before any of `b` begins. */
 function isBefore(a: Moment, b: Moment, moments: readonly Moment[]): boolean {
-  if (a.lane === b.lane) return a.slot < b.slot || b.after === a.index;
+  if (a.lane === b.lane) return a.slot < b.slot || b.awaits === a.index;
   // A barrier lies between `a` and a signal, and the other lane waits for that before `b`.
   return moments.some((signal) =>
     signal.instruction.op === "signal" && signal.lane === a.lane && a.slot < signal.slot &&

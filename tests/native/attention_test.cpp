@@ -97,7 +97,7 @@ static std::vector<Result> attend(const Shape& s, const std::vector<Sequence>& s
     const Pages pages = {positions.data(), owners.data(), table.data(), page_count, static_cast<int>(sequences.size()), most_pages, context};
     const Cache cache = {keys.data(), values.data()};
     const Rotation rotation = {s.rope ? weights.cosines.data() : nullptr, s.rope ? weights.sines.data() : nullptr};
-    const auto merged = [](const Floats& x, int width) { return Merged{x.data(), {nullptr, nullptr}, width}; };
+    const auto merged = [](const Floats& x, int width) { return Corrected{x.data(), {nullptr, nullptr}, width}; };
     const AppendArgs heads = {merged(q, q_width), merged(k, kv_width), merged(v, kv_width), s.norm ? weights.q_norm.data() : nullptr,
                              s.norm ? weights.k_norm.data() : nullptr, 1e-6f, 2e-6f, rotation, pages, s.heads, s.kv_heads, s.head_dim,
                              rotated.data(), cache, 0, &overflow};

@@ -37,7 +37,7 @@ static uint64_t place(Segment segment, int64_t offset) { return uint64_t{static_
 static Record add(int a, int b, int out, bool barrier = true, int after = 0) {
   Record record{};
   record.opcode = static_cast<int32_t>(Opcode::elementwise);
-  record.barrier = barrier, record.after = after;
+  record.barrier = barrier, record.awaits = after;
   for (uint64_t& operand : record.operand) operand = ~uint64_t{0};
   using namespace instruction::elementwise;
   const auto value = [](int n) { return place(Segment::arena, int64_t{4} * n * WIDTH * TOKENS); };

@@ -65,7 +65,7 @@ static void norms() {
         MergedValue value(tokens, width, width + 16, deltas == 3 ? 2 : deltas, deltas == 3 ? 1 : -1);
         if (deltas < 0) value.merged.base = nullptr;
         Floats residual = uniforms(static_cast<size_t>(tokens) * width, -3, 3), weight = uniforms(width, 0.5, 2);
-        const Merged a = {residual.data(), {nullptr, nullptr}, width};
+        const Corrected a = {residual.data(), {nullptr, nullptr}, width};
         Floats total(residual.size(), -7), out(residual.size(), -7);
         Quantized quantized(tokens, width, group);
         NormArgs args = {{}, a, value.merged, weight.data(), 1e-5f, width, 1, total.data(), out.data(), quantized.rows};

@@ -1,4 +1,4 @@
-// Merged values for the native tests.
+// Corrected values for the native tests.
 #pragma once
 #include "../../ffi/simd/kernels.h"
 
@@ -7,7 +7,7 @@
 // A merged value in memory of its own with 0, 1 or 2 deltas.
 struct MergedValue {
   std::vector<float> parts[3];
-  hc::Merged merged;
+  hc::Corrected merged;
   int stride;
   MergedValue(int tokens, int width, int stride_, int deltas, int only = -1) : stride(stride_) {
     for (std::vector<float>& part : parts) part = check::uniforms(static_cast<size_t>(tokens) * stride, -2, 2);

@@ -51,7 +51,7 @@ Deno.test("stepAsync leaves the event loop free, refuses a second step, and comp
   }
 });
 
-Deno.test("while a step runs its sequences can be forked and closed, the executor cannot", async () => {
+Deno.test("while a step runs its sequences can be forked and closed", async () => {
   using models = new RandomModels();
   using bundle = await models.compile(LARGE, Q4);
   using cpu = createCpuExecutor(bundle, { threads: 2, corrections: "inline", cachePositions: 8192 });
@@ -65,7 +65,6 @@ Deno.test("while a step runs its sequences can be forked and closed, the executo
     position: 80,
   }));
   const running = cpu.stepAsync({ runs: [runs[0]!] });
-  assert.throws(() => cpu[Symbol.dispose](), /a step is running/);
   const fork = kept.fork();
   assert.equal(fork.length, 80);
   const logits = (await running)[0]!.slice();

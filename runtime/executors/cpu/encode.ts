@@ -35,7 +35,7 @@ export class Encoder {
       over: node.outputs[0]?.type.shape[0] === "R" ? "rows" : "tokens",
       when: DECODE_OPS.has(node.op) ? "decode" : "always",
       barrier: true,
-      after: 0,
+      awaits: 0,
     };
   }
 
@@ -76,8 +76,8 @@ const RULES: { readonly [P in InstructionOp]: (node: NodeOf<P>, at: Places) => A
     return {
       op: "siluMul",
       operands: {
-        ...at.merged("gate", node, 0),
-        ...at.merged("up", node, 1),
+        ...at.corrected("gate", node, 0),
+        ...at.corrected("up", node, 1),
         out: at.place(out!.name),
         ...(codes ? at.codes(codes.name) : {}),
       },
@@ -101,7 +101,7 @@ const RULES: { readonly [P in InstructionOp]: (node: NodeOf<P>, at: Places) => A
     return {
       op: "rope",
       operands: {
-        ...at.merged("x", node, 0),
+        ...at.corrected("x", node, 0),
         positions: at.input("positions"),
         ...at.rotation(table),
         out: at.place(node.outputs[0]!.name),
@@ -121,9 +121,9 @@ const RULES: { readonly [P in InstructionOp]: (node: NodeOf<P>, at: Places) => A
     return {
       op: "append",
       operands: {
-        ...at.merged("q", node, 0),
-        ...at.merged("k", node, 1),
-        ...at.merged("v", node, 2),
+        ...at.corrected("q", node, 0),
+        ...at.corrected("k", node, 1),
+        ...at.corrected("v", node, 2),
         qNorm: qNorm && at.vector(qNorm.path),
         kNorm: kNorm && at.vector(kNorm.path),
         ...(table === undefined ? {} : at.rotation(table)),
@@ -236,8 +236,8 @@ function norm(
     op: "norm",
     operands: {
       ...(rows ? { rows: at.input("rows") } : {}),
-      ...at.merged("a", node, 0),
-      ...(sum === undefined ? {} : { ...at.merged("b", node, 1), sum: at.place(sum) }),
+      ...at.corrected("a", node, 0),
+      ...(sum === undefined ? {} : { ...at.corrected("b", node, 1), sum: at.place(sum) }),
       weight: at.vector(path),
       out: at.place(out!.name),
       ...(codes ? at.codes(codes.name) : {}),
@@ -263,8 +263,8 @@ function elementwise(
     op: "elementwise",
     operands: {
       ...(node.op === "copy" && second !== undefined ? { rows: at.input("rows") } : {}),
-      ...at.merged("a", node, 0),
-      ...(isBinary ? at.merged("b", node, 1) : {}),
+      ...at.corrected("a", node, 0),
+      ...(isBinary ? at.corrected("b", node, 1) : {}),
       out: at.place(node.outputs[0]!.name),
     },
     integers: {

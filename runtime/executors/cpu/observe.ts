@@ -55,7 +55,7 @@ export class Observers {
       over: "tokens",
       when: "always",
       barrier: true,
-      after: 0,
+      awaits: 0,
     }];
   }
 

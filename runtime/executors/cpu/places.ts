@@ -67,7 +67,7 @@ export class Places {
   }
 
   /** Input `index` of a node with its deltas, each at the input's own columns, under the names of the instruction table. */
-  merged<N extends string>(prefix: N, node: Node, index: number) {
+  corrected<N extends string>(prefix: N, node: Node, index: number) {
     const name = node.inputs[index] ?? "";
     const { column } = this.#home(name);
     const deltas = this.corrections ? node.added?.[index] ?? [] : [];

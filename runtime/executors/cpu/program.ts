@@ -58,7 +58,7 @@ function laneProgram(plan: Plan, lane: LanePlan, encode: (node: Node) => Instruc
       over: "tokens",
       when: "always",
       barrier: false,
-      after: 0,
+      awaits: 0,
     };
   });
 }
@@ -81,6 +81,6 @@ function inlined({ graph }: Plan, encode: (node: Node) => Instruction): Instruct
       : index.get(makers.get(node.inputs[0] ?? "") ?? node);
     const continues = first !== undefined && windowOf(graph.nodes[first]!) !== undefined &&
       joined.slice(first, i).every((join) => join);
-    return { ...encode(node), barrier: !joined[i], after: continues ? i - first : 0 };
+    return { ...encode(node), barrier: !joined[i], awaits: continues ? i - first : 0 };
   });
 }
