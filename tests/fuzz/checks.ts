@@ -34,11 +34,11 @@ const SAME = 1e-7;
 const ROUNDING = { int8: 0.015, none: 5e-4 } as const;
 /**
  * How far such errors carry depends on the graph (a norm of what is nearly zero, a softmax that decides) and is measured:
- * the reference, with every matrix of its linears disturbed by as much, moves by so much. Executors may differ by twice
- * that; a wrong group, row, column or channel errs by tens of percent.
+ * the reference, with every matrix of its linears disturbed by as much, moves by so much, and executors may differ by no
+ * more. Of a thousand random graphs none differs by more than 0.6 of that; a wrong group, row, column or channel errs
+ * by tens of percent.
  */
 const DISTURBANCES = 3;
-const MARGIN = 2;
 
 export function tokensOf(bundle: FuzzBundle, length = TOKENS, seed = 1): Int32Array {
   const next = uniform(seed);
@@ -167,7 +167,7 @@ export function checkCpu(bundle: FuzzBundle, reference: Reference): void {
         ? distance(reference(otherChoices(logical), as, corrections), exact)
         : 0;
       const least = (isBF16(logical) ? ROUNDING.none : ROUNDING.int8) / 3;
-      const bound = least + MARGIN * Math.max(...moved) + chosen;
+      const bound = least + Math.max(...moved) + chosen;
       const error = errorOf(bundle, reference, as, corrections);
       assert.ok(
         error <= bound,
