@@ -132,6 +132,10 @@ function widthsOf(node: Node, input: number): (readonly [name: string, width: nu
 
 function checkWeights(plan: Plan, lacks: Lacks): string[] {
   const { matrices, vectors } = inventory(plan.graph);
+  const lengths = [...vectors.values()].map(({ path, length }) => [`${path}.weight`, length]);
+  if (!isDeepStrictEqual(plan.vectors, Object.fromEntries(lengths))) {
+    return ["its vectors are not those of its graph"];
+  }
   const weights = new Map(plan.weights.map((w) => [w.sections.map((s) => s.path).join("+"), w]));
   if (plan.weights.length !== matrices.length) {
     return [`the plan has ${plan.weights.length} packed weights, its graph reads ${matrices.length}`];
