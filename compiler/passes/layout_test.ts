@@ -92,3 +92,34 @@ Deno.test("outputs of a linear are columns of one block; the logits are a segmen
     stride: TINY.vocabulary,
   });
 });
+
+Deno.test("only the output is the logits, whatever other values are called", () => {
+  const text = JSON.stringify(passes(transformer(TINY), CHOICES).schedule.graph);
+  const { name } = passes(transformer(TINY), CHOICES).schedule.graph.nodes[0]!.outputs[0]!;
+  const graph: Graph = JSON.parse(
+    text.replaceAll('"logits"', '"scores"').replaceAll(`"${name}"`, '"logits"'),
+  );
+  assert.equal(homes(graph).get("logits")?.allocation, "logits");
+  assert.equal(homes(graph).get("scores")?.allocation, undefined);
+  checkLayout(graph);
+});
+
+Deno.test("corrections that stand behind the first who adds one of them keep their memory until they have run", () => {
+  const { graph } = passes(transformer(TINY), CHOICES).schedule;
+  const late = (name: string) =>
+    graph.nodes.find((n) => n.outputs.some((v) => v.name === name))?.op === "sparse_sum";
+  const isLate = (node: Graph["nodes"][number]) => node.op === "sparse_select" || node.op === "sparse_sum";
+  const nodes = graph.nodes.filter((node) => !isLate(node)).map((node) =>
+    node.added ? { ...node, added: node.added.map((deltas) => deltas.filter((d) => !late(d))) } : node
+  );
+  const moved = { ...graph, nodes: [...nodes, ...graph.nodes.filter(isLate)] };
+  assert.ok(moved.nodes.length > nodes.length);
+  const home = homes(moved);
+  const lives = new Map(allocations(moved).map((a) => [a.name, a]));
+  moved.nodes.forEach((node, i) => {
+    for (const name of [...reads(node), ...node.outputs.map((v) => v.name)]) {
+      const life = lives.get(home.get(name)?.allocation ?? "");
+      assert.ok(life === undefined || (life.first <= i && i <= life.last), `${name} at node ${i}`);
+    }
+  });
+});
