@@ -105,7 +105,8 @@ Deno.test("only the output is the logits, whatever other values are called", () 
 });
 
 Deno.test("corrections that stand behind the first who adds one of them keep their memory until they have run", () => {
-  const { graph } = passes(transformer(TINY), CHOICES).schedule;
+  const budget = { kind: "rank+channels", rank: 2, channels: 4 } as const;
+  const { graph } = passes(transformer(TINY), { ...CHOICES, correct: "both", budget }).schedule;
   const late = (name: string) =>
     graph.nodes.find((n) => n.outputs.some((v) => v.name === name))?.op === "sparse_sum";
   const isLate = (node: Graph["nodes"][number]) => node.op === "sparse_select" || node.op === "sparse_sum";
