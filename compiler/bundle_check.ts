@@ -16,7 +16,7 @@ import { formatText, packedShape } from "./weights/format.ts";
 import { inventory } from "./weights/inventory.ts";
 import type { TensorDType, TensorView } from "./weights/safetensors.ts";
 
-/** A model of a hundred layers has some 2,500 nodes. Laying out so many takes 4 s at worst. */
+/** A model of a hundred layers has some 2,500 nodes. Checking so many takes 2 s at worst. */
 const MOST_NODES = 20_000;
 /** Of all rotation tables: a model has one or two of 64. Every position of the context has a cosine and a sine of each. */
 const MOST_FREQUENCIES = 1024;
