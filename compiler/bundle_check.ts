@@ -5,7 +5,7 @@
  * once more where the memory is known, when native code binds a program.
  */
 import { isDeepStrictEqual } from "node:util";
-import { values } from "./ir/graph.ts";
+import { type Node, values } from "./ir/graph.ts";
 import { packedName } from "./ir/naming.ts";
 import { isLowered, verify } from "./ir/verify.ts";
 import { layout } from "./passes/layout.ts";
@@ -16,8 +16,12 @@ import { formatText, packedShape } from "./weights/format.ts";
 import { inventory } from "./weights/inventory.ts";
 import type { TensorDType, TensorView } from "./weights/safetensors.ts";
 
-/** A model of a hundred layers has some 2,500 nodes. */
-const MOST_NODES = 50_000;
+/** A model of a hundred layers has some 2,500 nodes. Checking so many takes 2 s at worst. */
+const MOST_NODES = 20_000;
+/** Of all rotation tables: a model has one or two of 64. Every position of the context has a cosine and a sine of each. */
+const MOST_FREQUENCIES = 1024;
+/** Tokens, positions and rows. */
+const INPUTS = 3;
 
 /** What is wrong with a plan's graph and lanes, or undefined. */
 export function checkGraph({ graph, lanes, memory }: Plan): string | undefined {
@@ -26,6 +30,11 @@ export function checkGraph({ graph, lanes, memory }: Plan): string | undefined {
     if (graph.nodes.length > MOST_NODES) {
       return `its graph has ${graph.nodes.length} nodes, at most ${MOST_NODES}`;
     }
+    const frequencies = graph.ropes.reduce((sum, table) => sum + table.frequencies.length, 0);
+    if (frequencies > MOST_FREQUENCIES) {
+      return `its rotation tables have ${frequencies} frequencies, at most ${MOST_FREQUENCIES}`;
+    }
+    if (graph.inputs.length !== INPUTS) return `its graph has ${graph.inputs.length} inputs, not ${INPUTS}`;
     verify(graph);
     if (!isLowered(graph.stage)) return `its graph is at stage ${graph.stage}, which nothing runs`;
     if (!isDeepStrictEqual(lanes, makeLanes(graph))) return "its lanes are not those of its graph";
@@ -93,24 +102,42 @@ function checkNames({ weights, windows }: Plan): string[] {
 function checkWidths({ graph }: Plan): string[] {
   const types = values(graph);
   const seen = new Map<string, number>();
-  return graph.nodes.flatMap((node): string[] => {
+  return graph.nodes.flatMap((node) => {
     const input = types.get(node.inputs[0] ?? "")?.type.shape.at(-1);
-    const [name, width] = node.op === "embedding"
-      ? [node.params.path, node.params.width]
-      : node.op === "linear"
-      ? [packedName(node.params.weights), input]
-      : node.op === "rms_norm" || node.op === "add_rms_norm"
-      ? [`${node.params.path}.weight`, input]
-      : [];
-    if (name === undefined || typeof width !== "number") return [];
-    const before = seen.get(name) ?? width;
-    seen.set(name, before);
-    return before === width ? [] : [`${name} is used at the widths ${before} and ${width}`];
+    return widthsOf(node, typeof input === "number" ? input : 0).flatMap(([name, width]) => {
+      const before = seen.get(name) ?? width;
+      seen.set(name, before);
+      return before === width ? [] : [`${name} is used at the widths ${before} and ${width}`];
+    });
   });
+}
+
+/** The weights that a node reads whose first input is `input` wide, and how wide they are. */
+function widthsOf(node: Node, input: number): (readonly [name: string, width: number])[] {
+  switch (node.op) {
+    case "embedding":
+      return [[node.params.path, node.params.width]];
+    case "linear":
+      return [[packedName(node.params.weights), input]];
+    case "rms_norm":
+      return [[`${node.params.path}.weight`, node.params.headDim ?? input]];
+    case "add_rms_norm":
+      return [[`${node.params.path}.weight`, input]];
+    case "append": {
+      const { qNorm, kNorm, headDim } = node.params;
+      return [qNorm, kNorm].flatMap((norm) => norm ? [[`${norm.path}.weight`, headDim]] : []);
+    }
+    default: // no other op has weights of the checkpoint
+      return [];
+  }
 }
 
 function checkWeights(plan: Plan, lacks: Lacks): string[] {
   const { matrices, vectors } = inventory(plan.graph);
+  const lengths = [...vectors.values()].map(({ path, length }) => [`${path}.weight`, length]);
+  if (!isDeepStrictEqual(plan.vectors, Object.fromEntries(lengths))) {
+    return ["its vectors are not those of its graph"];
+  }
   const weights = new Map(plan.weights.map((w) => [w.sections.map((s) => s.path).join("+"), w]));
   if (plan.weights.length !== matrices.length) {
     return [`the plan has ${plan.weights.length} packed weights, its graph reads ${matrices.length}`];
@@ -161,32 +188,33 @@ function checkWindow(store: WindowStore, lacks: Lacks): string[] {
 }
 
 /** Every correction uses what its window stores; that it is of its window's linear, `verify` has seen. */
-function checkCorrections(plan: Plan): string[] {
-  const stores = new Map(plan.windows.map((w) => [w.window, w]));
-  const types = values(plan.graph);
-  return plan.graph.nodes.flatMap((node): string[] => {
-    const window = node.op === "linear" && node.params.residual ? node.params.window : windowOf(node);
+function checkCorrections({ graph, windows }: Plan): string[] {
+  const stores = new Map(windows.map((store) => [store.window, store]));
+  const matrices = new Map(inventory(graph).matrices.map((matrix) => [matrix.window, matrix]));
+  return graph.nodes.flatMap((node): string[] => {
+    const hasResidual = node.op === "linear" && node.params.residual !== undefined;
+    const window = hasResidual ? node.params.window : windowOf(node);
     if (window === undefined) return [];
-    const store = stores.get(window);
-    const width = types.get(node.inputs[0] ?? "")?.type.shape.at(-1);
-    const reads = node.op === "sparse_select" || node.op === "low_rank_down" || node.op === "linear";
-    const { outputs, rank, dtype } = {
-      outputs: undefined,
-      rank: undefined,
-      dtype: undefined,
-      ...node.params,
-    };
-    const bits = node.op === "linear"
-      ? node.params.residual
-      : "width" in node.params
-      ? node.params.width
-      : undefined;
-    const fits = store !== undefined && (!reads || store.inputs === width) &&
-      (outputs === undefined || store.outputs === outputs) &&
-      (bits === undefined || store.residual?.width === bits) &&
-      (rank === undefined || (store.factors?.dtype === dtype && rank <= store.factors.maxRank));
+    const [store, matrix] = [stores.get(window), matrices.get(window)];
+    const fits = store !== undefined && store.inputs === matrix?.inputs && store.outputs === matrix.rows &&
+      isStored(node, store);
     return fits ? [] : [`the correction of window ${window} is not what the bundle stores`];
   });
+}
+
+function isStored(node: Node, { residual, factors }: WindowStore): boolean {
+  switch (node.op) {
+    case "linear":
+      return residual !== null && residual.width === node.params.residual;
+    case "sparse_select":
+    case "sparse_sum":
+      return residual !== null && residual.width === node.params.width;
+    case "low_rank_down":
+    case "low_rank_up":
+      return factors !== null && factors.dtype === node.params.dtype && node.params.rank <= factors.maxRank;
+    default:
+      return false;
+  }
 }
 
 /** The first of `names` that is there before. */

@@ -5,21 +5,25 @@ import { join } from "node:path";
 import { openBundle } from "./bundle.ts";
 import { checkGraph, checkTensors } from "./bundle_check.ts";
 import { COMPILE_DEFAULTS, compileModel } from "./compile.ts";
-import type { Graph, Node } from "./ir/graph.ts";
+import type { Graph, Node, NodeOf, RopeTable } from "./ir/graph.ts";
+import type { Op, Params } from "./ir/ops.ts";
 import { tensor } from "./ir/types.ts";
+import { layout } from "./passes/layout.ts";
+import { makeLanes } from "./passes/schedule.ts";
 import { type Plan, Plan as PlanSchema } from "./plan.ts";
 import { genericProfile } from "./profile.ts";
 import { readSafetensors } from "./weights/safetensors.ts";
 import { writeTinyModel } from "../tests/fixtures/tiny_model.ts";
 
 type Edit = (plan: Plan) => Plan;
+type Problem = (edit: Edit) => string;
 
-/** Tells what is wrong with an edited plan of a tiny model that has both forms of correction. */
-async function withChecker(test: (problem: (edit: Edit) => string | undefined) => void): Promise<void> {
+/** Tells what is wrong with an edited plan of a tiny model that has head norms and both forms of correction. */
+async function withChecker(test: (problem: Problem) => void): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "hcinfer-check-"));
   try {
     const [model, output] = [join(folder, "model"), join(folder, "bundle")];
-    writeTinyModel(model, { tied: true });
+    writeTinyModel(model, { architecture: "qwen3", tied: true });
     const budget = { kind: "rank+channels", rank: 2, channels: 4 } as const;
     const options = { ...COMPILE_DEFAULTS, correct: "both", budget, maxRank: 4, threads: 2 } as const;
     await compileModel({ ...options, profile: genericProfile(2), model, output });
@@ -27,163 +31,440 @@ async function withChecker(test: (problem: (edit: Edit) => string | undefined) =
     const { tensors } = readSafetensors(bundle.mapping.bytes, output);
     test((edit) => {
       const plan = PlanSchema.parse(structuredClone(edit(bundle.plan)));
-      return checkGraph(plan) ?? checkTensors(plan, tensors);
+      return checkGraph(plan) ?? checkTensors(plan, tensors) ?? "";
     });
   } finally {
     rmSync(folder, { recursive: true });
   }
 }
 
-const withGraph = (change: (graph: Graph) => Partial<Graph>): Edit => (plan) => ({
-  ...plan,
-  graph: { ...plan.graph, ...change(plan.graph) },
-});
+/** Changes the graph, and lanes and memory as follows from that. */
+const withGraph = (change: (graph: Graph) => Partial<Graph>): Edit => (plan) => {
+  const graph = { ...plan.graph, ...change(plan.graph) };
+  return { ...plan, graph, lanes: makeLanes(graph), memory: layout(graph) };
+};
 
-/** Replaces every node that `change` gives something else for. */
-const eachNode = (change: (node: Node) => Node): Edit =>
-  withGraph(({ nodes }) => ({ nodes: nodes.map(change) }));
+const withNodes = (change: (nodes: readonly Node[]) => readonly Node[]): Edit =>
+  withGraph(({ nodes }) => ({ nodes: change(nodes) }));
 
-/** The first input of the first node that is an `op`. */
-function inputOf(nodes: readonly Node[], op: Node["op"]): string {
-  return nodes.find((node) => node.op === op)?.inputs[0] ?? "";
+/** Replaces the first node of an op, of a window where one is given. */
+const first = <P extends Op>(op: P, change: (node: NodeOf<P>) => object, window?: string): Edit =>
+  withNodes((nodes) => {
+    const found = find(nodes, op, window);
+    return nodes.map((node) => node === found ? Object.assign({}, node, change(found)) : node);
+  });
+
+const params = <P extends Op>(op: P, changed: Partial<Params[P]>, window?: string): Edit =>
+  first(op, (node) => ({ params: { ...node.params, ...changed } }), window);
+
+/** What JSON may say and types may not. */
+const text = (from: string, to: string): Edit =>
+  withGraph((graph) => JSON.parse(JSON.stringify(graph).replace(from, to)));
+
+function find<P extends Op>(nodes: readonly Node[], op: P, window?: string): Node & NodeOf<P> {
+  const isOne = (node: Node): node is Node & NodeOf<P> =>
+    node.op === op && (window === undefined || ("window" in node.params && node.params.window === window));
+  const found = nodes.find(isOne);
+  assert.ok(found, `${op} ${window}`);
+  return found;
 }
 
-Deno.test("a plan as it was compiled has no fault", () =>
-  withChecker((problem) => assert.equal(problem((plan) => plan), undefined)));
+/** `nodes` with `more` before their last. */
+const beforeLast = (nodes: readonly Node[], ...more: Node[]) => [
+  ...nodes.slice(0, -1),
+  ...more,
+  ...nodes.slice(-1),
+];
 
-Deno.test("a name stands for one weight, one store, one lane", () =>
+const f32 = (name: string, width: number) => ({ name, type: tensor("f32", "T", width) });
+
+Deno.test("a plan as it was compiled has no fault", () =>
+  withChecker((problem) => {
+    assert.equal(problem((plan) => plan), "");
+    assert.equal(problem(withGraph((graph) => graph)), "");
+  }));
+
+Deno.test("a name stands for one weight and one store", () =>
   withChecker((problem) => {
     const weights = (change: (weights: Plan["weights"]) => Plan["weights"]): Edit => (plan) => ({
       ...plan,
       weights: change(plan.weights),
     });
+    const again = (changed: Partial<Plan["weights"][number]>) =>
+      weights((w) => [...w, ...w.slice(1, 2).map((one) => ({ ...one, ...changed }))]);
+    assert.match(problem(again({})), /two packed weights are in the tensor/);
+    assert.match(problem(again({ tensor: "other.packed" })), /is in the tensor other\.packed/);
+    const other = [{ path: "other", firstRow: 0, rows: 80, relativeError: 0 }];
     assert.match(
-      problem(weights((w) => [...w, ...w.slice(1, 2)])) ?? "",
-      /two packed weights are in the tensor/,
+      problem(again({ tensor: "other.packed", sections: other })),
+      /packed weights, its graph reads/,
     );
-    const renamed = weights((
-      w,
-    ) => [...w, ...w.slice(1, 2).map((one) => ({ ...one, tensor: "other.packed" }))]);
-    assert.match(problem(renamed) ?? "", /is in the tensor other\.packed/);
-    const more = weights((w) => [
-      ...w,
-      ...w.slice(1, 2).map((one) => ({
-        ...one,
-        tensor: "other.packed",
-        sections: [{ path: "other", firstRow: 0, rows: one.rows, relativeError: 0 }],
-      })),
-    ]);
-    assert.match(problem(more) ?? "", /packed weights, its graph reads/);
-    assert.match(problem(weights((w) => w.slice(1))) ?? "", /packed weights, its graph reads/);
+    assert.match(problem(weights((w) => w.slice(1))), /packed weights, its graph reads/);
     const stores: Edit = (plan) => ({ ...plan, windows: [...plan.windows, ...plan.windows.slice(0, 1)] });
-    assert.match(problem(stores) ?? "", /window 0\.qkv is stored twice/);
-    const twoLanes: Edit = (plan) => ({
-      ...plan,
-      lanes: plan.lanes.map((l) => ({ ...l, lane: "backbone" })),
-    });
-    assert.match(problem(twoLanes) ?? "", /two lanes backbone/);
+    assert.match(problem(stores), /window 0\.qkv is stored twice/);
+    const vectors: Edit = (plan) => ({ ...plan, vectors: { ...plan.vectors, "model.norm.weight": 51 } });
+    assert.match(problem(vectors), /its vectors are not those of its graph/);
   }));
 
-Deno.test("nodes run where they say, on a device there is", () =>
+Deno.test("lanes are those that follow from the graph, whatever others would do", () =>
   withChecker((problem) => {
-    const crossed: Edit = (plan) => ({
+    const lanes = (change: (lane: Plan["lanes"][number], n: number) => object): Edit => (plan) => ({
       ...plan,
-      lanes: plan.lanes.map((l) => ({ ...l, lane: l.lane === "backbone" ? "compensation" : "backbone" })),
+      lanes: plan.lanes.map((lane, n) => ({ ...lane, ...change(lane, n) })),
     });
-    assert.match(problem(crossed) ?? "", /which is not its own/);
-    const swapped = eachNode((node) => ({
-      ...node,
-      placement: {
-        ...node.placement,
-        lane: node.placement.lane === "backbone" ? "compensation" : "backbone",
-      },
-    }));
-    assert.match(problem((plan) => swapped(crossed(plan))) ?? "", /corrections, and nothing else/);
-    const device = (plan: Plan): Plan =>
-      JSON.parse(JSON.stringify(plan).replaceAll('"device":"cpu"', '"device":"tpu"'));
-    assert.match(
-      problem((plan) => ({ ...plan, graph: device(plan).graph })) ?? "",
-      /runs on no known device/,
-    );
+    const compensation = (change: (steps: Plan["lanes"][number]["steps"]) => object[]) =>
+      lanes(({ steps }, n) => n === 1 ? { steps: change(steps) } : {});
+    const attacks: Record<string, Edit> = {
+      "two of one name": lanes(() => ({ lane: "backbone" })),
+      "names exchanged": lanes((_, n) => ({ lane: n === 1 ? "backbone" : "compensation" })),
+      "instructions after the last signal": compensation((steps) => [...steps, steps[1]!]),
+      "a second wait": compensation((steps) => [...steps.slice(0, 1), ...steps]),
+      "never waits": compensation((steps) => steps.filter((step) => !("wait" in step))),
+      "never signals": compensation((steps) => steps.filter((step) => !("signal" in step))),
+      "other order": compensation((steps) => steps.toReversed()),
+      "a huge event": lanes(({ steps }) => ({
+        steps: steps.map((step) =>
+          "run" in step ? step : "wait" in step ? { wait: 2 ** 30 } : {
+            signal: 2 ** 30,
+          }
+        ),
+      })),
+      "a node that is none": lanes(({ steps }) => ({ steps: [...steps, { run: 9999 }] })),
+      "one": (plan) => ({ ...plan, lanes: plan.lanes.slice(0, 1) }),
+      "three": (plan) => ({ ...plan, lanes: [...plan.lanes, ...plan.lanes.slice(1)] }),
+      "none": (plan) => ({ ...plan, lanes: [] }),
+    };
+    for (const [name, edit] of Object.entries(attacks)) {
+      assert.equal(problem(edit), "its lanes are not those of its graph", name);
+    }
   }));
 
+Deno.test("memory is laid out as the graph needs it", () =>
+  withChecker((problem) => {
+    const memory = (change: (memory: Plan["memory"]) => Partial<Plan["memory"]>): Edit => (plan) => ({
+      ...plan,
+      memory: { ...plan.memory, ...change(plan.memory) },
+    });
+    const offsets = (change: (entries: [string, number][]) => [string, number][]) =>
+      memory((m) => ({ offsets: Object.fromEntries(change(Object.entries(m.offsets))) }));
+    const attacks: Record<string, Edit> = {
+      "all at 0": offsets((all) => all.map(([name]) => [name, 0])),
+      "one elsewhere": offsets((all) =>
+        all.map(([name, offset], i) => [name, i === 3 ? offset + 64 : offset])
+      ),
+      "one missing": offsets((all) => all.slice(1)),
+      "one more": offsets((all) => [...all, ["other", 0]]),
+      "too small": memory(() => ({ bytesPerToken: 64 })),
+      "0": memory(() => ({ bytesPerToken: 0 })),
+      "huge": memory(() => ({ bytesPerToken: 2 ** 50 })),
+    };
+    for (const [name, edit] of Object.entries(attacks)) {
+      assert.equal(problem(edit), "its memory is not laid out for its graph", name);
+    }
+    assert.throws(() => problem(offsets((all) => all.map(([name]) => [name, -64]))), /expected number to be/);
+  }));
+
+Deno.test("a graph is of instructions, placed where there is something to run them", () =>
+  withChecker((problem) => {
+    for (const stage of ["traced", "fused", "quantized", "placed", "budgeted", "compensated"] as const) {
+      assert.match(
+        problem(withGraph(() => ({ stage }))),
+        /is not sound: .* is not legal|budgets are not legal/,
+      );
+    }
+    assert.match(problem(text('"stage":"scheduled"', '"stage":"done"')), /unknown stage/);
+    assert.match(problem(text('"device":"cpu"', '"device":"tpu"')), /runs on no known device, "tpu"/);
+    assert.match(problem(text('"lane":"backbone"', '"lane":"other"')), /lane "other", expected backbone/);
+    assert.match(
+      problem(text('"lane":"backbone"', '"lane":"compensation"')),
+      /lane "compensation", expected backbone/,
+    );
+    assert.match(problem(text('"group":64', '"group":"64"')), /its format is none/);
+    assert.match(problem(text('"kind":"q4"', '"kind":"q5"')), /its format is none/);
+    const copy = (i: number, from: string, name: string): Node => ({
+      op: "copy",
+      inputs: [from],
+      outputs: [f32(`${name}${i}`, 50)],
+      params: {},
+      placement: { device: "cpu", lane: "backbone", causes: [] },
+    });
+    const many = (count: number): Edit => (plan) => ({
+      ...plan,
+      graph: {
+        ...plan.graph,
+        nodes: beforeLast(
+          plan.graph.nodes,
+          ...Array.from({ length: count }, (_, i) => copy(i, "x", "more")),
+        ),
+      },
+    });
+    assert.match(problem(many(20_000)), /graph has \d+ nodes, at most 20000/);
+  }));
+
+Deno.test("inputs are the step's, and rows know no positions", () =>
+  withChecker((problem) => {
+    const more = withGraph(({ inputs }) => ({ inputs: [...inputs, f32("other", 50)] }));
+    assert.match(problem(more), /has 4 inputs, not 3/);
+    assert.match(problem(first("embedding", () => ({ inputs: ["positions"] }))), /reads positions/);
+    // The head's input has only the rows asked for; a rope of it would turn by other tokens' positions.
+    const rotated = withNodes((nodes) => {
+      const narrow = nodes.at(-1)?.inputs[0] ?? "";
+      const norm = nodes.find((node) => node.outputs.some((v) => v.name === narrow));
+      const row = norm?.outputs.find((v) => v.type.dtype === "f32" && v.type.shape[0] === "R");
+      assert.ok(row);
+      const rope: NodeOf<"rope"> = {
+        op: "rope",
+        inputs: [row.name, "positions"],
+        outputs: [{ name: "turned", type: row.type }],
+        params: { table: "rope_0", headDim: 10 },
+        placement: { device: "cpu", lane: "backbone", causes: [] },
+      };
+      return beforeLast(nodes, rope);
+    });
+    const tables = (change: (table: RopeTable) => Partial<RopeTable>) =>
+      withGraph(({ ropes }) => ({ ropes: ropes.map((table) => ({ ...table, ...change(table) })) }));
+    const tenWide = (plan: Plan) => tables(() => ({ frequencies: [1, 1, 1, 1, 1] }))(rotated(plan));
+    assert.match(problem(tenWide), /rope_0|expected every token/);
+    const own: Edit = (plan) => {
+      const { graph } = rotated(plan);
+      const table = { name: "rope_1", frequencies: [1, 1, 1, 1, 1], scale: 1 };
+      const nodes = graph.nodes.map((node) =>
+        node.op === "rope" ? { ...node, params: { ...node.params, table: "rope_1" } } : node
+      );
+      return withGraph(() => ({ nodes, ropes: [...graph.ropes, table] }))(plan);
+    };
+    assert.match(problem(own), /turned = rope\(\.\.\.\): reads .*, \[R,50\] f32: expected every token/);
+    assert.match(problem(tables((t) => ({ frequencies: [...t.frequencies, 1] }))), /expects 6 frequencies/);
+    assert.match(problem(tables((t) => ({ frequencies: t.frequencies.slice(1) }))), /expects 6 frequencies/);
+    assert.match(problem(tables(() => ({ frequencies: [] }))), /has no frequencies/);
+    assert.match(problem(tables(() => ({ scale: NaN }))), /scale of rope_0/);
+    const moreTables = (count: number, length: number) =>
+      withGraph(({ ropes }) => ({
+        ropes: [
+          ...ropes,
+          ...Array.from({ length: count }, (_, i) => ({
+            name: `more_${i}`,
+            frequencies: Array<number>(length).fill(1),
+            scale: 1,
+          })),
+        ],
+      }));
+    for (const edit of [moreTables(1, 1019), moreTables(1019, 1)]) {
+      assert.match(problem(edit), /tables have 1025 frequencies, at most 1024/);
+    }
+  }));
 Deno.test("a weight or a norm is used at one width", () =>
   withChecker((problem) => {
-    // A head of the tied embedding that reads the wider activations inside the last MLP.
-    const wide = withGraph(({ nodes }) => {
-      const inner = nodes.findLast((n) => n.op === "silu_mul")?.outputs[0];
-      const at = nodes.length - 1;
-      return { nodes: nodes.map((n, i) => i === at && inner ? { ...n, inputs: [inner.name] } : n) };
+    // The tied head once more, on the wider activations inside the last MLP.
+    const wide = withNodes((nodes) => {
+      const head = find(nodes.toReversed(), "linear");
+      const inner = find(nodes, "silu_mul").outputs;
+      return beforeLast(nodes, {
+        ...head,
+        inputs: [inner.at(-1)!.name],
+        outputs: [f32("logits_again", 41)],
+      });
     });
-    assert.match(problem(wide) ?? "", /model\.embed_tokens is used at the widths 50 and 90/);
-    // A second norm of the activations inside an MLP, with the path of one of the stream.
-    const norm: Edit = (plan) => {
-      const inner = plan.graph.nodes.find((node) => node.op === "silu_mul")?.outputs[0];
-      const norm = plan.graph.nodes.find((node) => node.op === "rms_norm");
-      assert.ok(inner && norm?.op === "rms_norm");
-      const made = { name: "again", type: tensor("f32", "T", 90) };
-      const node: Node = { ...norm, inputs: [inner.name], outputs: [made] };
-      const nodes = [...plan.graph.nodes, node];
-      const lanes = plan.lanes.map((l) =>
-        l.lane === "backbone" ? { ...l, steps: [...l.steps, { run: nodes.length - 1 }] } : l
-      );
-      return { ...plan, graph: { ...plan.graph, nodes }, lanes };
+    assert.match(problem(wide), /model\.embed_tokens is used at the widths 50 and 90/);
+    const norm = (changed: Partial<Params["rms_norm"]>): Edit =>
+      withNodes((nodes) => {
+        const inner = find(nodes, "silu_mul").outputs[0]!;
+        const { codes: _, ...rest } = find(nodes, "rms_norm").params;
+        const node: Node = {
+          ...find(nodes, "rms_norm"),
+          inputs: [inner.name],
+          outputs: [f32("again", 90)],
+          params: { ...rest, ...changed },
+        };
+        return beforeLast(nodes, node);
+      });
+    assert.match(problem(norm({})), /input_layernorm\.weight is used at the widths 50 and 90/);
+    assert.match(problem(norm({ headDim: 45 })), /input_layernorm\.weight is used at the widths 50 and 45/);
+    assert.match(problem(norm({ headDim: 40 })), /cannot split 90 columns/);
+    const heads = norm({ path: "model.layers.0.self_attn.q_norm", headDim: 30 });
+    assert.match(problem(heads), /q_norm\.weight is used at the widths 12 and 30/);
+    const qNorm = { path: "model.layers.0.input_layernorm", epsilon: 1e-5 };
+    assert.match(
+      problem(params("append", { qNorm })),
+      /input_layernorm\.weight is used at the widths 50 and 12/,
+    );
+    // One that nothing else uses is as long as the heads that it is for.
+    const longer = { path: "model.norm", epsilon: 1e-5 };
+    assert.match(problem(params("append", { kNorm: longer })), /model\.norm\.weight is used at the widths/);
+    const other = params("append", { qNorm: { path: "model.other", epsilon: 1e-5 } });
+    assert.match(problem(other), /its vectors are not those of its graph/);
+    const listed: Edit = (plan) => {
+      const { ["model.layers.0.self_attn.q_norm.weight"]: _, ...vectors } = plan.vectors;
+      return other({ ...plan, vectors: { ...vectors, "model.other.weight": 12 } });
     };
-    assert.match(problem(norm) ?? "", /input_layernorm\.weight is used at the widths 50 and 90/);
+    assert.match(problem(listed), /tensor model\.other\.weight, F32 \[12\], is missing/);
+    for (const epsilon of [NaN, 0, -1]) {
+      assert.match(problem(params("append", { qNorm: { ...qNorm, epsilon } })), /epsilon must be/);
+    }
   }));
 
-Deno.test("a window's corrections are those of its linear, all of it, once", () =>
+Deno.test("attention reads the cache that its queries' layer appends to", () =>
   withChecker((problem) => {
-    const otherInput = withGraph(({ nodes }) => {
-      const stream = inputOf(nodes, "linear");
-      return {
-        nodes: nodes.map((n) =>
-          n.op === "low_rank" && n.params.window === "0.o" ? { ...n, inputs: [stream] } : n
-        ),
-      };
+    for (const changed of [{ layer: 1 }, { kvHeads: 3 }, { headDim: 6 }, { headDim: 4, kvHeads: 3 }]) {
+      assert.match(problem(params("attend", changed)), /reads another cache/);
+    }
+    assert.match(problem(params("append", { layer: 1 })), /reads another cache/);
+    assert.match(problem(params("append", { headDim: 6 })), /expects 3 frequencies/);
+    for (const layer of [-1, 0.5, 2 ** 31, 2 ** 53]) {
+      assert.match(problem(params("append", { layer })), /layer must be 0 to/);
+    }
+    const again = withNodes((nodes) =>
+      beforeLast(nodes, { ...find(nodes, "append"), outputs: [f32("q_again", 36)] })
+    );
+    assert.match(problem(again), /layer 0 has a second attention/);
+    const swapped = first("append", ({ inputs: [q, k, ...rest] }) => ({ inputs: [k, q, ...rest] }));
+    assert.match(problem(swapped), /is not sound/);
+  }));
+
+Deno.test("logits are a matrix of their own, as wide as the vocabulary", () =>
+  withChecker((problem) => {
+    const several = withNodes((nodes) => {
+      const head = find(nodes.toReversed(), "linear");
+      const second = { ...head.params.weights[0]!, path: "model.other" };
+      const outputs = [...head.outputs, { ...head.outputs[0]!, name: "more" }];
+      const weights = [...head.params.weights, second];
+      return nodes.map((n) => n === head ? { ...head, outputs, params: { ...head.params, weights } } : n);
     });
-    assert.match(problem(otherInput) ?? "", /correction of window 0\.o is not of its linear/);
-    // A merge of the query alone: its deltas are then as wide as that one section, and the others are read unmerged.
-    const one = withGraph(({ nodes }) => {
-      const whole = nodes.find((n) => n.op === "merge" && n.params.window === "0.qkv");
-      const unmerged = new Map(
-        whole?.outputs.slice(1).map(({ name }, i) => [name, whole.inputs[i + 1] ?? ""]),
-      );
-      const outputs = 48;
-      return {
-        nodes: nodes.map((node): Node => {
-          const narrow = node.outputs.map(({ name }) => ({ name, type: tensor("f32", "T", outputs) }));
-          if (node.op === "low_rank" && node.params.window === "0.qkv") {
-            return { ...node, params: { ...node.params, outputs }, outputs: narrow };
-          }
-          if (node.op === "sparse_residual" && node.params.window === "0.qkv") {
-            return { ...node, params: { ...node.params, outputs }, outputs: narrow };
-          }
-          if (node !== whole) {
-            return {
-              ...node,
-              inputs: node.inputs.map((name) => unmerged.get(name) ?? name),
-            };
-          }
-          const [q = ""] = node.inputs;
-          return { ...node, inputs: [q, ...node.inputs.slice(3)], outputs: node.outputs.slice(0, 1) };
-        }),
-      };
+    assert.match(problem(several), /makes the logits, logits, and other values beside them/);
+    const output = (name: string) => withGraph(() => ({ outputs: [name] }));
+    assert.match(problem(output("x")), /expected logits of the rows asked for/);
+    assert.match(problem(output("rows")), /expected logits of the rows asked for/);
+    const narrow: Edit = (plan) =>
+      output(find(plan.graph.nodes.toReversed(), "add_rms_norm").outputs[0]!.name)(plan);
+    assert.match(problem(narrow), /vocabulary is 41 in the model and 50 in the graph/);
+    const codes: Edit = (plan) =>
+      output(find(plan.graph.nodes.toReversed(), "add_rms_norm").outputs[2]!.name)(plan);
+    assert.match(problem(codes), /expected logits of the rows asked for, \[R,n\] f32/);
+    assert.match(problem(withGraph(() => ({ outputs: [] }))), /no outputs/);
+  }));
+
+Deno.test("a window's corrections are those of its linear", () =>
+  withChecker((problem) => {
+    const other = (op: Op, window: string, input: string) => first(op, () => ({ inputs: [input] }), window);
+    assert.match(problem(other("low_rank_down", "0.o", "x1")), /reads x1, its window's linear reads x2/);
+    assert.match(problem(other("sparse_select", "0.o", "x1")), /reads x1, its window's linear reads x2/);
+    assert.match(
+      problem(other("sparse_sum", "0.o", "rows_0_qkv_chosen")),
+      /expects the sparse_select of window 0\.o/,
+    );
+    assert.match(
+      problem(other("low_rank_up", "0.o", "factors_0_qkv_hidden")),
+      /expects the low_rank_down of window 0\.o/,
+    );
+    for (const op of ["low_rank_up", "sparse_sum"] as const) {
+      const narrow = first(op, (node) => ({
+        params: { ...node.params, outputs: 48 },
+        outputs: node.outputs.map(({ name }) => f32(name, 48)),
+      }), "0.qkv");
+      assert.match(problem(narrow), /makes 48 columns, its window's linear 80/);
+    }
+    assert.match(problem(params("low_rank_down", { window: "0.down" })), /is not sound/);
+    assert.match(problem(params("low_rank_down", { window: "9.o" })), /no linear belongs to window 9\.o/);
+    const twice = withNodes((nodes) =>
+      beforeLast(nodes, { ...find(nodes, "low_rank_up", "0.o"), outputs: [f32("again", 64)] })
+    );
+    assert.match(problem(twice), /low_rank_up of window 0\.o stands twice/);
+  }));
+
+Deno.test("a window's corrections are those that are stored", () =>
+  withChecker((problem) => {
+    const refused = (edit: Edit) => assert.match(problem(edit), /correction of window .* is not what/);
+    const width = (op: Op, changed: object) =>
+      first(op, (n) => ({ params: { ...n.params, ...changed } }), "0.o");
+    for (const op of ["sparse_select", "sparse_sum"] as const) {
+      refused(width(op, { width: 8 }));
+      refused(width(op, { width: undefined }));
+    }
+    const both = (changed: object): Edit => (plan) =>
+      width("low_rank_up", changed)(width("low_rank_down", changed)(plan));
+    refused(both({ dtype: "bf16" }));
+    refused(both({ dtype: undefined }));
+    for (const residual of [5, 0, null, "4"]) refused(width("linear", { residual }));
+    // A residual alone, of a store that says that it is of a smaller linear.
+    const store = (changed: Partial<Plan["windows"][number]>): Edit => (plan) => {
+      const isOfWindow = (node: Node) => "window" in node.params && node.params.window === "0.o";
+      const bare = withNodes((nodes) =>
+        nodes.filter((n) => !isOfWindow(n) || n.op === "linear").map((n): Node =>
+          n.added?.flat().includes("rows_0_o") ? Object.assign({}, n, { added: n.inputs.map(() => []) }) : n
+        )
+      )(plan);
+      const windows = plan.windows.map((w) => w.window === "0.o" ? { ...w, ...changed } : w);
+      return { ...bare, windows };
+    };
+    assert.equal(problem(store({})), "");
+    // 64 to 128 outputs of 4 bits take as many bytes.
+    assert.match(problem(store({ outputs: 63 })), /residual\.output_scale is F32 \[64\]/);
+    assert.match(problem(store({ inputs: 35 })), /residual\.codes is/);
+    const linears: Edit = withNodes((nodes) => {
+      const renamed: Record<string, string> = { "0.o": "0.down", "0.down": "0.o" };
+      return nodes.map((node) => {
+        const window = "window" in node.params ? node.params.window : undefined;
+        return window === undefined || !(window in renamed)
+          ? node
+          : Object.assign({}, node, { params: { ...node.params, window: renamed[window] } });
+      });
     });
-    assert.match(problem(one) ?? "", /correction of window 0\.qkv is not of its linear/);
-    const twice = eachNode((node) => {
-      if (node.op !== "merge" || node.params.window !== "0.o") return node;
-      const delta = node.inputs.at(-1) ?? "";
-      return { ...node, inputs: [...node.inputs, delta], params: { ...node.params, deltas: 3 } };
-    });
-    assert.match(problem(twice) ?? "", /window 0\.o adds something else than one correction of each form/);
-    const never = eachNode((node) => {
-      if (node.op !== "merge" || node.params.window !== "0.o") return node;
-      return {
-        ...node,
-        inputs: node.inputs.slice(0, -1),
-        params: { ...node.params, deltas: node.params.deltas - 1 },
-      };
-    });
-    assert.match(problem(never) ?? "", /a correction of window 0\.o is never added/);
+    assert.match(
+      problem((plan) => ({ ...linears(plan), graph: budgeted(linears(plan).graph) })),
+      /is not what/,
+    );
+    refused((plan) => ({ ...plan, windows: plan.windows.slice(1) }));
+    refused((plan) => ({ ...plan, windows: plan.windows.map((w) => ({ ...w, factors: null })) }));
+    refused((plan) => ({ ...plan, windows: plan.windows.map((w) => ({ ...w, residual: null })) }));
+  }));
+
+/** Budgets in the order of the linears, which a graph with other windows needs. */
+function budgeted(graph: Graph): Graph {
+  const windows = graph.nodes.flatMap((n) => n.op === "linear" && n.params.window ? [n.params.window] : []);
+  return { ...graph, budgets: windows.map((w) => graph.budgets.find((b) => b.window === w)!) };
+}
+
+Deno.test("deltas are added to outputs of their window's linear, by those who can, in one order", () =>
+  withChecker((problem) => {
+    const deltas = (op: Op, change: (added: readonly (readonly string[])[]) => unknown) =>
+      first(op, (node) => ({ added: change(node.added ?? node.inputs.map(() => [])) }));
+    const [qkv, o] = [["factors_0_qkv", "rows_0_qkv"], ["factors_0_o", "rows_0_o"]];
+    assert.match(
+      problem(deltas("append", () => [o, qkv, qkv, []])),
+      /is not defined before it|another window/,
+    );
+    assert.match(
+      problem(deltas("add_rms_norm", () => [[], qkv])),
+      /adds factors_0_qkv to x4, of another window/,
+    );
+    assert.match(problem(deltas("add_rms_norm", () => [o, o])), /adds factors_0_o to x, of another window/);
+    assert.match(problem(deltas("add_rms_norm", () => [[], o.toReversed()])), /adds deltas out of order/);
+    assert.match(problem(deltas("add_rms_norm", () => [[], [...o, ...o]])), /adds deltas out of order/);
+    assert.match(problem(deltas("add_rms_norm", () => [[], ["x4"]])), /adds x4, which is no delta/);
+    assert.match(problem(deltas("add_rms_norm", () => [[], ["rows_0_o_chosen"]])), /which is no delta/);
+    assert.match(problem(deltas("add_rms_norm", () => [[], ["gate"]])), /which is not defined before it/);
+    assert.match(problem(deltas("add_rms_norm", () => [[]])), /deltas of other inputs than its own/);
+    assert.match(problem(deltas("quantize", () => [qkv])), /which quantize reads without/);
+    assert.match(problem(deltas("attend", () => [qkv, []])), /which attend reads without/);
+    const read = first(
+      "add_rms_norm",
+      ({ inputs: [x] }) => ({ inputs: [x, "factors_0_o"], added: undefined }),
+    );
+    assert.match(problem(read), /reads the correction factors_0_o|of one shape/);
+  }));
+
+Deno.test("deltas that nobody adds, or only some readers do, are what the graph says: its sums are in memory and no more", () =>
+  withChecker((problem) => {
+    assert.equal(problem(first("add_rms_norm", () => ({ added: undefined }))), "");
+    assert.equal(problem(first("append", ({ added }) => ({ added: [added![0], [], [], []] }))), "");
+  }));
+
+Deno.test("what a plan says of the model beside its vocabulary and context is shown, and trusted by no kernel", () =>
+  withChecker((problem) => {
+    const model = { layers: 99, heads: 7, kvHeads: 5, headDim: 3, hiddenSize: 1, parameters: 1 };
+    assert.equal(problem((plan) => ({ ...plan, model: { ...plan.model, ...model } })), "");
+    assert.match(
+      problem((plan) => ({ ...plan, model: { ...plan.model, vocabularySize: 42 } })),
+      /vocabulary is 42 in the model and 41 in the graph/,
+    );
   }));

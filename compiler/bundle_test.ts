@@ -254,9 +254,9 @@ Deno.test("other versions, and plans that say what the weights do not hold, are 
     await refused(() => openBundle(forged), "bundle", pattern);
   };
   const { plan: { graph } } = readPlan(work.bundle);
-  const linear = graph.nodes.findIndex((n) => n.op === "linear");
-  const sparse = graph.nodes.findIndex((n) => n.op === "sparse_residual");
-  await lie(({ manifest }) => manifest.version = 99, /it is of version 99, and this hcinfer reads version 1/);
+  const index = (op: string) => graph.nodes.findIndex((n) => n.op === op);
+  const [linear, sparse, append] = [index("linear"), index("sparse_select"), index("append")];
+  await lie(({ manifest }) => manifest.version = 99, /it is of version 99, and this hcinfer reads version 2/);
   await lie(({ manifest }) => delete manifest.files["graph.py"], /no checksum of graph\.py/);
   await lie(({ manifest }) => manifest.files["../x"] = "0".repeat(64), /which is no file of it/);
   await lie(set("weights.1.bytes", 64), /is not the graph's/);
@@ -273,18 +273,27 @@ Deno.test("other versions, and plans that say what the weights do not hold, are 
   await lie(set(`graph.nodes.${sparse}.params.channels`, 1000), /is not sound/);
   await lie(set("windows.0.outputs", 1 << 20), /residual\.codes is/);
   await lie(set("windows.0.residual.width", 5), /correction of window/);
-  await lie(set("memory.bytesPerToken", 64), /outside the arena/);
+  await lie(set("memory.bytesPerToken", 64), /its memory is not laid out for its graph/);
   await lie(set("graph.nodes", [{}]), /is not sound/);
-  await lie(set("lanes.0.steps.0", { wait: 99 }), /is not sound: lane backbone stops for ever/);
-  await lie(set("lanes.0.steps.0", { run: 9999 }), /is not sound/);
-  await refused(() => readPlan(forged), "bundle", /is not sound/);
+  await lie(set(`graph.nodes.${append}.added`, {}), /is not sound/);
+  await lie(set(`graph.nodes.${append}.params.layer`, "0"), /is not sound/);
+  await lie(set("lanes.0.steps.0", { wait: 99 }), /its lanes are not those of its graph/);
+  await lie(set("lanes.0.steps.0", { run: 9999 }), /its lanes are not those of its graph/);
+  await refused(() => readPlan(forged), "bundle", /its lanes are not those of its graph/);
   await lie(set("model.vocabularySize", 1000), /its vocabulary is 1000 in the model and 41 in the graph/);
   await lie(set("model.heads", -1), /its plan does not fit/);
 
   await work.compile(work.bundle, { correct: "low_rank", budget: { kind: "rank", rank: 2 } });
-  const low = readPlan(work.bundle).plan.graph.nodes.findIndex((n) => n.op === "low_rank");
-  await lie(set(`graph.nodes.${low}.params.rank`, 5), /correction of window/);
-  await lie(set(`graph.nodes.${low}.params.dtype`, "bf16"), /correction of window/);
+  const { nodes } = readPlan(work.bundle).plan.graph;
+  const [down, up] = (["low_rank_down", "low_rank_up"] as const).map((op) =>
+    nodes.findIndex((n) => n.op === op)
+  );
+  await lie(set(`graph.nodes.${down}.params.rank`, 5), /is not sound/);
+  const both = (key: string, value: unknown) => (parts: Parts) => {
+    for (const node of [down, up]) set(`graph.nodes.${node}.params.${key}`, value)(parts);
+  };
+  await lie(set(`graph.nodes.${down}.params.dtype`, "bf16"), /is not sound/);
+  await lie(both("dtype", "bf16"), /correction of window/);
   await lie(set("windows.0.factors.maxRank", 64), /factors\.a is I8 \[4,64\], the plan expects I8 \[64,64\]/);
 });
 

@@ -13,6 +13,9 @@ export class GraphError extends Error {
   override readonly name = "GraphError";
 }
 
+/** Layers, and columns of slack: instructions have room for as many. */
+const MOST_WHOLE = 2 ** 20;
+
 type Rule<P extends Op> = (inputs: readonly TensorType[], params: Params[P]) => TensorType[];
 
 /** Input `index`, which the arity check has shown to exist. */
@@ -99,6 +102,12 @@ function positive(value: number, what: string): void {
   }
 }
 
+function whole(value: number, what: string): void {
+  if (!Number.isSafeInteger(value) || value < 0 || value > MOST_WHOLE) {
+    throw new GraphError(`${what} must be 0 to ${MOST_WHOLE}, found ${value}`);
+  }
+}
+
 function finite(value: number, what: string): void {
   if (!Number.isFinite(value) || value <= 0) {
     throw new GraphError(`${what} must be a positive number, found ${value}`);
@@ -178,9 +187,7 @@ const RULES: { readonly [P in Op]: Rule<P> } = {
     return [tensor("f32", "T", count * dim)];
   },
   attention(inputs, { layer, scale }) {
-    if (!Number.isSafeInteger(layer) || layer < 0) {
-      throw new GraphError(`layer must be 0 or more, found ${layer}`);
-    }
+    whole(layer, "layer");
     finite(scale, "scale");
     const [queryHeads, dim] = heads(inputs, 0);
     const [keyHeads, keyDim] = heads(inputs, 1);
@@ -218,9 +225,7 @@ const RULES: { readonly [P in Op]: Rule<P> } = {
     if (!Number.isSafeInteger(deltas) || deltas < 1 || deltas >= inputs.length) {
       throw new GraphError(`expects outputs and then ${deltas} deltas, found ${inputs.length} inputs`);
     }
-    if (!Number.isSafeInteger(slack) || slack < 0) {
-      throw new GraphError(`slack must be 0 or more, found ${slack}`);
-    }
+    whole(slack, "slack");
     const outputs = inputs.slice(0, inputs.length - deltas);
     const { total } = paddedOutputs(outputs.map((_, i) => ({ outputs: width(inputs, i) })));
     for (let i = outputs.length; i < inputs.length; i++) {
@@ -242,7 +247,9 @@ const RULES: { readonly [P in Op]: Rule<P> } = {
     const [over, n] = row(inputs);
     return [tensor(codes(group), over, n)];
   },
-  append(inputs, { headDim }) {
+  append(inputs, { layer, headDim, qNorm, kNorm }) {
+    whole(layer, "layer");
+    for (const norm of [qNorm, kNorm]) if (norm) finite(norm.epsilon, "epsilon");
     const [queries, keys, values] = [0, 1, 2].map((i) => columns(inputs, i, headDim));
     grouped(queries, keys);
     if (keys !== values) throw new GraphError(`expects as many values as keys, found ${values} and ${keys}`);

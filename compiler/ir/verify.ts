@@ -17,7 +17,7 @@ import { sameType, type TensorType, typeText } from "./types.ts";
 import { isName } from "./build.ts";
 import { checkCorrections } from "./verify_corrections.ts";
 import { packedName, packedPaths } from "./naming.ts";
-import { formatText } from "../weights/format.ts";
+import { formatText, parseFormat, type WeightFormat } from "../weights/format.ts";
 
 interface StageRule {
   /** Ops that may not appear. */
@@ -111,7 +111,7 @@ export function verify(graph: Graph): void {
       });
       checkRope(node, graph.ropes);
       for (const value of node.outputs) define(value);
-      checkInputs(graph, node, fail);
+      checkInputs(graph, node, inputTypes, fail);
       checkStage(graph.stage, node, fail);
       checkWeights(node, packed, fail);
     } catch (error) {
@@ -137,19 +137,34 @@ export function verify(graph: Graph): void {
   for (const name of graph.outputs) {
     const type = types.get(name);
     if (type === undefined) throw new GraphError(`output ${name} is not defined`);
-    if (isLowered(graph.stage) && type.shape[0] !== "R") {
+    if (!isLowered(graph.stage)) continue;
+    if (type.shape[0] !== "R" || type.dtype !== "f32") {
       throw new GraphError(
-        `output ${name} is ${typeText(type)}: expected logits of the rows asked for, [R,n]`,
+        `output ${name} is ${typeText(type)}: expected logits of the rows asked for, [R,n] f32`,
       );
+    }
+    // The columns of a linear with several outputs lie in one matrix; logits are one of their own.
+    const index = graph.nodes.findIndex((n) => n.op === "linear" && n.outputs.some((v) => v.name === name));
+    const maker = graph.nodes[index];
+    if (maker !== undefined && maker.outputs.length > 1) {
+      throw new NodeError(index, maker, `makes the logits, ${name}, and other values beside them`);
     }
   }
   checkWindows(graph, [...windows]);
 }
 
-/** Token ids, positions and rows are the step's own: kernels read no others. */
-function checkInputs(graph: Graph, node: Node, fail: (message: string) => never): void {
+/** Token ids, positions and rows are the step's own: kernels read no others. Rows have no positions. */
+function checkInputs(
+  graph: Graph,
+  node: Node,
+  inputs: readonly TensorType[],
+  fail: (message: string) => never,
+): void {
   const steps = graph.inputs.map((v) => v.name);
   node.inputs.forEach((name, i) => {
+    if (inputs[i]?.shape[0] === "R" && (POSITIONED.has(node.op) || CORRECTION_OPS.has(node.op))) {
+      fail(`reads ${name}, ${typeText(inputs[i])}: expected every token, [T,n]`);
+    }
     const given = steps.indexOf(name);
     if (given < 0) return;
     const wanted = node.op === "embedding" ? 0 : POSITIONED.has(node.op) ? 1 : 2;
@@ -167,14 +182,27 @@ function checkStage(stage: Stage, node: Node, fail: (message: string) => never):
   };
   if (rule.forbidden.has(node.op)) fail(`${node.op} is not legal at stage ${stage}`);
   if (node.op === "linear" || node.op === "embedding") {
-    demand(rule.formats, node.params.format !== undefined, "format");
+    const { format } = node.params;
+    demand(rule.formats, format !== undefined, "format");
+    if (format !== undefined && !isFormat(format)) fail(`its format is none, ${JSON.stringify(format)}`);
   }
   if (node.op === "linear") checkLinear(stage, node.params, fail);
-  demand(rule.devices, node.placement.device !== undefined, "device");
-  demand(rule.lanes, node.placement.lane !== undefined, "lane");
+  const { device, lane } = node.placement;
+  demand(rule.devices, device !== undefined, "device");
+  if (rule.devices && device !== "cpu" && device !== "gpu") fail(`runs on no known device, "${device}"`);
+  demand(rule.lanes, lane !== undefined, "lane");
+  const own = CORRECTION_OPS.has(node.op) ? "compensation" : "backbone";
+  if (rule.lanes && lane !== own) fail(`is on the lane "${lane}", expected ${own}`);
   for (const cause of node.placement.causes) {
     if (!isCause(cause)) fail(`the cause ${JSON.stringify(cause)} does not fit the graph's text`);
   }
+}
+
+/** Whether a format that came from a file is one. */
+function isFormat(format: WeightFormat): boolean {
+  const known = parseFormat(formatText(format));
+  return known?.kind === format.kind &&
+    (format.kind === "bf16" || (known.kind !== "bf16" && known.group === format.group));
 }
 
 /** What `fuse` makes of linears is not there before it; what no later pass can compute yet is refused here, once. */

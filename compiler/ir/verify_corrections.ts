@@ -12,6 +12,18 @@ type Fail = (node: number, message: string) => never;
 
 /** Ops whose output may be a delta, and those that only lead to one. */
 const DELTAS: ReadonlySet<Op> = new Set<Op>(["low_rank", "sparse_residual", "low_rank_up", "sparse_sum"]);
+/** How many of an op's first inputs deltas are added to as they are read. */
+const ADDS: { readonly [P in Op]?: number } = {
+  rms_norm: 1,
+  add_rms_norm: 2,
+  rope: 1,
+  silu: 1,
+  add: 2,
+  mul: 2,
+  silu_mul: 2,
+  copy: 1,
+  append: 3,
+};
 const LOW_RANK: ReadonlySet<Op> = new Set<Op>(["low_rank", "low_rank_up", "low_rank_down"]);
 
 export function checkCorrections(graph: Graph, fail: Fail): void {
@@ -111,6 +123,7 @@ function checkReads(node: Node, makers: ReadonlyMap<string, Node>, fail: (messag
   if (node.added.length !== node.inputs.length) fail("has deltas of other inputs than its own");
   node.added.forEach((deltas, i) => {
     if (deltas.length === 0) return;
+    if (i >= (ADDS[node.op] ?? 0)) fail(`adds deltas to ${node.inputs[i]}, which ${node.op} reads without`);
     const base = makers.get(node.inputs[i] ?? "");
     const window = base?.op === "linear" ? base.params.window : undefined;
     const forms = deltas.map((name) => {

@@ -28,31 +28,34 @@ export interface Allocation {
   readonly last: number;
 }
 
-/** Where a value lies: columns of an allocation's rows, or the logits. */
+/** Where a value lies: columns of an allocation's rows, or, where that is undefined, the logits. */
 export interface Home {
-  readonly allocation: string | "logits";
+  readonly allocation: string | undefined;
   /** First column, and floats between rows; 0 and its own width where it is no column of a wider row. */
   readonly column: number;
   readonly stride: number;
 }
 
 export function layout(graph: Graph): MemoryLayout {
-  const placed: (Allocation & { offset: number })[] = [];
+  /** By offset. */
+  const placed: (Allocation & { readonly offset: number })[] = [];
+  const offsets: [string, number][] = [];
   let bytesPerToken = 0;
   // Largest first, each at the lowest offset that is free while it lives.
   for (const allocation of allocations(graph).sort((a, b) => b.bytes - a.bytes || a.first - b.first)) {
-    const taken = placed
-      .filter((other) => other.first <= allocation.last && allocation.first <= other.last)
-      .sort((a, b) => a.offset - b.offset);
+    const { name, bytes, first, last } = allocation;
     let offset = 0;
-    for (const other of taken) {
-      if (offset + allocation.bytes <= other.offset) break;
+    for (const other of placed) {
+      if (other.first > last || first > other.last) continue;
+      if (offset + bytes <= other.offset) break;
       offset = Math.max(offset, other.offset + other.bytes);
     }
-    placed.push({ ...allocation, offset });
-    bytesPerToken = Math.max(bytesPerToken, offset + allocation.bytes);
+    const behind = placed.findLastIndex((other) => other.offset <= offset) + 1;
+    placed.splice(behind, 0, { ...allocation, offset });
+    offsets.push([name, offset]);
+    bytesPerToken = Math.max(bytesPerToken, offset + bytes);
   }
-  return { bytesPerToken, offsets: Object.fromEntries(placed.map((p) => [p.name, p.offset])) };
+  return { bytesPerToken, offsets: Object.fromEntries(offsets) };
 }
 
 /** Where each value that a node makes lies. */
@@ -69,7 +72,7 @@ export function homes(graph: Graph): ReadonlyMap<string, Home> {
       continue;
     }
     for (const value of node.outputs) {
-      const allocation = graph.outputs.includes(value.name) ? "logits" : value.name;
+      const allocation = graph.outputs.includes(value.name) ? undefined : value.name;
       found.set(value.name, { allocation, column: 0, stride: elementsPerToken(value.type) });
     }
   }
@@ -84,7 +87,7 @@ export function allocations(graph: Graph): Allocation[] {
   const last = new Map<string, number>();
   const use = (name: string, from: number, to: number) => {
     const owner = where.get(name)?.allocation;
-    if (owner === undefined || owner === "logits") return;
+    if (owner === undefined) return;
     first.set(owner, Math.min(first.get(owner) ?? from, from));
     last.set(owner, Math.max(last.get(owner) ?? to, to));
   };
@@ -92,13 +95,13 @@ export function allocations(graph: Graph): Allocation[] {
   graph.nodes.forEach((node, i) => {
     for (const { name, type } of node.outputs) {
       const home = where.get(name);
-      if (home === undefined || home.allocation === "logits") continue;
+      if (home?.allocation === undefined) continue;
       const arrays = Object.values(arraysOf(type)).reduce((sum, array) => sum + array, 0);
       const size = type.dtype === "f32" ? 4 * home.stride : arrays;
       bytes.set(home.allocation, Math.max(bytes.get(home.allocation) ?? 0, align(size)));
     }
     const flight = windows.get(windowOf(node) ?? "");
-    const [from, to] = flight === undefined ? [i, i] : [Math.max(0, flight.fork), flight.merge];
+    const [from, to] = flight === undefined ? [i, i] : [Math.max(0, flight.fork), Math.max(i, flight.merge)];
     for (const name of [...reads(node), ...node.outputs.map((v) => v.name)]) use(name, from, to);
   });
   return [...bytes].map(([name, size]) => ({

@@ -35,7 +35,7 @@ function checkLayout(graph: Graph): void {
   for (const node of graph.nodes) {
     for (const { name, type } of node.outputs) {
       const { allocation, column, stride } = home.get(name)!;
-      if (allocation === "logits") continue;
+      if (allocation === undefined) continue;
       const size = Object.values(arraysOf(type)).reduce((a, b) => a + b, 0);
       assert.ok(bytes.get(allocation)! >= 4 * column + size, `${name} does not fit ${allocation}`);
       if (type.dtype === "f32") assert.ok(4 * stride <= bytes.get(allocation)!);
@@ -46,7 +46,7 @@ function checkLayout(graph: Graph): void {
     inOrder(graph, early).forEach((node, time) => {
       for (const name of [...node.outputs.map((v) => v.name), ...reads(node)]) {
         const owner = home.get(name)?.allocation;
-        if (owner === undefined || owner === "logits") continue;
+        if (owner === undefined) continue;
         lives.set(owner, { first: lives.get(owner)?.first ?? time, last: time });
       }
     });
@@ -86,5 +86,41 @@ Deno.test("outputs of a linear are columns of one block; the logits are a segmen
   const [q, k, v] = qkv.outputs.map((value) => home.get(value.name));
   const block = { allocation: qkv.outputs[0]!.name, stride: 128 };
   assert.deepEqual([q, k, v], [0, 64, 96].map((column) => ({ ...block, column })));
-  assert.deepEqual(home.get(graph.outputs[0]!), { allocation: "logits", column: 0, stride: TINY.vocabulary });
+  assert.deepEqual(home.get(graph.outputs[0]!), {
+    allocation: undefined,
+    column: 0,
+    stride: TINY.vocabulary,
+  });
+});
+
+Deno.test("only the output is the logits, whatever other values are called", () => {
+  const text = JSON.stringify(passes(transformer(TINY), CHOICES).schedule.graph);
+  const { name } = passes(transformer(TINY), CHOICES).schedule.graph.nodes[0]!.outputs[0]!;
+  const graph: Graph = JSON.parse(
+    text.replaceAll('"logits"', '"scores"').replaceAll(`"${name}"`, '"logits"'),
+  );
+  assert.equal(homes(graph).get("logits")?.allocation, "logits");
+  assert.equal(homes(graph).get("scores")?.allocation, undefined);
+  checkLayout(graph);
+});
+
+Deno.test("corrections that stand behind the first who adds one of them keep their memory until they have run", () => {
+  const budget = { kind: "rank+channels", rank: 2, channels: 4 } as const;
+  const { graph } = passes(transformer(TINY), { ...CHOICES, correct: "both", budget }).schedule;
+  const late = (name: string) =>
+    graph.nodes.find((n) => n.outputs.some((v) => v.name === name))?.op === "sparse_sum";
+  const isLate = (node: Graph["nodes"][number]) => node.op === "sparse_select" || node.op === "sparse_sum";
+  const nodes = graph.nodes.filter((node) => !isLate(node)).map((node) =>
+    node.added ? { ...node, added: node.added.map((deltas) => deltas.filter((d) => !late(d))) } : node
+  );
+  const moved = { ...graph, nodes: [...nodes, ...graph.nodes.filter(isLate)] };
+  assert.ok(moved.nodes.length > nodes.length);
+  const home = homes(moved);
+  const lives = new Map(allocations(moved).map((a) => [a.name, a]));
+  moved.nodes.forEach((node, i) => {
+    for (const name of [...reads(node), ...node.outputs.map((v) => v.name)]) {
+      const life = lives.get(home.get(name)?.allocation ?? "");
+      assert.ok(life === undefined || (life.first <= i && i <= life.last), `${name} at node ${i}`);
+    }
+  });
 });

@@ -1,6 +1,7 @@
 /**
- * Bundles that somebody has edited and given fitting checksums: opened and, when they are accepted, run for a prompt and
- * a token on the cpu executor.
+ * Bundles that somebody has edited and given fitting checksums, most of them also the lanes, the memory and the types that
+ * follow from the edited graph: opened and, when they are accepted, run on the cpu executor for prompts and tokens of
+ * two sequences.
  */
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -9,14 +10,17 @@ import { openBundle, PLAN_FILE, readPlan, sha256, WEIGHTS_FILE } from "../../com
 import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "../../compiler/compile.ts";
 import { genericProfile } from "../../compiler/profile.ts";
 import { bytesChecksum } from "../../compiler/weights/checksum.ts";
-import type { Plan } from "../../compiler/plan.ts";
+import { layout } from "../../compiler/passes/layout.ts";
+import { makeLanes } from "../../compiler/passes/schedule.ts";
+import { type Plan, Plan as PlanSchema } from "../../compiler/plan.ts";
 import { layoutSafetensors, readSafetensors } from "../../compiler/weights/safetensors.ts";
 import { type TinyModel, writeTinyModel } from "../fixtures/tiny_model.ts";
+import type { Executor, Run, Sequence, StepKind } from "../../runtime/executor.ts";
 import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import { type Case, main } from "./fuzz.ts";
 import { type Json, mutate, mutateEverywhere, wordsOf } from "./mutate.ts";
 import type { Random } from "./random.ts";
-import { rewire } from "./rewire.ts";
+import { retyped, rewire } from "./rewire.ts";
 
 const BUNDLES: readonly (readonly [TinyModel, Partial<CompileOptions>])[] = [
   [{}, {
@@ -77,24 +81,16 @@ function read(bundle: string): Parts {
   };
 }
 
-/** What a plan is mostly made of, so that its small parts get their share too. */
-const PARTS = [
-  "graph",
-  "graph",
-  "graph",
-  "weights",
-  "windows",
-  "lanes",
-  "lanes",
-  "memory",
-  "model",
-  "vectors",
-];
+/** What is changed, as often as it stands here. "node" is the parameters, or the deltas, of one node. */
+const PARTS = ["graph", "graph", "node", "node", "node", "ropes", "weights", "windows", "lanes", "memory"]
+  .concat(["model", "vectors", "corrections"]);
 
 interface Documents {
   readonly plan: Json;
   readonly header: Json;
 }
+
+type JsonObject = { [key: string]: Json };
 
 function changed(parts: Parts, random: Random, note: (change: string) => void): Documents {
   let rewired = parts.plan;
@@ -104,21 +100,59 @@ function changed(parts: Parts, random: Random, note: (change: string) => void): 
     note(change);
     rewired = plan;
   }
-  const plan: Json = JSON.parse(JSON.stringify(rewired));
+  const plan = jsonOf(rewired);
   const header = structuredClone(parts.header);
   for (let n = isRewired ? random.below(2) : 1 + random.below(3); n > 0; n--) {
     if (random.chance(0.25)) {
       const whole: Json = random.chance(0.3) ? [plan, header] : plan;
       note(mutateEverywhere(whole, random, parts.words));
-    } else if (random.chance(0.15)) {
+    } else if (random.chance(0.1)) {
       note(`header: ${mutate(header, random, parts.words)}`);
-    } else if (plan !== null && typeof plan === "object" && !Array.isArray(plan)) {
+    } else {
       const part = random.chance(0.1) ? undefined : random.pick(PARTS);
-      const document = part === undefined ? plan : plan[part] ?? plan;
-      note(`${part ?? "plan"}: ${mutate(document, random, parts.words)}`);
+      note(`${part ?? "plan"}: ${mutate(partOf(plan, part, random), random, parts.words)}`);
     }
   }
-  return { plan, header };
+  if (random.chance(0.25)) return { plan, header };
+  note("made to fit");
+  const fitted = fitting(plan, random.chance(0.7));
+  if (random.chance(0.1)) note(`memory: ${mutate(fitted["memory"] ?? null, random, parts.words)}`);
+  return { plan: fitted, header };
+}
+
+function partOf(plan: JsonObject, part: string | undefined, random: Random): Json {
+  if (part === undefined) return plan;
+  const graph = objectOf(plan["graph"]);
+  if (part === "ropes") return graph["ropes"] ?? plan;
+  if (part !== "node") return plan[part] ?? plan;
+  const nodes = graph["nodes"];
+  if (!Array.isArray(nodes) || nodes.length === 0) return graph;
+  const node = objectOf(random.pick(nodes));
+  return node[random.chance(0.15) ? "added" : "params"] ?? node;
+}
+
+/** What follows from a plan's graph as somebody would compute it who wants the plan accepted. */
+function fitting(plan: JsonObject, withTypes: boolean): JsonObject {
+  const lists = [objectOf(plan["graph"])["nodes"], ...Object.values(plan)];
+  if (lists.some((list) => Array.isArray(list) && list.length > MOST_FITTED)) return plan;
+  try {
+    const parsed = PlanSchema.parse(structuredClone(plan));
+    const graph = withTypes ? retyped(parsed.graph) : parsed.graph;
+    return jsonOf({ ...parsed, graph, lanes: makeLanes(graph), memory: layout(graph) });
+  } catch {
+    return plan;
+  }
+}
+
+/** Elements of a list. The attacker's copies of longer ones would look like memory that checks take. */
+const MOST_FITTED = 2000;
+
+function jsonOf(plan: Plan): JsonObject {
+  return JSON.parse(JSON.stringify(plan));
+}
+
+function objectOf(value: Json | undefined): JsonObject {
+  return value === null || typeof value !== "object" || Array.isArray(value) ? {} : value;
 }
 
 /** The tensors in another order, so that another one lies where the mapping ends. */
@@ -169,14 +203,29 @@ function load(folder: string): Case {
       threads: 1 + random.below(2),
       corrections: random.pick(["auto", "async", "inline", "off"]),
       contextLength: Math.min(64, bundle.plan.model.contextLength),
+      cachePositions: 256,
     });
-    using sequence = executor.sequence();
-    const tokens = Int32Array.of(1, 2, 3);
-    executor.step({ runs: [{ sequence, tokens, position: 0, as: "prefill", logits: "all" }] });
-    executor.step({
-      runs: [{ sequence, tokens: Int32Array.of(4), position: 3, as: "decode", logits: "last" }],
-    });
+    use(executor);
   };
+}
+
+/** Prompts and tokens of two sequences, the second of which begins as a fork of the first. */
+function use(executor: Executor): void {
+  const run = (sequence: Sequence, as: StepKind, logits: Run["logits"], ...tokens: number[]): Run => ({
+    sequence,
+    position: sequence.length,
+    tokens: Int32Array.from(tokens),
+    as,
+    logits,
+  });
+  using first = executor.sequence();
+  executor.step({ runs: [run(first, "prefill", "all", 1, 2, 3)] });
+  using second = first.fork();
+  executor.step({ runs: [run(first, "decode", "last", 4), run(second, "decode", "all", 5, 6)] });
+  executor.step({
+    runs: [run(first, "prefill", "none", ...Array(17).fill(7)), run(second, "decode", "last", 8)],
+  });
+  executor.step({ runs: [{ ...run(first, "decode", "last", 9), position: 2 }] });
 }
 
 if (import.meta.main) await main(import.meta.filename ?? "", { prepare, load });

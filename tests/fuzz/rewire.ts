@@ -1,5 +1,7 @@
 /** Changes of plans that leave a graph of right types: what only the checks behind the types can find. */
-import type { Node } from "../../compiler/ir/graph.ts";
+import type { Graph, Node } from "../../compiler/ir/graph.ts";
+import { inferTypes } from "../../compiler/ir/infer.ts";
+import type { Op } from "../../compiler/ir/ops.ts";
 import { typeText } from "../../compiler/ir/types.ts";
 import type { Plan } from "../../compiler/plan.ts";
 import type { Random } from "./random.ts";
@@ -43,7 +45,7 @@ const exchangedParameters: Rewiring = (plan, random) => {
 const again: Rewiring = (plan, random) => {
   const { nodes } = plan.graph;
   const node = random.chance(0.3)
-    ? random.pick(nodes.slice(-1)) // the head, which no window keeps from being there twice
+    ? random.pick(nodes.slice(-2)) // the head, which no window keeps from being there twice, and its norm
     : random.pick(nodes.filter((n) => n.op === "rms_norm" || n.op === "linear" || n.op === "silu"));
   const values = nodes.flatMap((n) => n.outputs).filter((value) => value.type.shape.length === 2);
   const x = random.pick(values);
@@ -51,13 +53,9 @@ const again: Rewiring = (plan, random) => {
     name: `${name}_again${nodes.length}`,
     type: node.op === "linear" ? type : x.type,
   }));
-  const lanes = plan.lanes.map((lane) =>
-    lane.lane === "backbone" ? { ...lane, steps: [...lane.steps, { run: nodes.length }] } : lane
-  );
   const result = withNodes(plan, [...nodes, { ...node, inputs: [x.name], outputs }]);
   return {
     ...result,
-    lanes,
     graph: { ...result.graph, outputs: random.chance(0.5) ? outputs.map((v) => v.name) : plan.graph.outputs },
   };
 };
@@ -69,43 +67,64 @@ const otherOutput: Rewiring = (plan, random) => {
   return { ...plan, graph: { ...plan.graph, outputs } };
 };
 
-/** A merge is of fewer sections or deltas, and who read the others reads them unmerged. */
-const smallerMerge: Rewiring = (plan, random) => {
+/** A node adds other deltas than it did, or another node adds them. */
+const otherDeltas: Rewiring = (plan, random) => {
   const { nodes } = plan.graph;
-  const merges = nodes.filter((node) => node.op === "merge");
-  if (merges.length === 0) return plan;
-  const merge = random.pick(merges);
-  if (merge.op !== "merge") return plan;
-  const kept = 1 + random.below(merge.outputs.length);
-  const unmerged = new Map(
-    merge.outputs.slice(kept).map((v, i) => [v.name, merge.inputs[kept + i] ?? v.name]),
-  );
-  const deltas = merge.inputs.slice(merge.outputs.length);
-  const total = merge.outputs.slice(0, kept)
-    .reduce((sum, { type }) => sum + 16 * Math.ceil(Number(type.shape[1]) / 16), 0);
-  return withNodes(
-    plan,
-    nodes.map((node): Node => {
-      if (node === merge) {
-        return {
-          ...merge,
-          inputs: [...merge.inputs.slice(0, kept), ...deltas],
-          outputs: merge.outputs.slice(0, kept),
-        };
-      }
-      if (node.op === "low_rank" && node.params.window === merge.params.window) {
-        return { ...node, params: { ...node.params, outputs: total }, outputs: resized(node, total) };
-      }
-      if (node.op === "sparse_residual" && node.params.window === merge.params.window) {
-        return { ...node, params: { ...node.params, outputs: total }, outputs: resized(node, total) };
-      }
-      return { ...node, inputs: node.inputs.map((name) => unmerged.get(name) ?? name) };
-    }),
-  );
+  const made = nodes.filter((n) => n.op === "low_rank_up" || n.op === "sparse_sum");
+  const deltas = made.flatMap((n) => n.outputs.map((v) => v.name));
+  const adding = nodes.filter((node) => node.added !== undefined);
+  if (deltas.length === 0 || adding.length === 0) return plan;
+  const chosen = random.pick(random.chance(0.7) ? adding : nodes);
+  const slot = random.below(chosen.inputs.length);
+  const before = chosen.added ?? chosen.inputs.map(() => []);
+  const own = before[slot] ?? [];
+  const changed = random.pick([
+    own.slice(1),
+    own.toReversed(),
+    [random.pick(deltas)],
+    [...own, random.pick(deltas)],
+    random.pick(before),
+  ]);
+  const added = before.map((names, i) => i === slot ? changed : names);
+  return withNodes(plan, nodes.map((n) => n === chosen ? { ...n, added } : n));
 };
 
-function resized(node: Node, width: number): Node["outputs"] {
-  return node.outputs.map(({ name, type }) => ({ name, type: { ...type, shape: ["T", width] } }));
+/** Nodes change places. */
+const otherOrder: Rewiring = (plan, random) => {
+  const nodes = [...plan.graph.nodes];
+  const [node] = nodes.splice(random.below(nodes.length), 1);
+  if (node === undefined) return plan;
+  nodes.splice(random.below(nodes.length + 1), 0, node);
+  return withNodes(plan, nodes);
+};
+
+/** A rope rotates by a table of another length, or by one of its own. */
+const otherTable: Rewiring = (plan, random) => {
+  const { ropes } = plan.graph;
+  if (ropes.length === 0) return plan;
+  const table = random.pick(ropes);
+  const frequencies = random.chance(0.5) ? [...table.frequencies, 1] : table.frequencies.slice(1);
+  const changed = random.chance(0.5)
+    ? ropes.map((r) => r === table ? { ...r, frequencies } : r)
+    : [...ropes, { ...table, name: `rope_${ropes.length}`, frequencies }];
+  return { ...plan, graph: { ...plan.graph, ropes: changed } };
+};
+
+/** The types that nodes make of their inputs, as far as they make any. */
+export function retyped(graph: Graph): Graph {
+  const types = new Map(graph.inputs.map((value) => [value.name, value.type]));
+  const nodes = graph.nodes.map((node): Node => {
+    let outputs = node.outputs;
+    try {
+      const read = node.inputs.map((name) => types.get(name)!);
+      const made = inferTypes<Op>(node.op, read, node.params);
+      outputs = outputs.map((value, i) => ({ ...value, type: made[i] ?? value.type }));
+    } catch { // what the checks must see
+    }
+    for (const { name, type } of outputs) types.set(name, type);
+    return { ...node, outputs };
+  });
+  return { ...graph, nodes };
 }
 
 /** Two entries exchange the tensor, the name or the sizes they stand for. */
@@ -124,7 +143,9 @@ const REWIRINGS: Readonly<Record<string, Rewiring>> = {
   exchangedParameters,
   again,
   otherOutput,
-  smallerMerge,
+  otherDeltas,
+  otherOrder,
+  otherTable,
   exchangedEntries,
 };
 

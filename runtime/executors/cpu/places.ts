@@ -62,7 +62,7 @@ export class Places {
   /** A value, from its column `column` floats on. */
   place(name: string, column = this.#home(name).column): Operand {
     const { allocation } = this.#home(name);
-    if (allocation === "logits") return { segment: "logits", offset: 4 * column };
+    if (allocation === undefined) return { segment: "logits", offset: 4 * column };
     return { segment: "arena", offset: this.#base(allocation) + 4 * column };
   }
 
@@ -102,8 +102,8 @@ export class Places {
     ) as { readonly [K in N]: Operand };
   }
 
-  #base(allocation: string): number {
-    const offset = this.#options.plan.memory.offsets[allocation];
+  #base(allocation: string | undefined): number {
+    const offset = allocation === undefined ? undefined : this.#options.plan.memory.offsets[allocation];
     return offset === undefined
       ? this.#lacks(`memory for ${allocation}`)
       : offset * this.memory.limits.capacity;
