@@ -27,7 +27,7 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { HcinferError } from "../compiler/errors.ts";
-import { cppHeader } from "./instructions.ts";
+import { cppHeader } from "./cpp_header.ts";
 
 const FFI = dirname(fileURLToPath(import.meta.url));
 const SOURCES = join(FFI, "simd");

@@ -1,6 +1,6 @@
 /**
  * The instruction table of the native engine: a program is a flat list of these, one record each. This is the one
- * description: `encode` writes records from it, and the build writes the C++ side (`cppHeader`): the order of fields,
+ * description: `encode` writes records from it, and the build writes the C++ side (cpp_header.ts): the order of fields,
  * and for every instruction the ranges of its integers and how many bytes each operand must cover, which are
  * checked where a program is bound (simd/program.cpp). What an instruction computes stands at the Args structure of the
  * same name in simd/kernels.h.
@@ -27,7 +27,7 @@ export const SEGMENTS = [
 ] as const;
 export type Segment = typeof SEGMENTS[number];
 
-export { EVENT_BYTES, MAILBOX_EVENTS };
+export { EVENT_BYTES, MAILBOX_EVENTS, PAGE_POSITIONS };
 /** Most tokens of one sequence that share a pass of attention over its keys and values. */
 export const ATTENTION_TILE = 8;
 /** Offsets of operands are multiples of this. No vector load of a kernel needs more; a scalar of 8 bytes does (`words`). */
@@ -38,7 +38,7 @@ export const OPERAND_ALIGNMENT = 4;
  * of logits) of a step. 0: may be absent. It is C++ over saturating integers; `packed_bytes` and the like are in
  * simd/extents.h.
  */
-interface Rule {
+export interface Rule {
   readonly bytes: string;
   readonly access: "read" | "write";
   /** May be absent whatever its extent. */
@@ -102,7 +102,7 @@ const rotation = {
   sines: optional(read("2 * context * headDim")),
 };
 
-type Range = readonly [least: number, most: number];
+export type Range = readonly [least: number, most: number];
 const SIZE: Range = [1, 2 ** 26];
 const STRIDE: Range = [0, 2 ** 26];
 const COUNT: Range = [1, 2 ** 20];
@@ -132,7 +132,7 @@ const IS_RESIDUAL = "is_residual(residualWidth, residualOutputs, rowBytes)";
 const IS_FACTORS = "aStride % 16 == 0 && bStride % 16 == 0 && aStride >= inputs && bStride >= outputs";
 const HAS_CONTEXT = `context <= mostPages * ${PAGE_POSITIONS}`;
 
-interface Fields {
+export interface Fields {
   readonly operands: Readonly<Record<string, Rule>>;
   readonly integers: Readonly<Record<string, Range>>;
   readonly reals: readonly string[];
@@ -363,7 +363,7 @@ export const RECORD_BYTES = HEADER_BYTES + 8 * MOST_OPERANDS + 4 * MOST_INTEGERS
 const NONE = 0xffff_ffff_ffff_ffffn;
 const OVER = ["tokens", "rows"] as const;
 const WHEN = ["always", "decode"] as const;
-const OPCODES = Object.keys(INSTRUCTIONS) as Opcode[];
+export const OPCODES = Object.keys(INSTRUCTIONS) as Opcode[];
 
 /** Packs a program into records, little-endian. Throws RangeError for a number that its field cannot hold. */
 export function encode(program: readonly Instruction[]): Uint8Array<ArrayBuffer> {
@@ -403,65 +403,4 @@ function address({ segment, offset }: Operand): bigint {
     throw new RangeError(`offset ${offset} in segment ${segment}`);
   }
   return BigInt(SEGMENTS.indexOf(segment)) << 56n | BigInt(offset);
-}
-
-/**
- * The C++ side of this table. `hc::instruction::norm::epsilon_` is an index, `hc::Opcode::norm` an opcode, and
- * `hc::extents(record, n, out)` says what the record's operands must cover, and what is wrong with its integers.
- */
-export function cppHeader(): string {
-  const list = (names: readonly string[], suffix: string) =>
-    names.length === 0 ? "" : `enum ${suffix} : int { ${names.map((n) => `${n}_`).join(", ")} };`;
-  const lines = [
-    "// Written by the build from ffi/instructions.ts. Do not edit.",
-    "#pragma once",
-    "#include <cstdint>",
-    "#include <string>",
-    '#include "../simd/extents.h"',
-    "namespace hc {",
-    `constexpr int MOST_OPERANDS = ${MOST_OPERANDS}, MOST_INTEGERS = ${MOST_INTEGERS}, MOST_REALS = ${MOST_REALS};`,
-    `constexpr int PAGE_POSITIONS = ${PAGE_POSITIONS}, OPERAND_ALIGNMENT = ${OPERAND_ALIGNMENT};`,
-    `constexpr int MAILBOX_EVENTS = ${MAILBOX_EVENTS}, EVENT_BYTES = ${EVENT_BYTES};`,
-    `enum class Segment : int { ${SEGMENTS.join(", ")} };`,
-    `constexpr int SEGMENTS = ${SEGMENTS.length};`,
-    "struct Record { int32_t opcode, over, when, barrier, awaits, reserved; uint64_t operand[MOST_OPERANDS];",
-    "  int32_t integer[MOST_INTEGERS]; float real[MOST_REALS]; };",
-    `static_assert(sizeof(Record) == ${RECORD_BYTES});`,
-    `enum class Opcode : int32_t { ${OPCODES.join(", ")} };`,
-    `constexpr const char* OPCODE_NAMES[] = { ${OPCODES.map((op) => `"${op}"`).join(", ")} };`,
-    `constexpr int OPCODES = ${OPCODES.length};`,
-    ...OPCODES.map((op) => {
-      const fields: Fields = INSTRUCTIONS[op];
-      return `namespace instruction::${op} { ${list(Object.keys(fields.operands), "Operands")} ${
-        list(Object.keys(fields.integers), "Integers")
-      } ${list(fields.reals, "Reals")} }`;
-    }),
-    "// How many bytes each operand of a record must cover. Gives what its integers break, nothing where they are in order.",
-    "inline std::string extents(const Record& record, Size n, Extent (&out)[MOST_OPERANDS]) {",
-    "  switch (static_cast<Opcode>(record.opcode)) {",
-    ...OPCODES.flatMap(extentCase),
-    "  }",
-    '  return "no such opcode";',
-    "}",
-    "}  // namespace hc",
-    "",
-  ];
-  return lines.join("\n");
-}
-
-function extentCase(op: Opcode): string[] {
-  const { operands, integers, where = [] }: Fields = INSTRUCTIONS[op];
-  return [
-    `    case Opcode::${op}: {`,
-    ...Object.entries(integers).flatMap(([name, [least, most]], i) => [
-      `      const Size ${name}(record.integer[${i}]);`,
-      `      if (${name} < ${least} || ${name} > ${most}) return out_of_range("${name}", ${name}, ${least}, ${most});`,
-    ]),
-    ...where.map((rule) => `      if (!(${rule})) return "its integers break ${rule}";`),
-    ...Object.entries(operands).map(([name, { bytes, access, optional, alignment = OPERAND_ALIGNMENT }], i) =>
-      `      out[${i}] = {"${name}", ${bytes}, ${access === "write"}, ${optional === true}, ${alignment}};`
-    ),
-    '      return "";',
-    "    }",
-  ];
 }

@@ -2,8 +2,8 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { HcinferError } from "../compiler/errors.ts";
 import { at, instruction, machine, TOKENS } from "../tests/fixtures/engine.ts";
+import { cppHeader } from "./cpp_header.ts";
 import {
-  cppHeader,
   encode,
   type Instruction,
   type InstructionOf,

@@ -127,6 +127,25 @@ const norm: Syntax<NormParams> = {
   }),
 };
 
+const window = (call: Arguments) => call.string("the window");
+const dtype = (call: Arguments) => call.keyword("dtype", '"i8" or "bf16"', factorDType);
+const bits = (call: Arguments) =>
+  call.keyword("width", `bits, one of ${RESIDUAL_WIDTHS.join(", ")}`, residualWidth);
+
+/** Keywords that are whole numbers, by their names. */
+function counts<N extends string>(call: Arguments, ...names: readonly N[]): { readonly [K in N]: number } {
+  return Object.fromEntries(names.map((name) => [name, call.keyword(name, "a whole number", whole)])) as {
+    readonly [K in N]: number;
+  };
+}
+
+/** What belongs to a window: its name, then the rest as keywords. */
+function ofWindow(
+  { window, ...keywords }: { readonly window: string } & Readonly<Record<string, Literal>>,
+): Call {
+  return { strings: [window], keywords };
+}
+
 /** Norms of heads stand as a path and an epsilon: `"...q_norm"` and q_epsilon=. */
 const HEAD_NORMS = ["q", "k"] as const;
 
@@ -198,33 +217,16 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
     read: codes,
   },
   low_rank: {
-    write: ({ window, rank, outputs, dtype }) => ({ strings: [window], keywords: { rank, outputs, dtype } }),
-    read: (call) => ({
-      window: call.string("the window"),
-      rank: call.keyword("rank", "a whole number", whole),
-      outputs: call.keyword("outputs", "a whole number", whole),
-      dtype: call.keyword("dtype", '"i8" or "bf16"', factorDType),
-    }),
+    write: ofWindow,
+    read: (call) => ({ window: window(call), ...counts(call, "rank", "outputs"), dtype: dtype(call) }),
   },
   sparse_residual: {
-    write: ({ window, channels, outputs, width }) => ({
-      strings: [window],
-      keywords: { channels, outputs, width },
-    }),
-    read: (call) => ({
-      window: call.string("the window"),
-      channels: call.keyword("channels", "a whole number", whole),
-      outputs: call.keyword("outputs", "a whole number", whole),
-      width: call.keyword("width", `bits, one of ${RESIDUAL_WIDTHS.join(", ")}`, residualWidth),
-    }),
+    write: ofWindow,
+    read: (call) => ({ window: window(call), ...counts(call, "channels", "outputs"), width: bits(call) }),
   },
   merge: {
-    write: ({ window, deltas, slack }) => ({ strings: [window], keywords: { deltas, slack } }),
-    read: (call) => ({
-      window: call.string("the window"),
-      deltas: call.keyword("deltas", "a whole number", whole),
-      slack: call.keyword("slack", "a whole number", whole),
-    }),
+    write: ofWindow,
+    read: (call) => ({ window: window(call), ...counts(call, "deltas", "slack") }),
   },
   copy: nothing,
   quantize: {
@@ -277,37 +279,20 @@ export const SYNTAX: { readonly [P in Op]: Syntax<Params[P]> } = {
     }),
   },
   sparse_select: {
-    write: ({ window, channels, width }) => ({ strings: [window], keywords: { channels, width } }),
-    read: (call) => ({
-      window: call.string("the window"),
-      channels: call.keyword("channels", "a whole number", whole),
-      width: call.keyword("width", `bits, one of ${RESIDUAL_WIDTHS.join(", ")}`, residualWidth),
-    }),
+    write: ofWindow,
+    read: (call) => ({ window: window(call), ...counts(call, "channels"), width: bits(call) }),
   },
   sparse_sum: {
-    write: ({ window, outputs, width }) => ({ strings: [window], keywords: { outputs, width } }),
-    read: (call) => ({
-      window: call.string("the window"),
-      outputs: call.keyword("outputs", "a whole number", whole),
-      width: call.keyword("width", `bits, one of ${RESIDUAL_WIDTHS.join(", ")}`, residualWidth),
-    }),
+    write: ofWindow,
+    read: (call) => ({ window: window(call), ...counts(call, "outputs"), width: bits(call) }),
   },
   low_rank_down: {
-    write: ({ window, rank, dtype }) => ({ strings: [window], keywords: { rank, dtype } }),
-    read: (call) => ({
-      window: call.string("the window"),
-      rank: call.keyword("rank", "a whole number", whole),
-      dtype: call.keyword("dtype", '"i8" or "bf16"', factorDType),
-    }),
+    write: ofWindow,
+    read: (call) => ({ window: window(call), ...counts(call, "rank"), dtype: dtype(call) }),
   },
   low_rank_up: {
-    write: ({ window, rank, outputs, dtype }) => ({ strings: [window], keywords: { rank, outputs, dtype } }),
-    read: (call) => ({
-      window: call.string("the window"),
-      rank: call.keyword("rank", "a whole number", whole),
-      outputs: call.keyword("outputs", "a whole number", whole),
-      dtype: call.keyword("dtype", '"i8" or "bf16"', factorDType),
-    }),
+    write: ofWindow,
+    read: (call) => ({ window: window(call), ...counts(call, "rank", "outputs"), dtype: dtype(call) }),
   },
 };
 

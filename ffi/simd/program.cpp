@@ -11,7 +11,7 @@ namespace {
 constexpr uint64_t NONE = ~uint64_t{0};
 constexpr const char* SEGMENT_NAMES[] = {"weights", "arena", "cache", "tables", "step", "mailbox", "logits", "observations"};
 static_assert(std::size(SEGMENT_NAMES) == SEGMENTS);
-static_assert(CACHE_PAGE == PAGE_POSITIONS);
+static_assert(CACHE_PAGE == PAGE_POSITIONS && ATTENTION_TILE == ATTENTION_TOKENS);
 
 int segment_of(uint64_t operand) { return static_cast<int>(operand >> 56); }
 int64_t offset_of(uint64_t operand) { return static_cast<int64_t>(operand & ((uint64_t{1} << 56) - 1)); }
