@@ -10,6 +10,7 @@ export interface OpenOptions extends RunOptions {
   /** What the command needs; more than the limit is cut to it. Default: the limit. */
   readonly contextLength?: number;
   readonly capacity?: number;
+  readonly cachePositions?: number;
 }
 
 /** A bundle with an executor on it; dispose of it when done. */

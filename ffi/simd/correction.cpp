@@ -187,7 +187,7 @@ void sum_range(const SparseSumArgs& a, int64_t token, int64_t first_block, int b
     }
     add_rows<Width>(row, later, factors, blocks, sums);
   }
-  const I32x16 offset = set1(a.selection.sum[token] * (1 << (Width - 1)));
+  const I32x16 offset = set1(wrapping_product(a.selection.sum[token], 1 << (Width - 1)));
   const F32x16 scale = set1(a.selection.scale[token]);
   for (int n = 0; n < blocks * per_word; n++) {
     const int64_t output = (first_block * per_word + n) * LANES;

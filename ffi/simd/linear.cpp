@@ -2,8 +2,9 @@
 //
 // Lanes are rows of W, so no sum crosses lanes. Per row and token, in this order whatever the number of tokens:
 //   acc = 0; for each group g: acc = fma(fma(zero, -sum_g, float(dot_g)), scale * xscale_g, acc)
-// dot_g, the products of codes, is an exact integer (q8: of code - 128, and no zero term). One token streams the
-// packed tiles through registers; several tokens first unpack LINEAR_BLOCKS blocks into scratch and reuse them.
+// dot_g, the products of codes, is an exact integer (q8: of code - 128, and no zero term). Tokens
+// stream the packed tiles through registers, FEW_TOKENS together, which beats reading unpacked codes four times as large;
+// where a residual is added, or there are few registers, LINEAR_BLOCKS blocks are first unpacked into scratch and reused.
 //
 // Bytes moved for one token: the packed matrix once; everything else stays in the caches.
 #include <algorithm>
@@ -25,44 +26,92 @@ HC_INLINE F32x16 accumulate(F32x16 acc, F32x16 dot, F32x16 scale, float x_scale)
   return fma(dot, mul(scale, set1(x_scale)), acc);
 }
 
-// ---- one token
+// ---- from the packed tiles: single tokens, and any number where the registers hold sums of several
 
 // Packed tiles are read once, in order, faster than the hardware's prefetcher runs ahead of the work on them.
 constexpr int PREFETCH_BYTES = 4096;
 
-template <Format F, int Group>
-HC_INLINE I32x16 dot_tile(const uint8_t* codes, const int8_t* x, int32_t sum) {
-  // Four chains hide the latency of the dot product.
-  I32x16 dots[4] = {F == Format::q8 ? set1(-128 * sum) : zero_i32(), zero_i32(), zero_i32(), zero_i32()};
-  for_each_quad<F, Group>(codes, [&](int q, U8x64 w) {
-    I32x16& acc = dots[q % 4];
-    if constexpr (F == Format::q8) acc = dot_any(acc, w, x + 4 * q);
-    else acc = dot_small(acc, w, x + 4 * q);
-  });
-  return add(add(dots[0], dots[1]), add(dots[2], dots[3]));
-}
+// Tokens that share a pass over a tile, as many as the registers hold sums of.
+#if HC_ISA_NUMBER == HC_IS_avx512vnni || HC_ISA_NUMBER == HC_IS_avx512
+constexpr int FEW_TOKENS = 4;
+#else
+constexpr int FEW_TOKENS = 1;
+#endif
+// Bytes of codes of activations that stay in the second-level cache while row blocks pass by.
+constexpr int64_t CODES_AT_HAND = 256 * 1024;
 
-template <Format F, int Group>
-void one_token(const LinearArgs& a, int64_t begin, int64_t end) {
+// One row block of M tokens from `token` on, from its packed tiles at `p`.
+template <Format F, int Group, int M>
+HC_INLINE void few_tokens_block(const LinearArgs& a, const uint8_t* p, int64_t block, int token) {
   constexpr int tile = tile_bytes(F, Group), header = header_bytes(F);
-  const int groups = a.quantized.groups;
-  const uint8_t* p = a.packed + begin * groups * tile;
-  for (int64_t block = begin; block < end; block++) {
-    F32x16 acc = zero();
-    for (int g = 0; g < groups; g++, p += tile) {
+  // Several chains hide the latency of the dot product.
+  constexpr int chains = M == 1 ? 4 : 2;
+  const QuantizedRows& x = a.quantized;
+  const int8_t* codes = x.codes + static_cast<int64_t>(token) * x.stride;
+  const float* x_scales = x.scales + static_cast<int64_t>(token) * x.groups;
+  const int32_t* sums = x.sums + static_cast<int64_t>(token) * x.groups;
+  F32x16 acc[M];
+  HC_UNROLL_ALL
+  for (int m = 0; m < M; m++) acc[m] = zero();
+  for (int g = 0; g < x.groups; g++, p += tile) {
 #pragma GCC unroll 20
-      for (int line = 0; line < tile; line += 64) prefetch(p + PREFETCH_BYTES + line);
-      const int32_t sum = a.quantized.sums[g];
-      F32x16 dot = from_i32(dot_tile<F, Group>(p + header, a.quantized.codes + g * Group, sum));
-      const auto* halves = reinterpret_cast<const uint16_t*>(p);
-      if constexpr (has_zero_point(F)) dot = fma(load_f16(halves + 16), set1(-static_cast<float>(sum)), dot);
-      acc = accumulate(acc, dot, load_f16(halves), a.quantized.scales[g]);
+    for (int line = 0; line < tile; line += 64) prefetch(p + PREFETCH_BYTES + line);
+    I32x16 dots[M][chains];
+    HC_UNROLL_ALL
+    for (int m = 0; m < M; m++) {
+      HC_UNROLL_ALL
+      for (int c = 0; c < chains; c++) dots[m][c] = zero_i32();
+      if constexpr (F == Format::q8) dots[m][0] = set1(wrapping_product(-128, sums[m * x.groups + g]));
     }
-    store_n(a.y + block * 16, static_cast<int>(std::min<int64_t>(16, a.rows - block * 16)), acc);
+    for_each_quad<F, Group>(p + header, [&](int q, U8x64 w) {
+      HC_UNROLL_ALL
+      for (int m = 0; m < M; m++) {
+        I32x16& dot = dots[m][q % chains];
+        const int8_t* x4 = codes + static_cast<int64_t>(m) * x.stride + g * Group + 4 * q;
+        if constexpr (F == Format::q8) dot = dot_any(dot, w, x4);
+        else dot = dot_small(dot, w, x4);
+      }
+    });
+    const auto* halves = reinterpret_cast<const uint16_t*>(p);
+    const F32x16 scale = load_f16(halves);
+    HC_UNROLL_ALL
+    for (int m = 0; m < M; m++) {
+      I32x16 sum = add(dots[m][0], dots[m][1]);
+      if constexpr (chains == 4) sum = add(sum, add(dots[m][2], dots[m][3]));
+      F32x16 dot = from_i32(sum);
+      if constexpr (has_zero_point(F)) dot = fma(load_f16(halves + 16), set1(-static_cast<float>(sums[m * x.groups + g])), dot);
+      acc[m] = accumulate(acc[m], dot, scale, x_scales[m * x.groups + g]);
+    }
+  }
+  HC_UNROLL_ALL
+  for (int m = 0; m < M; m++) {
+    store_n(a.y + static_cast<int64_t>(token + m) * a.y_stride + block * 16,
+            static_cast<int>(std::min<int64_t>(16, a.rows - block * 16)), acc[m]);
   }
 }
 
-// ---- several tokens
+// Tokens [token, end), M at a time, then the rest: a block's tiles stay in the first-level cache meanwhile.
+template <Format F, int Group, int M>
+HC_INLINE void few_tokens_from(const LinearArgs& a, const uint8_t* p, int64_t block, int token, int end) {
+  for (; token + M <= end; token += M) few_tokens_block<F, Group, M>(a, p, block, token);
+  if constexpr (M > 1) {
+    if (token < end) few_tokens_from<F, Group, M - 1>(a, p, block, token, end);
+  }
+}
+
+template <Format F, int Group>
+void few_tokens(const LinearArgs& a, int64_t begin, int64_t end) {
+  const int64_t block_bytes = int64_t{tile_bytes(F, Group)} * a.quantized.groups;
+  const int at_once = static_cast<int>(std::max<int64_t>(4, CODES_AT_HAND / a.quantized.stride / FEW_TOKENS)) * FEW_TOKENS;
+  for (int first = 0; first < a.tokens; first += at_once) {
+    const int last = std::min(a.tokens, first + at_once);
+    for (int64_t block = begin; block < end; block++) {
+      few_tokens_from<F, Group, FEW_TOKENS>(a, a.packed + block * block_bytes, block, first, last);
+    }
+  }
+}
+
+// ---- several tokens, from unpacked blocks
 
 template <Format F, int Group>
 void unpack(const uint8_t* packed, int groups, uint8_t* codes, float* scales, float* zeros) {
@@ -139,7 +188,7 @@ void multiply(const LinearArgs& a, const Block* blocks, int64_t first_block, int
     I32x16 dots[R][M];
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      const I32x16 start = Symmetric ? set1(-128 * sums[m * x.groups + g]) : zero_i32();
+      const I32x16 start = Symmetric ? set1(wrapping_product(-128, sums[m * x.groups + g])) : zero_i32();
       for (int r = 0; r < R; r++) dots[r][m] = start;
     }
     const int8_t* xg = codes + g * Group;
@@ -263,7 +312,7 @@ void linear_bf16(const LinearArgs& a, int64_t begin, int64_t end) {
 
 template <Format F, int Group>
 void linear_group(const LinearArgs& a, int64_t begin, int64_t end) {
-  if (a.tokens == 1 && !a.residual.codes) one_token<F, Group>(a, begin, end);
+  if ((a.tokens == 1 || FEW_TOKENS > 1) && !a.residual.codes) few_tokens<F, Group>(a, begin, end);
   else many_tokens<F, Group>(a, begin, end);
 }
 

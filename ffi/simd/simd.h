@@ -58,6 +58,11 @@ template <class To, class From> HC_INLINE To bits(From from) {
   return to;
 }
 
+// Modulo 2^32, as vector lanes multiply: what a program that nobody lowered sums up may be too large.
+HC_INLINE int32_t wrapping_product(int32_t a, int32_t b) {
+  return static_cast<int32_t>(static_cast<uint32_t>(a) * static_cast<uint32_t>(b));
+}
+
 HC_INLINE float f16_to_f32(uint16_t half) {
   uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, rest = half & 0x7FFF;
   if (rest >= 0x7C00) return bits<float>(sign | 0x7F800000 | rest << 13 | (rest > 0x7C00 ? 0x400000u : 0u));

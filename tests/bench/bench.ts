@@ -1,7 +1,7 @@
 /**
  * Speed beside llama.cpp: same shape, same bits, same number of threads, in one run, the two in turn. Parts:
  *
- *   deno task bench [machine] [decode] [prefill] [formats] [corrections] [memory] [--threads 1,2] [--repeats 5]
+ *   deno task bench [machine] [decode] [prefill] [formats] [corrections] [sequences] [memory] [--threads 1,2] [--repeats 5]
  *
  * Without parts all of them run. Medians, with the least and the most in brackets.
  */
@@ -20,13 +20,13 @@ import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "../../compi
 import { genericProfile } from "../../compiler/profile.ts";
 import { build } from "../../ffi/build.ts";
 import { memoryBandwidth } from "../../ffi/measure.ts";
-import type { CorrectionMode } from "../../runtime/executor.ts";
+import type { CorrectionMode, Executor } from "../../runtime/executor.ts";
 import { writeCheckpoint } from "./checkpoint.ts";
 import { writeGguf } from "./gguf.ts";
 import { Llama } from "./llama.ts";
 import { cacheFolder } from "./shape.ts";
 
-const PARTS = ["machine", "decode", "prefill", "formats", "corrections", "memory"] as const;
+const PARTS = ["machine", "decode", "prefill", "formats", "corrections", "sequences", "memory"] as const;
 type Part = typeof PARTS[number];
 
 const PROMPT = 512;
@@ -229,6 +229,50 @@ async function compareDecode(
   }
 }
 
+/** Several texts at once: tokens per second of all of them together, one token of each a step. */
+async function sequences(): Promise<void> {
+  const threads = physicalCores(), counts = [1, 2, 4, 8, 16];
+  using model = OpenModel.open((await bundle("q4", "none")).path, {
+    threads,
+    corrections: "off",
+    contextLength: PROMPT,
+    cachePositions: PROMPT * 16,
+  });
+  const found = counts.map((): number[] => []);
+  for (let repeat = 0; repeat <= repeats; repeat++) {
+    note(`sequences, repeat ${repeat}`);
+    counts.forEach((count, i) => {
+      const speed = decodeTogether(model.executor, count);
+      if (repeat > 0) found[i]!.push(speed);
+    });
+  }
+  const rows = counts.map((count, i) => [
+    `${count}`,
+    spread(found[i]!),
+    `${(median(found[i]!) / median(found[0]!)).toFixed(2)}x`,
+  ]);
+  say(`decoding several sequences in one step, q4, ${threads} threads, tokens per second of all`);
+  say(`${table(["sequences", "decode", "ratio"], rows)}\n`);
+}
+
+function decodeTogether(executor: Executor, count: number): number {
+  const steps = TOKENS / 2;
+  const sequences = Array.from({ length: count }, () => executor.sequence());
+  const step = (position: number) =>
+    executor.step({
+      runs: sequences.map((sequence, n) => {
+        const tokens = Int32Array.of((position * 97 + n * 31 + 5) % executor.model.vocabularySize);
+        return { sequence, position, tokens, as: "decode", logits: "last" } as const;
+      }),
+    });
+  for (let position = 0; position < DECODE_PROMPT; position++) step(position);
+  const began = performance.now();
+  for (let position = DECODE_PROMPT; position < DECODE_PROMPT + steps; position++) step(position);
+  const seconds = (performance.now() - began) / 1000;
+  for (const sequence of sequences) sequence[Symbol.dispose]();
+  return count * steps / seconds;
+}
+
 /** Load time and memory in a process of its own: `bench.ts memory-child <bundle>` prints them. */
 async function memory(): Promise<void> {
   const { path, seconds } = await bundle("q4", "none");
@@ -272,4 +316,5 @@ if (wanted("corrections")) {
     { name: "low rank in line", weights: "q3", correct: "low_rank", corrections: "inline" },
   ]);
 }
+if (wanted("sequences")) await sequences();
 if (wanted("memory")) await memory();
