@@ -167,7 +167,8 @@ export function checkCpu(bundle: FuzzBundle, reference: Reference): void {
         ? distance(reference(otherChoices(logical), as, corrections), exact)
         : 0;
       const least = (isBF16(logical) ? ROUNDING.none : ROUNDING.int8) / 3;
-      const bound = least + Math.max(...moved) + chosen;
+      // How far noise moves a graph is itself a sample of few; what is wrong errs by many times as much.
+      const bound = 2 * (least + Math.max(...moved) + chosen);
       const error = errorOf(bundle, reference, as, corrections);
       assert.ok(
         error <= bound,
