@@ -31,6 +31,38 @@ HC_INLINE F32x16 accumulate(F32x16 acc, F32x16 dot, F32x16 scale, float x_scale)
 // Packed tiles are read once, in order, faster than the hardware's prefetcher runs ahead of the work on them.
 constexpr int PREFETCH_BYTES = 4096;
 
+template <Format F, int Group>
+HC_INLINE I32x16 dot_tile(const uint8_t* codes, const int8_t* x, int32_t sum) {
+  // Four chains hide the latency of the dot product.
+  I32x16 dots[4] = {F == Format::q8 ? set1(wrapping_product(-128, sum)) : zero_i32(), zero_i32(), zero_i32(), zero_i32()};
+  for_each_quad<F, Group>(codes, [&](int q, U8x64 w) {
+    I32x16& acc = dots[q % 4];
+    if constexpr (F == Format::q8) acc = dot_any(acc, w, x + 4 * q);
+    else acc = dot_small(acc, w, x + 4 * q);
+  });
+  return add(add(dots[0], dots[1]), add(dots[2], dots[3]));
+}
+
+template <Format F, int Group>
+void one_token(const LinearArgs& a, int64_t begin, int64_t end) {
+  constexpr int tile = tile_bytes(F, Group), header = header_bytes(F);
+  const int groups = a.quantized.groups;
+  const uint8_t* p = a.packed + begin * groups * tile;
+  for (int64_t block = begin; block < end; block++) {
+    F32x16 acc = zero();
+    for (int g = 0; g < groups; g++, p += tile) {
+#pragma GCC unroll 20
+      for (int line = 0; line < tile; line += 64) prefetch(p + PREFETCH_BYTES + line);
+      const int32_t sum = a.quantized.sums[g];
+      F32x16 dot = from_i32(dot_tile<F, Group>(p + header, a.quantized.codes + g * Group, sum));
+      const auto* halves = reinterpret_cast<const uint16_t*>(p);
+      if constexpr (has_zero_point(F)) dot = fma(load_f16(halves + 16), set1(-static_cast<float>(sum)), dot);
+      acc = accumulate(acc, dot, load_f16(halves), a.quantized.scales[g]);
+    }
+    store_n(a.y + block * 16, static_cast<int>(std::min<int64_t>(16, a.rows - block * 16)), acc);
+  }
+}
+
 // Tokens that share a pass over a tile, as many as the registers hold sums of.
 #if HC_ISA_NUMBER == HC_IS_avx512vnni || HC_ISA_NUMBER == HC_IS_avx512
 constexpr int FEW_TOKENS = 4;
@@ -312,7 +344,9 @@ void linear_bf16(const LinearArgs& a, int64_t begin, int64_t end) {
 
 template <Format F, int Group>
 void linear_group(const LinearArgs& a, int64_t begin, int64_t end) {
-  if ((a.tokens == 1 || FEW_TOKENS > 1) && !a.residual.codes) few_tokens<F, Group>(a, begin, end);
+  if (a.residual.codes) many_tokens<F, Group>(a, begin, end);
+  else if (a.tokens == 1) one_token<F, Group>(a, begin, end);
+  else if (FEW_TOKENS > 1) few_tokens<F, Group>(a, begin, end);
   else many_tokens<F, Group>(a, begin, end);
 }
 
