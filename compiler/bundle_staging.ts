@@ -113,9 +113,13 @@ export class Staging implements Disposable {
   }
 }
 
-/** The path behind links: a bundle is replaced where it is, and the links to it stay. */
+/** The path behind links: a bundle is replaced where it is, and the links to it stay. Another may be replacing it now. */
 function followed(output: string): string {
-  if (existsSync(output)) return realpathSync(output);
+  try {
+    return realpathSync(output);
+  } catch {
+    // Nothing there, or what the next lines and `mkdir` complain about.
+  }
   if (lstatSync(output, { throwIfNoEntry: false })?.isSymbolicLink()) {
     throw refusal(output, "is a link to nothing");
   }
