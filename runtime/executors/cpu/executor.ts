@@ -10,8 +10,9 @@ import { allocate, type Mapping, type NativeBuffer } from "../../../ffi/mapping.
 import type { ExecutableBundle, ExecutorOptions } from "../../executor.ts";
 import { PagedExecutor, type StepDevice } from "../paged.ts";
 import { fillRotations } from "../rotations.ts";
+import { withoutCorrections } from "../select.ts";
 import { StepInputs } from "../step_inputs.ts";
-import { Encoder } from "./encode.ts";
+import { Encoder } from "../encode.ts";
 import { type Observe, Observers } from "./observe.ts";
 import { type Lane, lanesOf, type ProgramMode } from "./program.ts";
 
@@ -34,14 +35,16 @@ export interface CpuOptions extends ExecutorOptions {
  *   lacks
  */
 export function createCpuExecutor(bundle: MappedBundle, options: CpuOptions): CpuExecutor {
-  const { plan } = bundle;
   checkThreads(options.threads);
-  const mode = correctionMode(plan, options.corrections, options.threads);
-  const memory = memoryOf(plan, limitsOf(plan.model, options));
+  const mode = correctionMode(bundle.plan, options.corrections, options.threads);
+  const memory = memoryOf(bundle.plan, limitsOf(bundle.plan.model, options));
+  const plan = mode === "off"
+    ? { ...bundle.plan, graph: withoutCorrections(bundle.plan.graph) }
+    : bundle.plan;
   const encoder = new Encoder({
     plan,
     memory,
-    corrections: mode !== "off",
+    residuals: mode !== "off",
     weight: (tensor) => {
       const { byteOffset } = bundle.tensor(tensor).bytes;
       return { segment: "weights", offset: byteOffset - bundle.mapping.bytes.byteOffset };
