@@ -39,6 +39,11 @@ export class Encoder {
     };
   }
 
+  /** Where a value's arrays lie in the arena (`Places.arrays`). */
+  arrays(value: string): ReturnType<Places["arrays"]> {
+    return this.#places.arrays(value);
+  }
+
   /** Where a value lies, under the names that instructions give their input. */
   input(value: string): { readonly x: Operand; readonly xStride: number } {
     return { x: this.#places.place(value), xStride: this.#places.stride(value) };

@@ -96,13 +96,26 @@ export class Places {
     return this.#arrays(name, ["index", "coefficient", "selectionScale", "selectionSum"]);
   }
 
+  /** The arrays of a value that is no column of another, or the rows that it is columns of: where, and bytes of a token. */
+  arrays(
+    name: string,
+  ): readonly { readonly array: string; readonly offset: number; readonly rowBytes: number }[] {
+    const { allocation, stride } = this.#home(name);
+    const type = this.type(name);
+    let offset = this.#base(allocation);
+    return Object.entries(type.dtype === "f32" ? { rows: 4 * stride } : arraysOf(type)).map(
+      ([array, rowBytes]) => {
+        const at = offset;
+        offset += rowBytes * this.memory.limits.capacity;
+        return { array, offset: at, rowBytes };
+      },
+    );
+  }
+
   #arrays<N extends string>(name: string, wanted: readonly N[]): { readonly [K in N]: Operand } {
-    let offset = this.#base(this.#home(name).allocation);
-    const found = new Map<string, Operand>();
-    for (const [array, bytes] of Object.entries(arraysOf(this.type(name)))) {
-      found.set(array, { segment: "arena", offset });
-      offset += bytes * this.memory.limits.capacity;
-    }
+    const found = new Map(
+      this.arrays(name).map(({ array, offset }) => [array, { segment: "arena", offset } as Operand]),
+    );
     return Object.fromEntries(
       wanted.map((array) => [array, found.get(array) ?? this.#lacks(`${array} of ${name}`)]),
     ) as { readonly [K in N]: Operand };
