@@ -29,6 +29,8 @@ export interface Surroundings {
   /** A u32 an instruction. */
   readonly arrivals: bigint;
   readonly scratch: bigint;
+  /** Whether every kernel looks if the step was stopped: in prompts, whose kernels are long. */
+  readonly checks: boolean;
 }
 
 /** Kernels of one instruction, in order. */
@@ -80,6 +82,7 @@ export function prepare(
           tokens: shape.tokens,
           tiles: shape.tiles,
           chunks: launch.chunks ?? 1,
+          checks: around.checks,
           host: isLast && step.mirrors ? around.twin : 0n,
           report: around.report,
           mailbox: around.mailbox,

@@ -126,8 +126,13 @@ export class Staging {
     // The pinned buffer is free when its last copy is over, the place when its last kernel is.
     slot.copied.synchronize();
     copies.wait(slot.used);
-    for (const [tensor, { offset, length }] of staged.tensors) slot.pinned.view(offset, length).set(this.#read(tensor));
-    this.#memory!.writeAsync(copies, slot.pinned, { offset: staged.slot * this.#slotBytes, length: staged.bytes });
+    for (const [tensor, { offset, length }] of staged.tensors) {
+      slot.pinned.view(offset, length).set(this.#read(tensor));
+    }
+    this.#memory!.writeAsync(copies, slot.pinned, {
+      offset: staged.slot * this.#slotBytes,
+      length: staged.bytes,
+    });
     slot.copied.record(copies);
     kernels.wait(slot.copied);
   }
