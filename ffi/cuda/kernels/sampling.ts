@@ -13,7 +13,9 @@ export const MOST_TOP_K = 64;
 export function topKLaunches(vocabulary: number, k: number, n: number): readonly Launch[] {
   const slices = Math.ceil(vocabulary / SLICE);
   if (!Number.isSafeInteger(k) || k < 1 || k > Math.min(MOST_TOP_K, vocabulary)) {
-    throw new RangeError(`the ${k} largest of ${vocabulary} logits: from 1 to ${MOST_TOP_K} can be asked for`);
+    throw new RangeError(
+      `the ${k} largest of ${vocabulary} logits: from 1 to ${MOST_TOP_K} can be asked for`,
+    );
   }
   if (slices > MOST_SLICES) {
     throw new RangeError(`${vocabulary} logits: a GPU chooses among ${SLICE * MOST_SLICES} at most`);
