@@ -4,7 +4,7 @@
  */
 
 /** Must equal HC_ABI_VERSION in simd/mapping.cpp: raised whenever a signature changes. */
-export const ABI_VERSION = 3;
+export const ABI_VERSION = 4;
 
 export const abi = {
   hc_abi_version: { parameters: [], result: "u32" },
@@ -119,6 +119,15 @@ export const measure = {
   hc_measure_bandwidth: { parameters: ["i32", "u64", "i32", "i32"], result: "f64" },
 } as const;
 
+export const device = {
+  /** (cuCtxSetCurrent, cuStreamSynchronize, context, stream) -> CUresult. */
+  hc_device_wait: {
+    parameters: ["pointer", "pointer", "u64", "u64"],
+    result: "i32",
+    nonblocking: true,
+  },
+} as const;
+
 export const symbols = {
   ...abi,
   ...mapping,
@@ -127,4 +136,5 @@ export const symbols = {
   ...packing,
   ...engine,
   ...measure,
+  ...device,
 } as const;
