@@ -54,6 +54,8 @@ export type Calls = { readonly [N in CallName]: (...args: Arguments<N>) => void 
 
 export class Driver {
   readonly calls: Calls;
+  /** Optional functions that this driver lacks. */
+  readonly missing: ReadonlySet<CallName>;
   /** Addresses of functions, for native code. */
   readonly addresses: Readonly<Record<keyof typeof addresses, Deno.PointerValue>>;
   readonly #describe: (status: number) => string;
@@ -80,15 +82,21 @@ export class Driver {
     };
     type Raw<Result> = (...args: (number | bigint | Uint8Array<ArrayBuffer> | null)[]) => Result;
     const functions = opened as Readonly<Record<string, unknown>>;
+    const missing = new Set<CallName>();
     const calls = {} as Record<CallName, Raw<void>>;
     for (const name of Object.keys(symbols) as CallName[]) {
-      const call = functions[name] as Raw<number>;
+      const call = functions[name] as Raw<number> | null;
+      if (call === null) {
+        missing.add(name);
+        continue;
+      }
       calls[name] = (...args) => {
         const status = call(...args);
         if (status !== 0) throw this.error(name, status);
       };
     }
     this.calls = calls;
+    this.missing = missing;
     this.calls.cuInit(0);
   }
 

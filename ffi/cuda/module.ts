@@ -1,7 +1,7 @@
 /** Kernels: modules of them, loaded from an image, and their launches. */
 import { HcinferError } from "../../compiler/errors.ts";
 import { type Context, Resource } from "./context.ts";
-import { type Calls, cudaVersion, DriverError, handle } from "./driver.ts";
+import { type Calls, cudaVersion, DriverError, handle, word } from "./driver.ts";
 import {
   FUNCTION_MOST_DYNAMIC_SHARED,
   type FunctionHandle,
@@ -82,8 +82,22 @@ function load(context: Context, name: string, image: Uint8Array): ModuleHandle {
 export class KernelFunction {
   /** How much was asked for. Without asking a kernel may have 48 KiB, its static shared memory included. */
   #shared = 0;
+  #parameters: readonly number[] | undefined;
 
   constructor(readonly context: Context, readonly name: string, readonly handle: FunctionHandle) {}
+
+  /** Throws HcinferError unless the kernel takes parameters of these sizes, where the driver can say so. */
+  checkParameters(sizes: readonly number[]): void {
+    const { driver } = this.context;
+    if (driver.missing.has("cuFuncGetParamInfo")) return;
+    const expected = this.#parameters ??= parameterSizes(this.context, this.handle);
+    if (expected.length === sizes.length && expected.every((size, i) => size === sizes[i])) return;
+    throw new HcinferError(
+      "environment",
+      `${this.name} takes parameters of ${expected.join(", ")} bytes, not ${sizes.join(", ")}: ` +
+        `the kernels are of another version\nrun: deno task build`,
+    );
+  }
 
   /** Lets launches have `bytes` of dynamic shared memory. Throws HcinferError when the device has less. */
   allowShared(bytes: number): void {
@@ -97,6 +111,23 @@ export class KernelFunction {
     }
     calls.cuFuncSetAttribute(this.handle, FUNCTION_MOST_DYNAMIC_SHARED, bytes);
     this.#shared = bytes;
+  }
+}
+
+/** Sizes of a kernel's parameters, as it was compiled. */
+function parameterSizes({ calls }: Context, function_: FunctionHandle): number[] {
+  const sizes: number[] = [];
+  for (;;) {
+    try {
+      const size = handle((size) =>
+        calls.cuFuncGetParamInfo(function_, BigInt(sizes.length), word().bytes, size)
+      );
+      sizes.push(Number(size));
+    } catch (error) {
+      // That was behind the last one.
+      if (error instanceof DriverError && error.status === STATUS.invalidValue) return sizes;
+      throw error;
+    }
   }
 }
 
@@ -124,6 +155,7 @@ export class PreparedLaunch {
     readonly shape: LaunchShape,
     parameters: readonly Uint8Array[],
   ) {
+    kernel.checkParameters(parameters.map(({ length }) => length));
     kernel.allowShared(shape.shared ?? 0);
     const table = 8 * parameters.length;
     const bytes = parameters.reduce((sum, { length }) => sum + padded(length), table);
