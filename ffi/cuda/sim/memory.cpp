@@ -104,19 +104,18 @@ const Allocation* find_allocation(uintptr_t address, size_t size) {
 
 std::string describe(uintptr_t address) {
   std::string text;
-  char line[128];
+  const auto add = [&](const char* relation, uintptr_t distance, uintptr_t start, size_t size) {
+    if (distance > 64 * guard_size) return;
+    char line[128];
+    snprintf(line, sizeof line, "; %zu bytes %s %zu bytes at %#zx", size_t{distance}, relation, size, size_t{start});
+    text += line;
+  };
   const auto next = allocations.upper_bound(address);
   if (next != allocations.begin()) {
     const auto& [start, before] = *std::prev(next);
-    snprintf(line, sizeof line, "; %#zx is %zu bytes past the start of %zu bytes at %#zx", size_t{address}, address - start,
-             before.size, size_t{start});
-    text += line;
+    add("past the start of the", address - start, start, before.size);
   }
-  if (next != allocations.end()) {
-    snprintf(line, sizeof line, "; %#zx is %zu bytes before %zu bytes at %#zx", size_t{address}, next->first - address,
-             next->second.size, size_t{next->first});
-    text += line;
-  }
+  if (next != allocations.end()) add("before the", next->first - address, next->first, next->second.size);
   return text;
 }
 

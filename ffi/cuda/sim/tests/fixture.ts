@@ -10,7 +10,6 @@ import { DeviceMemory } from "../../memory.ts";
 import { launch, Module } from "../../module.ts";
 import { Stream } from "../../stream.ts";
 
-// The test is of the simulator: what is asked for elsewhere does not matter.
 const FOLDER = dirname(fileURLToPath(import.meta.url));
 const LIBRARY = join(outputFolder(), "sim_tests/libtests.so");
 await buildCuda({ kernels: FOLDER, library: LIBRARY });
