@@ -1,5 +1,6 @@
 // Kernels by which the simulator is tested: what a correct one may do.
 #include "call.h"
+#include "mma.h"
 
 extern __shared__ float4 hc_shared[];
 
@@ -33,4 +34,24 @@ extern "C" __global__ void ask_host(volatile unsigned* flags, volatile float* ma
   }
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) data[i] = mail[i];
+}
+
+// One warp: its registers of A (4 a lane), B (2) and the sums (4), in memory as [lane][register].
+extern "C" __global__ void multiply_s8(const uint32_t* a, const uint32_t* b, int32_t* sums) {
+  const unsigned lane = threadIdx.x;
+  uint32_t a_registers[4], b_registers[2];
+  int32_t sum[4];
+  for (int r = 0; r < 4; r++) a_registers[r] = a[4 * lane + r], sum[r] = sums[4 * lane + r];
+  for (int r = 0; r < 2; r++) b_registers[r] = b[2 * lane + r];
+  hc::mma_s8(sum, a_registers, b_registers);
+  for (int r = 0; r < 4; r++) sums[4 * lane + r] = sum[r];
+}
+extern "C" __global__ void multiply_f16(const uint32_t* a, const uint32_t* b, float* sums) {
+  const unsigned lane = threadIdx.x;
+  uint32_t a_registers[4], b_registers[2];
+  float sum[4];
+  for (int r = 0; r < 4; r++) a_registers[r] = a[4 * lane + r], sum[r] = sums[4 * lane + r];
+  for (int r = 0; r < 2; r++) b_registers[r] = b[2 * lane + r];
+  hc::mma_f16(sum, a_registers, b_registers);
+  for (int r = 0; r < 4; r++) sums[4 * lane + r] = sum[r];
 }
