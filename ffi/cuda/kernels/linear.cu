@@ -33,16 +33,11 @@ extern "C" __global__ void linear_q2_8(const Linear p, const Call call) { linear
 extern "C" __global__ void linear_combined_8(const Linear p, const Call call) { linear_vector<Combined, 8>(p, call, call.scratch); }
 
 // Many tokens.
-#if !defined(__CUDACC__) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-#define MANY_TOKENS(F, packed) linear_matrix<F>(p, call, packed)
-#else
-#define MANY_TOKENS(F, packed) __trap()
-#endif
-extern "C" __global__ void __launch_bounds__(256, 2) linear_q8_matrix(const Linear p, const Call call) { MANY_TOKENS(Q8, p.packed); }
-extern "C" __global__ void __launch_bounds__(256, 2) linear_q4_matrix(const Linear p, const Call call) { MANY_TOKENS(Q4, p.packed); }
-extern "C" __global__ void __launch_bounds__(256, 2) linear_q3_matrix(const Linear p, const Call call) { MANY_TOKENS(Q3, p.packed); }
-extern "C" __global__ void __launch_bounds__(256, 2) linear_q2_matrix(const Linear p, const Call call) { MANY_TOKENS(Q2, p.packed); }
-extern "C" __global__ void __launch_bounds__(256, 2) linear_combined_matrix(const Linear p, const Call call) { MANY_TOKENS(Combined, call.scratch); }
+extern "C" __global__ void __launch_bounds__(256, 2) linear_q8_matrix(const Linear p, const Call call) { linear_matrix<Q8>(p, call, p.packed); }
+extern "C" __global__ void __launch_bounds__(256, 2) linear_q4_matrix(const Linear p, const Call call) { linear_matrix<Q4>(p, call, p.packed); }
+extern "C" __global__ void __launch_bounds__(256, 2) linear_q3_matrix(const Linear p, const Call call) { linear_matrix<Q3>(p, call, p.packed); }
+extern "C" __global__ void __launch_bounds__(256, 2) linear_q2_matrix(const Linear p, const Call call) { linear_matrix<Q2>(p, call, p.packed); }
+extern "C" __global__ void __launch_bounds__(256, 2) linear_combined_matrix(const Linear p, const Call call) { linear_matrix<Combined>(p, call, call.scratch); }
 
 // Prompts whose residual is added: first this, then a product with what it leaves in scratch.
 extern "C" __global__ void linear_q8_combine(const Linear p, const Call call) { linear_combine<Q8>(p, call); }
