@@ -151,13 +151,15 @@ export class Driver {
   }
 }
 
-/** Asked first, alone: an older driver may lack functions of the table, and then fails to load as a whole. */
+/**
+ * Asked first, alone: an older driver may lack functions of the table, and then fails to load as a whole. The library stays
+ * open, as it is opened next: thread-local memory of what is closed is lost to the process (glibc's static block).
+ */
 function versionOf(library: string): number {
   const { cuDriverGetVersion } = symbols;
   const probe = open(library, { cuDriverGetVersion });
   const version = new Int32Array(new ArrayBuffer(4));
   probe.symbols.cuDriverGetVersion(new Uint8Array(version.buffer));
-  probe.close();
   return version[0]!;
 }
 
