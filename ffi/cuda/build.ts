@@ -55,7 +55,7 @@ export function kernelNames(source: string, text: string): string[] {
   const found = [...code.matchAll(/\b__global__\b/g)].length;
   if (names.length !== found) {
     throw new HcinferError(
-      "internal",
+      "environment",
       `${source} has ${found} kernels, ${names.length} of the form: extern "C" __global__ void name(`,
     );
   }
