@@ -25,7 +25,7 @@ export class Stream extends Resource<StreamHandle> {
   /**
    * `synchronize` on another thread: JavaScript goes on meanwhile, but must not dispose of the stream or of what it works on.
    */
-  async synchronizeAsync(): Promise<void> {
+  async finished(): Promise<void> {
     const { driver, handle } = this.context;
     const { setCurrent, synchronize } = driver.addresses;
     const status = await library().hc_device_wait(setCurrent, synchronize, handle, this.handle);

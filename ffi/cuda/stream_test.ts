@@ -66,18 +66,18 @@ Deno.test("an event that was never reached has no time", () => {
   assert.throws(() => end.since(start), DriverError);
 });
 
-Deno.test("synchronizeAsync waits on another thread", async () => {
+Deno.test("finished waits on another thread", async () => {
   using memory = DeviceMemory.allocate(context, 2 ** 20);
   using stream = new Stream(context);
   for (let i = 0; i < 100; i++) memory.fill(i, { stream });
   let resolved = false;
-  const finished = stream.synchronizeAsync().then(() => resolved = true);
+  const finished = stream.finished().then(() => resolved = true);
   assert.equal(resolved, false);
   await finished;
   const seen = new Uint8Array(1);
   memory.read(seen);
   assert.equal(seen[0], 99);
-  await Promise.all([stream.synchronizeAsync(), stream.synchronizeAsync()]);
+  await Promise.all([stream.finished(), stream.finished()]);
 });
 
 Deno.test("a stream that was disposed of is not used", async () => {
@@ -85,5 +85,5 @@ Deno.test("a stream that was disposed of is not used", async () => {
   stream[Symbol.dispose]();
   stream[Symbol.dispose]();
   assert.throws(() => stream.synchronize(), /the GPU's Stream was disposed of/);
-  await assert.rejects(() => stream.synchronizeAsync(), /the GPU's Stream was disposed of/);
+  await assert.rejects(() => stream.finished(), /the GPU's Stream was disposed of/);
 });

@@ -1,4 +1,4 @@
-// The one wait for the device that leaves JavaScript's thread free: see Stream.synchronizeAsync in ffi/cuda/stream.ts.
+// The one wait for the device that leaves JavaScript's thread free: see Stream.finished in ffi/cuda/stream.ts.
 #include <cstdint>
 
 #define HC_EXPORT extern "C" __attribute__((visibility("default")))
