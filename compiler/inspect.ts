@@ -3,9 +3,8 @@
  * token goes, stalls, and memory. As data that JSON can hold, and as text of 80 columns.
  */
 import { PREDICTED_CONTEXT } from "./cost.ts";
-import type { Lane } from "./ir/graph.ts";
 import { layerOf } from "./ir/naming.ts";
-import type { Op } from "./ir/ops.ts";
+import { CORRECTION_OPS, type Op } from "./ir/ops.ts";
 import { correctionMode, type Plan } from "./plan.ts";
 import { genericProfile, MachineProfile } from "./profile.ts";
 import { type DeviceBytes, type HostBytes, type Limits, limitsOf, memoryOf } from "./memory.ts";
@@ -96,8 +95,7 @@ function layersOf(plan: Plan): PredictedLayer[] {
     else if ("path" in node.params) layer = layerOf(node.params.path) ?? null;
     const sums = spent.get(layer) ?? { linears: 0, attention: 0, other: 0, corrections: 0 };
     spent.set(layer, sums);
-    const lane: Lane = node.placement.lane ?? "backbone";
-    const kind = lane === "compensation"
+    const kind = CORRECTION_OPS.has(node.op)
       ? "corrections"
       : node.op === "linear"
       ? "linears"
