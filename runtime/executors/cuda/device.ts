@@ -102,7 +102,7 @@ export class CudaDevice implements StepDevice {
     fillRotations(hostTables, bundle.plan, memory);
     if (tables) tables.write(hostTables.view(0, sizes.tables));
     if (weights) upload(context, memory, (tensor) => bundle.tensor(tensor).bytes, weights, this.#copies);
-    if (stagingMemory) staging.attach(context, stagingMemory);
+    if (stagingMemory && staging.bytes > 0) staging.attach(context, stagingMemory);
     owned.use(staging);
 
     const bases: { readonly [S in Segment]?: bigint | undefined } = {
