@@ -183,11 +183,23 @@ export class CudaDevice implements StepDevice {
 
   async stepAsync(counts: StepCounts, runs: readonly PagedRun[]): Promise<StepStatus> {
     this.#guarded(counts, () => this.#order(counts, runs));
-    const status = this.#heard(await this.#engines[counts.mode]?.stepAsync(counts) ?? DONE);
+    const status = await this.#ended(this.#engines[counts.mode], counts).catch((error: unknown) => error);
     if (this.#isClosed) return { status: "aborted" };
-    await this.#stream.finished();
-    if (this.#isClosed) return { status: "aborted" };
-    return this.#guarded(counts, () => this.#outcome(status));
+    return this.#guarded(counts, () => {
+      if (!isStatus(status)) throw status;
+      return this.#outcome(status);
+    });
+  }
+
+  /** Waits for both sides of a step on a thread that is not JavaScript's. */
+  async #ended(engine: Engine | undefined, counts: StepCounts): Promise<StepStatus> {
+    if (engine === undefined) {
+      await this.#stream.finished();
+      return DONE;
+    }
+    const { status, driver } = await engine.stepBeside(counts, { ...this.#stream.native, abort: this.#abortFlag });
+    if (driver !== 0) throw this.#parts.context.driver.error("cuStreamSynchronize", driver);
+    return status;
   }
 
   /** An error of the driver ends the executor: what was in the GPU's memory may be gone. */
@@ -373,6 +385,10 @@ export class CudaDevice implements StepDevice {
 
 const KINDS: readonly StepKind[] = ["decode", "prefill"];
 const DONE: StepStatus = { status: "done" };
+
+function isStatus(outcome: unknown): outcome is StepStatus {
+  return typeof outcome === "object" && outcome !== null && "status" in outcome && !(outcome instanceof Error);
+}
 
 /** The instructions of the common table, as the native check of operands reads them. */
 function tableInstructions(steps: readonly KernelStep[]): Instruction[] {
