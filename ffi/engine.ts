@@ -134,7 +134,10 @@ export class Engine implements Disposable {
   }
 
   /** `stepAsync` beside a step that was ordered on another device: returns when both are over. */
-  async stepBeside(counts: StepCounts, { setCurrent, synchronize, context, stream, abort }: DeviceWait): Promise<{
+  async stepBeside(
+    counts: StepCounts,
+    { setCurrent, synchronize, context, stream, abort }: DeviceWait,
+  ): Promise<{
     readonly status: StepStatus;
     /** What the driver says of the wait: 0 is success. */
     readonly driver: number;

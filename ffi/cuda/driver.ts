@@ -126,7 +126,8 @@ export class Driver {
         version = versionOf(library);
       } catch (error) {
         if (!(error instanceof HcinferError)) throw error;
-        failures.push(error.message);
+        // What the system said of the library is enough; Deno's words before it are not needed.
+        failures.push(error.message.replace(/^.*Could not open library: /s, ""));
         continue;
       }
       if (version < LEAST_VERSION) {

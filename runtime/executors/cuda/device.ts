@@ -197,7 +197,10 @@ export class CudaDevice implements StepDevice {
       await this.#stream.finished();
       return DONE;
     }
-    const { status, driver } = await engine.stepBeside(counts, { ...this.#stream.native, abort: this.#abortFlag });
+    const { status, driver } = await engine.stepBeside(counts, {
+      ...this.#stream.native,
+      abort: this.#abortFlag,
+    });
     if (driver !== 0) throw this.#parts.context.driver.error("cuStreamSynchronize", driver);
     return status;
   }
@@ -387,7 +390,8 @@ const KINDS: readonly StepKind[] = ["decode", "prefill"];
 const DONE: StepStatus = { status: "done" };
 
 function isStatus(outcome: unknown): outcome is StepStatus {
-  return typeof outcome === "object" && outcome !== null && "status" in outcome && !(outcome instanceof Error);
+  return typeof outcome === "object" && outcome !== null && "status" in outcome &&
+    !(outcome instanceof Error);
 }
 
 /** The instructions of the common table, as the native check of operands reads them. */
