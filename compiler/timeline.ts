@@ -2,8 +2,9 @@
  * A step of one decoded token on paper: walks lanes with a clock. The null executor is this walk, and `inspect` and the
  * choice between asynchronous and in-line corrections read it. Nothing here was measured.
  */
+import { HcinferError } from "./errors.ts";
 import { costs, predict, round, type Share, transferTime } from "./cost.ts";
-import { type Device, type Graph, type Lane, producers, reads, values } from "./ir/graph.ts";
+import { type Device, type Graph, type Lane, producers, reads, usesGpu, values } from "./ir/graph.ts";
 import { CORRECTION_OPS } from "./ir/ops.ts";
 import { arraysOf } from "./ir/types.ts";
 import { type CorrectionPlan, type LanePlan, splitThreads } from "./plan.ts";
@@ -220,12 +221,22 @@ export function serialTimeline(graph: Graph, mode: "inline" | "off", options: Ti
   };
 }
 
-/** The timeline of a plan in a mode, with the plan's split of threads. */
+/**
+ * The timeline of a plan in a mode, with the plan's split of threads.
+ *
+ * @throws {HcinferError} "usage": a plan with nodes on a GPU, on a machine without one
+ */
 export function timelineOf(
   plan: { readonly graph: Graph; readonly lanes: readonly LanePlan[]; readonly corrections: CorrectionPlan },
   mode: Timeline["mode"],
   options: { readonly profile: MachineProfile; readonly threads: number },
 ): Timeline {
+  if (usesGpu(plan.graph) && options.profile.gpu === undefined) {
+    throw new HcinferError(
+      "usage",
+      `the plan has nodes on a GPU, and the machine ${options.profile.name} has none: plan it anew for that machine`,
+    );
+  }
   if (mode !== "async") return serialTimeline(plan.graph, mode, options);
   const compensationThreads = splitThreads(plan.corrections, options.threads).compensation;
   return asyncTimeline(plan.graph, plan.lanes, { ...options, compensationThreads });

@@ -62,7 +62,9 @@ export function usableMemory(gpu: GpuProfile): number {
  *
  * @throws {HcinferError} "usage": a GPU is asked for and there is none, or options contradict each other
  */
-export function gpuLimit({ profile, device = "auto", gpuMemory }: DeviceOptions): number | undefined {
+export function gpuLimit(
+  { profile, device = "auto", gpuMemory }: Pick<DeviceOptions, "profile" | "device" | "gpuMemory">,
+): number | undefined {
   const { gpu } = profile;
   const refuse = (message: string) => new HcinferError("usage", message);
   if (gpu === undefined && device === "gpu") {
@@ -220,7 +222,7 @@ function ownPath(node: Node): string | undefined {
 }
 
 /** The part of every node; nodes without weights belong to that of the node before. */
-function partsOf(graph: Graph): Part[] {
+export function partsOf(graph: Graph): Part[] {
   const first = graph.nodes.findIndex((node) => layerOf(ownPath(node) ?? "") !== undefined);
   let part: Part = "embedding";
   return graph.nodes.map((node, i) => {
