@@ -15,7 +15,18 @@ import { type Stage, STAGES } from "../compiler/ir/graph.ts";
 import { genericProfile, type MachineProfile, parseProfile, PROFILES } from "../compiler/profile.ts";
 import { RESIDUAL_WIDTHS } from "../compiler/weights/correction.ts";
 import { FORMAT_KINDS, type FormatKind, GROUP_SIZES } from "../compiler/weights/format.ts";
-import { budget, given, physicalCores, refuse, threadsOption, whole } from "./arguments.ts";
+import {
+  budget,
+  checkDevice,
+  deviceOption,
+  given,
+  gpuMemoryOption,
+  physicalCores,
+  type PlaceOptions,
+  refuse,
+  threadsOption,
+  whole,
+} from "./arguments.ts";
 import { interruptible } from "./interrupted.ts";
 import { planSummary } from "./summary.ts";
 import { bytesText, printable, Progress, secondsText, writeOut } from "./terminal.ts";
@@ -76,6 +87,8 @@ export function compileCommand(): Command {
       "machine to predict for: a name or a file that profile wrote (by number of cores)",
     )
     .addOption(new Option("--print-after <stage>", "print the graph after a pass").choices(STAGES))
+    .addOption(deviceOption())
+    .addOption(gpuMemoryOption())
     .addOption(threadsOption())
     .addHelpText(
       "after",
@@ -85,6 +98,7 @@ Examples:
   hcinfer compile my-model -o bundles/r16 --correct low_rank --budget rank:16
   hcinfer compile my-model -o bundles/exact --weights bf16 --correct none`,
     )
+    .hook("preAction", checkDevice)
     .action(compile);
 }
 
@@ -97,7 +111,7 @@ function choice(
   return new Option(flags, text).choices(choices.map(String)).default(String(standard));
 }
 
-interface Options {
+interface Options extends PlaceOptions {
   readonly output: string;
   readonly weights: CompileOptions["weights"];
   readonly group: string;
