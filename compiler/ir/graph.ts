@@ -2,7 +2,7 @@
  * The graph: a list of nodes in an order that respects their dependencies. Nodes and graphs are immutable plain
  * data; a pass makes new ones. A value is named once (static single assignment) and is identified by its name.
  */
-import type { Op, Params } from "./ops.ts";
+import { CORRECTION_OPS, type Op, type Params } from "./ops.ts";
 import type { TensorType } from "./types.ts";
 
 export interface Value {
@@ -120,6 +120,20 @@ export function ropeTable(graph: Graph, name: string): RopeTable {
   const table = graph.ropes.find((r) => r.name === name);
   if (table === undefined) throw new Error(`the graph has no rotation table ${name}`);
   return table;
+}
+
+/** Whether any node runs on the GPU. */
+export function usesGpu(graph: Graph): boolean {
+  return graph.nodes.some((node) => node.placement.device === "gpu");
+}
+
+/**
+ * The lane of a node: on one device, corrections run beside the backbone; where there is a GPU, whatever is on the CPU
+ * runs beside whatever is not.
+ */
+export function laneOf(node: Node, withGpu: boolean): Lane {
+  const isAside = withGpu ? node.placement.device !== "gpu" : CORRECTION_OPS.has(node.op);
+  return isAside ? "compensation" : "backbone";
 }
 
 /** Every value of the graph by name, inputs included. */

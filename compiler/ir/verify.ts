@@ -2,7 +2,7 @@
  * What must hold for a graph: single assignment, definitions before uses, types that follow the op's rule, and the
  * stage's table of what is legal. Run after every pass and after parsing; throws GraphError naming the node.
  */
-import { type Graph, type Node, type Stage, STAGES, type Value } from "./graph.ts";
+import { type Graph, laneOf, type Node, type Stage, STAGES, usesGpu, type Value } from "./graph.ts";
 import { checkRope, checkRopeTable, GraphError, inferTypes } from "./infer.ts";
 import {
   CORRECTION_OPS,
@@ -87,6 +87,7 @@ export function verify(graph: Graph): void {
   }
   const windows = new Set<string>();
   const packed = new Map<string, string>();
+  const withGpu = usesGpu(graph);
   graph.nodes.forEach((node, index) => {
     const fail = (message: string): never => {
       throw new NodeError(index, node, message);
@@ -112,7 +113,7 @@ export function verify(graph: Graph): void {
       checkRope(node, graph.ropes);
       for (const value of node.outputs) define(value);
       checkInputs(graph, node, inputTypes, fail);
-      checkStage(graph.stage, node, fail);
+      checkStage(graph.stage, node, withGpu, fail);
       checkWeights(node, packed, fail);
     } catch (error) {
       if (error instanceof GraphError && !(error instanceof NodeError)) fail(error.message);
@@ -174,7 +175,7 @@ function checkInputs(
 
 const POSITIONED: ReadonlySet<Op> = new Set<Op>(["rope", "attention", "append", "attend"]);
 
-function checkStage(stage: Stage, node: Node, fail: (message: string) => never): void {
+function checkStage(stage: Stage, node: Node, withGpu: boolean, fail: (message: string) => never): void {
   const rule = LEGAL[stage];
   const demand = (wanted: boolean, has: boolean, what: string) => {
     if (wanted && !has) fail(`has no ${what}, which stage ${stage} demands`);
@@ -191,7 +192,8 @@ function checkStage(stage: Stage, node: Node, fail: (message: string) => never):
   demand(rule.devices, device !== undefined, "device");
   if (rule.devices && device !== "cpu" && device !== "gpu") fail(`runs on no known device, "${device}"`);
   demand(rule.lanes, lane !== undefined, "lane");
-  const own = CORRECTION_OPS.has(node.op) ? "compensation" : "backbone";
+  if (CORRECTION_OPS.has(node.op) && device === "gpu") fail(`corrections run on the CPU, not on the GPU`);
+  const own = laneOf(node, withGpu);
   if (rule.lanes && lane !== own) fail(`is on the lane "${lane}", expected ${own}`);
   for (const cause of node.placement.causes) {
     if (!isCause(cause)) fail(`the cause ${JSON.stringify(cause)} does not fit the graph's text`);

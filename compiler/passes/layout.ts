@@ -2,30 +2,47 @@
  * layout: where every value lies in the arena of a step, from liveness.
  *
  * Needs: stage "scheduled".
- * Guarantees: values that are alive at the same time do not overlap, in whatever mode corrections run: what they read and
- *   make is alive from their fork to the first node that adds their deltas, so it may be made beside the backbone, or in
- *   line without a barrier beside its window's linear. The outputs of a linear are columns of one [T, padded width]
- *   (`paddedOutputs`). Offsets are for one token and scale with the most tokens of a step.
+ * Guarantees: values that may be alive at the same time do not overlap, in whatever mode corrections run and however the
+ *   lanes are interleaved. The outputs of a linear are columns of one [T, padded width] (`paddedOutputs`). Offsets are
+ *   for one token and scale with the most tokens of a step. The device's arena and its twin in host memory have this one
+ *   layout.
+ *
+ *   Why it holds. Seen from lane A, a node u of lane B runs somewhere within span(u) = [R, S]: R is the last node of A that
+ *   B has waited for before u, S the first node of A that waits for u or for a later node of B. A node of A is its own
+ *   span. Let an allocation be in use from the first to the last point of the spans of all who touch it. If X's use ends
+ *   before Y's begins, whoever touches X (u) is done before whoever touches Y (v) begins:
+ *     u, v in A: A runs in order.                         u in B, v in A: v comes after S, which waited for u.
+ *     u in A, v in B: v waited for R, which comes after u.
+ *     u, v in B: S(u) waited for u, R(v) comes after it in A, v waited for R(v).
+ *   So two allocations that are apart by the clock of either lane may share memory. Lanes have barriers between nodes,
+ *   but in line on one device a window's choice of channels, its linear and its sums run without: there spans by the
+ *   backbone's clock, which begin before all three and end behind them, are what counts. A step ends when both lanes have.
+ *   Whoever leaves nodes out of a lane must keep its events.
  * Does not: place the step's inputs, the cache or the logits, which are segments of their own (../memory.ts).
  */
-import type { Graph } from "../ir/graph.ts";
-import { reads } from "../ir/graph.ts";
+import { type Graph, type Lane, laneOf, reads, usesGpu } from "../ir/graph.ts";
 import { paddedOutputs } from "../ir/naming.ts";
 import { arraysOf, elementsPerToken } from "../ir/types.ts";
 import type { MemoryLayout } from "../plan.ts";
-import { flights, windowOf } from "./schedule.ts";
+import { meetings } from "./schedule.ts";
 
 /** Offsets and sizes per token are multiples of this, so that they stay aligned for every T. */
 const ALIGNMENT = 64;
 
-/** A block of memory: `first` and `last` are the nodes between which it is in use, inclusive. */
+/** Between which nodes something is in use by the clock of a lane, inclusive. */
+export interface Span {
+  readonly first: number;
+  readonly last: number;
+}
+
+/** A block of memory. */
 export interface Allocation {
   /** The value that it is named after. */
   readonly name: string;
   /** Per token. */
   readonly bytes: number;
-  readonly first: number;
-  readonly last: number;
+  /** When it is in use, by each clock that decides (`clocksOf`). */
+  readonly spans: readonly Span[];
 }
 
 /** Where a value lies: columns of an allocation's rows, or, where that is undefined, the logits. */
@@ -42,11 +59,12 @@ export function layout(graph: Graph): MemoryLayout {
   const offsets: [string, number][] = [];
   let bytesPerToken = 0;
   // Largest first, each at the lowest offset that is free while it lives.
-  for (const allocation of allocations(graph).sort((a, b) => b.bytes - a.bytes || a.first - b.first)) {
-    const { name, bytes, first, last } = allocation;
+  const begin = ({ spans: [span] }: Allocation) => span?.first ?? 0;
+  for (const allocation of allocations(graph).sort((a, b) => b.bytes - a.bytes || begin(a) - begin(b))) {
+    const { name, bytes } = allocation;
     let offset = 0;
     for (const other of placed) {
-      if (other.first > last || first > other.last) continue;
+      if (areApart(allocation, other)) continue;
       if (offset + bytes <= other.offset) break;
       offset = Math.max(offset, other.offset + other.bytes);
     }
@@ -79,19 +97,42 @@ export function homes(graph: Graph): ReadonlyMap<string, Home> {
   return found;
 }
 
-/** When each allocation is in use, over the nodes in graph order. */
+function areApart(a: Allocation, b: Allocation): boolean {
+  return a.spans.some((span, clock) => {
+    const other = b.spans[clock];
+    return other !== undefined && (span.last < other.first || other.last < span.first);
+  });
+}
+
+/** The span of every node by the clock of `lane`. */
+function spansOf(graph: Graph, lane: Lane): Span[] {
+  const withGpu = usesGpu(graph);
+  const met = meetings(graph);
+  const isOwn = graph.nodes.map((node) => laneOf(node, withGpu) === lane);
+  const waitedFor = new Map(met.map(({ producer, reader }) => [reader, producer]));
+  /** Nodes of `lane` that wait for another lane, and what for. */
+  const waiting = met.filter(({ reader }) => isOwn[reader]);
+  let [first, next] = [0, 0];
+  return graph.nodes.map((_, i): Span => {
+    if (isOwn[i]) return { first: i, last: i };
+    first = waitedFor.get(i) ?? first;
+    while ((waiting[next]?.producer ?? Infinity) < i) next++;
+    return { first, last: waiting[next]?.reader ?? graph.nodes.length };
+  });
+}
+
+/** The clocks that decide who may share memory: what is apart by one of them is. */
+function clocksOf(graph: Graph): readonly (readonly Span[])[] {
+  const lanes = usesGpu(graph) ? ["backbone", "compensation"] as const : ["backbone"] as const;
+  return lanes.map((lane) => spansOf(graph, lane));
+}
+
+/** All blocks, and when each is in use. */
 export function allocations(graph: Graph): Allocation[] {
   const where = homes(graph);
+  const clocks = clocksOf(graph);
   const bytes = new Map<string, number>();
-  const first = new Map<string, number>();
-  const last = new Map<string, number>();
-  const use = (name: string, from: number, to: number) => {
-    const owner = where.get(name)?.allocation;
-    if (owner === undefined) return;
-    first.set(owner, Math.min(first.get(owner) ?? from, from));
-    last.set(owner, Math.max(last.get(owner) ?? to, to));
-  };
-  const windows = flights(graph);
+  const spans = new Map<string, Span[]>();
   graph.nodes.forEach((node, i) => {
     for (const { name, type } of node.outputs) {
       const home = where.get(name);
@@ -100,16 +141,21 @@ export function allocations(graph: Graph): Allocation[] {
       const size = type.dtype === "f32" ? 4 * home.stride : arrays;
       bytes.set(home.allocation, Math.max(bytes.get(home.allocation) ?? 0, align(size)));
     }
-    const flight = windows.get(windowOf(node) ?? "");
-    const [from, to] = flight === undefined ? [i, i] : [Math.max(0, flight.fork), Math.max(i, flight.merge)];
-    for (const name of [...reads(node), ...node.outputs.map((v) => v.name)]) use(name, from, to);
+    for (const name of [...reads(node), ...node.outputs.map((v) => v.name)]) {
+      const owner = where.get(name)?.allocation;
+      if (owner === undefined) continue;
+      const before = spans.get(owner);
+      spans.set(
+        owner,
+        clocks.map((clock, n) => {
+          const { first, last } = clock[i] ?? { first: i, last: i };
+          const known = before?.[n] ?? { first, last };
+          return { first: Math.min(known.first, first), last: Math.max(known.last, last) };
+        }),
+      );
+    }
   });
-  return [...bytes].map(([name, size]) => ({
-    name,
-    bytes: size,
-    first: first.get(name) ?? 0,
-    last: last.get(name) ?? 0,
-  }));
+  return [...bytes].map(([name, size]) => ({ name, bytes: size, spans: spans.get(name) ?? [] }));
 }
 
 function align(bytes: number): number {

@@ -1,32 +1,15 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { arbitraryChoices, CHOICES, passes } from "../../tests/fixtures/passes.ts";
+import { arbitraryChoices, CHOICES, onDevices, passes } from "../../tests/fixtures/passes.ts";
 import { arbitraryScript, graphOf } from "../../tests/fuzz/graphs.ts";
 import { arbitrarySizes, TINY, transformer } from "../ir/fixture.ts";
 import { type Graph, reads } from "../ir/graph.ts";
-import { CORRECTION_OPS } from "../ir/ops.ts";
 import { arraysOf } from "../ir/types.ts";
+import type { LanePlan } from "../plan.ts";
 import { allocations, homes, layout } from "./layout.ts";
+import type { Schedule } from "./schedule.ts";
 
 const models = fc.oneof(arbitrarySizes.map(transformer), arbitraryScript.map((s) => graphOf(s).graph));
-
-/**
- * The nodes in the order of one of two extremes of what lanes may do: corrections as early as what they read allows, or
- * as late as who reads them does.
- */
-function inOrder(graph: Graph, early: boolean): readonly Graph["nodes"][number][] {
-  const key = graph.nodes.map((_, i) => i);
-  const indices = graph.nodes.map((_, i) => i);
-  for (const i of early ? indices : indices.toReversed()) {
-    const node = graph.nodes[i]!;
-    if (!CORRECTION_OPS.has(node.op)) continue;
-    const made = node.outputs.map((v) => v.name);
-    const maker = graph.nodes.findIndex((n) => n.outputs.some((v) => v.name === node.inputs[0]));
-    const reader = graph.nodes.findIndex((n) => reads(n).some((name) => made.includes(name)));
-    key[i] = early ? key[maker]! + 0.01 : reader < 0 ? graph.nodes.length : key[reader]! - 0.01;
-  }
-  return indices.sort((a, b) => key[a]! - key[b]! || a - b).map((i) => graph.nodes[i]!);
-}
 
 function checkLayout(graph: Graph): void {
   const memory = layout(graph);
@@ -41,25 +24,66 @@ function checkLayout(graph: Graph): void {
       if (type.dtype === "f32") assert.ok(4 * stride <= bytes.get(allocation)!);
     }
   }
-  for (const early of [true, false]) {
-    const lives = new Map<string, { readonly first: number; readonly last: number }>();
-    inOrder(graph, early).forEach((node, time) => {
-      for (const name of [...node.outputs.map((v) => v.name), ...reads(node)]) {
-        const owner = home.get(name)?.allocation;
-        if (owner === undefined) continue;
-        lives.set(owner, { first: lives.get(owner)?.first ?? time, last: time });
+  for (const { name } of allocations(graph)) {
+    const from = memory.offsets[name]!;
+    assert.ok(from >= 0 && from % 64 === 0 && from + bytes.get(name)! <= memory.bytesPerToken);
+  }
+}
+
+/**
+ * Whether each node is done before another begins, from the lanes as they are executed: a node knows what its lane has
+ * waited for, and what those knew.
+ */
+function orderOf(lanes: readonly LanePlan[]): (first: number, then: number) => boolean {
+  const before = new Map<number, Set<number>>();
+  const signalled = new Map<number, Set<number>>();
+  const states = lanes.map(({ steps }) => ({ steps: [...steps], done: new Set<number>() }));
+  for (let moved = true; moved;) {
+    moved = false;
+    for (const { steps, done } of states) {
+      for (let [step] = steps; step !== undefined; [step] = steps) {
+        if ("wait" in step) {
+          const known = signalled.get(step.wait);
+          if (known === undefined) break;
+          known.forEach((node) => done.add(node));
+        } else if ("signal" in step) signalled.set(step.signal, new Set(done));
+        else {
+          before.set(step.run, new Set(done));
+          done.add(step.run);
+        }
+        steps.shift();
+        moved = true;
       }
-    });
-    const blocks = [...lives].map(([name, life]) => {
-      const from = memory.offsets[name]!;
-      return { name, ...life, from, to: from + bytes.get(name)! };
-    });
-    for (const a of blocks) {
-      assert.ok(a.from >= 0 && a.from % 64 === 0 && a.to <= memory.bytesPerToken);
-      for (const b of blocks) {
-        if (a === b || a.last < b.first || b.last < a.first) continue;
-        assert.ok(a.to <= b.from || b.to <= a.from, `${a.name} and ${b.name} share memory while both live`);
-      }
+    }
+  }
+  assert.ok(states.every(({ steps }) => steps.length === 0), "the lanes wait for each other for ever");
+  return (first, then) => before.get(then)!.has(first);
+}
+
+/** Of all pairs that touch the same bytes, one is done before the other begins, or both only read one value. */
+function checkRaces({ graph, lanes }: Schedule): void {
+  const { offsets } = layout(graph);
+  const home = homes(graph);
+  const isBefore = orderOf(lanes);
+  const users = new Map<string, Set<number>>();
+  graph.nodes.forEach((node, i) => {
+    for (const name of [...reads(node), ...node.outputs.map((v) => v.name)]) {
+      const owner = home.get(name)?.allocation;
+      if (owner !== undefined) users.set(owner, (users.get(owner) ?? new Set()).add(i));
+    }
+  });
+  const blocks = allocations(graph).map(({ name, bytes }) => {
+    const from = offsets[name]!;
+    return { name, from, to: from + bytes, users: [...users.get(name)!] };
+  });
+  for (const a of blocks) {
+    const [maker, ...readers] = a.users;
+    for (const reader of readers) assert.ok(isBefore(maker!, reader), `${a.name} is read before it is made`);
+    for (const b of blocks) {
+      if (a === b || a.to <= b.from || b.to <= a.from) continue;
+      const apart = a.users.every((u) => b.users.every((v) => isBefore(u, v))) ||
+        b.users.every((u) => a.users.every((v) => isBefore(u, v)));
+      assert.ok(apart, `${a.name} and ${b.name} share memory and are not apart`);
     }
   }
 }
@@ -67,10 +91,37 @@ function checkLayout(graph: Graph): void {
 Deno.test("values that live at the same time do not overlap, in whatever order the lanes run", () => {
   fc.assert(
     fc.property(models, arbitraryChoices, (traced, choices) => {
-      checkLayout(passes(traced, choices).schedule.graph);
+      const { schedule } = passes(traced, choices);
+      checkLayout(schedule.graph);
+      checkRaces(schedule);
     }),
     { numRuns: 60 },
   );
+});
+
+Deno.test("on two devices nothing is overwritten that the other lane may still read", () => {
+  let shared = 0, alone = 0;
+  fc.assert(
+    fc.property(models, arbitraryChoices, fc.infiniteStream(fc.boolean()), (traced, choices, onGpu) => {
+      const { graph } = passes(traced, choices).schedule;
+      const placed = onDevices(graph, () => onGpu.next().value === true);
+      checkLayout(placed.graph);
+      checkRaces(placed);
+      shared += layout(placed.graph).bytesPerToken;
+      alone += allocations(placed.graph).reduce((sum, { bytes }) => sum + bytes, 0);
+    }),
+    { numRuns: 60 },
+  );
+  assert.ok(shared < alone, "no memory was shared at all");
+});
+
+Deno.test("layers on the CPU share memory with each other, too", () => {
+  const size = (layers: number) => {
+    const { graph } = passes(transformer({ ...TINY, layers }), CHOICES).schedule;
+    const head = graph.nodes.findLast((node) => node.op === "linear");
+    return layout(onDevices(graph, (node) => node === head).graph).bytesPerToken;
+  };
+  assert.ok(size(8) <= size(2));
 });
 
 Deno.test("memory is reused, so layers add nothing", () => {
@@ -120,7 +171,8 @@ Deno.test("corrections that stand behind the first who adds one of them keep the
   moved.nodes.forEach((node, i) => {
     for (const name of [...reads(node), ...node.outputs.map((v) => v.name)]) {
       const life = lives.get(home.get(name)?.allocation ?? "");
-      assert.ok(life === undefined || (life.first <= i && i <= life.last), `${name} at node ${i}`);
+      const spans = life?.spans ?? [{ first: i, last: i }];
+      assert.ok(spans.every(({ first, last }) => first <= i && i <= last), `${name} at node ${i}`);
     }
   });
 });

@@ -87,7 +87,10 @@ class Lowering {
     const outputs = this.graph.outputs.map((name) => this.#output(name));
     const { graph } = this;
     const inputs = [...graph.inputs, this.#rows];
-    const result: Graph = { ...graph, stage: "lowered", inputs, nodes: this.#nodes, outputs };
+    // A head that has a window comes last now.
+    const order = this.#nodes.flatMap((n) => n.op === "linear" && n.params.window ? [n.params.window] : []);
+    const budgets = graph.budgets.toSorted((a, b) => order.indexOf(a.window) - order.indexOf(b.window));
+    const result: Graph = { ...graph, stage: "lowered", inputs, nodes: this.#nodes, outputs, budgets };
     verify(result);
     return result;
   }

@@ -2,15 +2,17 @@
  * schedule: lanes, and the events in which they meet.
  *
  * Needs: stage "lowered", a machine profile.
- * Guarantees: stage "scheduled". Corrections are on the lane "compensation", everything else on "backbone", both in
- *   graph order. Window i has two events: 2i is signalled right after its fork is made and waited for before its
- *   corrections, 2i + 1 is signalled after them and waited for before the first node that adds one of its deltas. The
- *   lanes cannot deadlock, and every value is made before it is read (`verifyLanes`). The default mode of
- *   corrections and the split of threads come from the cost model, with their cause.
+ * Guarantees: stage "scheduled". Without a GPU, corrections are on the lane "compensation" and everything else on
+ *   "backbone"; with one, the GPU's nodes are "backbone" and the CPU's "compensation", corrections and spilled layers
+ *   alike. Both are in graph order. A node that makes what the other lane reads signals an event, which is waited for
+ *   right before the first node that reads it; there is no wait for what an earlier wait has made sure of, and no event
+ *   that nobody waits for. Events are numbered in the order of their nodes. The lanes cannot deadlock, and every value is
+ *   made before it is read (`verifyLanes`). The default mode of corrections and the split of threads come from the cost
+ *   model, with their cause.
  * Does not: reorder nodes, or fix the mode: the same lanes run asynchronously, in line (in graph order) or without
  *   corrections, with the same numbers in the first two.
  */
-import { type Graph, type Lane, type Node, producers, reads } from "../ir/graph.ts";
+import { type Graph, laneOf, type Node, reads, usesGpu } from "../ir/graph.ts";
 import { CORRECTION_OPS } from "../ir/ops.ts";
 import { verify } from "../ir/verify.ts";
 import type { CorrectionPlan, LanePlan, LaneStep } from "../plan.ts";
@@ -30,9 +32,9 @@ export interface Schedule {
 }
 
 export function schedule(graph: Graph, options: ScheduleOptions): Schedule {
+  const withGpu = usesGpu(graph);
   const nodes = graph.nodes.map((node): Node => {
-    const lane: Lane = CORRECTION_OPS.has(node.op) ? "compensation" : "backbone";
-    return { ...node, placement: { ...node.placement, lane } };
+    return { ...node, placement: { ...node.placement, lane: laneOf(node, withGpu) } };
   });
   const result: Graph = { ...graph, stage: "scheduled", nodes };
   verify(result);
@@ -46,64 +48,55 @@ export function windowOf(node: Node): string | undefined {
   return CORRECTION_OPS.has(node.op) && "window" in node.params ? node.params.window : undefined;
 }
 
-/** A window's corrections, from what they read to who reads them. */
-export interface Flight {
-  /** Nodes of the graph, by index, in order. */
-  readonly corrections: readonly number[];
-  /** The node that makes what they read. */
-  readonly fork: number;
-  /** The first node that adds one of their deltas; the graph's end where none does. */
-  readonly merge: number;
+/** A value's maker in the other lane that a node waits for, right before it runs. */
+export interface Meeting {
+  readonly producer: number;
+  readonly reader: number;
 }
 
-/** All windows that have corrections, in graph order. */
-export function flights(graph: Graph): ReadonlyMap<string, Flight> {
-  const makers = producers(graph);
-  const index = new Map(graph.nodes.map((node, i) => [node, i]));
-  const found = new Map<string, { corrections: number[]; fork: number; merge: number }>();
-  graph.nodes.forEach((node, i) => {
-    const window = windowOf(node);
-    if (window !== undefined) {
-      const flight = found.get(window) ?? { corrections: [], fork: -1, merge: graph.nodes.length };
-      found.set(window, flight);
-      flight.corrections.push(i);
-      const maker = makers.get(node.inputs[0] ?? "");
-      if (maker !== undefined && windowOf(maker) === undefined) flight.fork = index.get(maker) ?? -1;
-      return;
-    }
-    for (const name of node.added?.flat() ?? []) {
-      const flight = found.get(windowOf(makers.get(name) ?? node) ?? "");
-      if (flight !== undefined) flight.merge = Math.min(flight.merge, i);
-    }
+/**
+ * Where lanes meet, in the order of readers. A lane runs its nodes one after the other, so who has waited for a node
+ * of another lane knows that all before it are done: only a later one is waited for again.
+ */
+export function meetings(graph: Graph): Meeting[] {
+  const withGpu = usesGpu(graph);
+  const lanes = graph.nodes.map((node) => laneOf(node, withGpu));
+  const makers = new Map(graph.nodes.flatMap((node, i) => node.outputs.map((v) => [v.name, i] as const)));
+  /** By lane: how far it knows the other to have come. */
+  const known = { backbone: -1, compensation: -1 };
+  return graph.nodes.flatMap((node, reader): Meeting[] => {
+    const lane = lanes[reader] ?? "backbone";
+    const others = reads(node).map((name) => makers.get(name) ?? -1).filter((i) => lanes[i] !== lane);
+    const producer = Math.max(-1, ...others);
+    if (producer <= known[lane]) return [];
+    known[lane] = producer;
+    return [{ producer, reader }];
   });
-  return found;
 }
 
 /** The lanes of a lowered graph. They follow from it alone: a bundle whose lanes are others is refused. */
 export function makeLanes(graph: Graph): LanePlan[] {
-  const backbone: LaneStep[] = [];
-  const compensation: LaneStep[] = [];
-  const signals = new Map<number, number[]>();
-  const waits = new Map<number, number[]>();
-  const add = (map: Map<number, number[]>, node: number, event: number) =>
-    map.set(node, [...map.get(node) ?? [], event]);
-  [...flights(graph).values()].forEach(({ corrections, fork, merge }, window) => {
-    add(signals, fork, 2 * window);
-    add(waits, merge, 2 * window + 1);
-    compensation.push({ wait: 2 * window }, ...corrections.map((run) => ({ run })), {
-      signal: 2 * window + 1,
+  const withGpu = usesGpu(graph);
+  const met = meetings(graph);
+  const events = new Map(
+    [...new Set(met.map(({ producer }) => producer))].sort((a, b) => a - b).map((
+      node,
+      event,
+    ) => [node, event]),
+  );
+  const waits = new Map(met.map(({ producer, reader }) => [reader, events.get(producer)!]));
+  return (["backbone", "compensation"] as const).flatMap((lane): LanePlan[] => {
+    const steps = graph.nodes.flatMap((node, run): LaneStep[] => {
+      if (laneOf(node, withGpu) !== lane) return [];
+      const [wait, signal] = [waits.get(run), events.get(run)];
+      return [
+        ...wait === undefined ? [] : [{ wait }],
+        { run },
+        ...signal === undefined ? [] : [{ signal }],
+      ];
     });
+    return steps.length > 0 ? [{ lane, steps }] : [];
   });
-  backbone.push(...(signals.get(-1) ?? []).map((signal) => ({ signal })));
-  graph.nodes.forEach((node, run) => {
-    if (windowOf(node) !== undefined) return;
-    backbone.push(...(waits.get(run) ?? []).map((wait) => ({ wait })));
-    backbone.push({ run });
-    backbone.push(...(signals.get(run) ?? []).map((signal) => ({ signal })));
-  });
-  const lanes: LanePlan[] = [{ lane: "backbone", steps: backbone }];
-  if (compensation.length > 0) lanes.push({ lane: "compensation", steps: compensation });
-  return lanes;
 }
 
 /**

@@ -2,9 +2,11 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import type { Plan } from "../../compiler/plan.ts";
+import { layout } from "../../compiler/passes/layout.ts";
 import { lower } from "../../compiler/passes/lower.ts";
 import { formatText } from "../../compiler/weights/format.ts";
 import { inventory } from "../../compiler/weights/inventory.ts";
+import { onDevices } from "../fixtures/passes.ts";
 import { compensated, packingOf, planOf, profile } from "./bundle.ts";
 import { arbitraryScript, graphOf, numbers, type Script } from "./graphs.ts";
 import { findRace, type Programs, programsOf, STEPS } from "./races.ts";
@@ -48,6 +50,18 @@ for (const mode of MODES) {
     });
   });
 }
+
+Deno.test("on two devices: nothing that runs at once conflicts, and reads see what they mean", () => {
+  const devices = fc.infiniteStream(fc.boolean());
+  fc.assert(
+    fc.property(plans, devices, (plan, onGpu) => {
+      const { graph, lanes } = onDevices(plan.graph, () => onGpu.next().value === true);
+      const placed = { ...plan, graph, lanes, memory: layout(graph) };
+      assert.equal(race(programsOf(placed, "async")), undefined);
+    }),
+    { numRuns: 40 },
+  );
+});
 
 /** Two layers of attention and feed-forward, corrected in both forms. */
 const SCRIPT: Script = { head: [0, 1], steps: [[1, 0, 0, 0, 0, 1], [2, 0], [1, 0], [2, 0]] };
