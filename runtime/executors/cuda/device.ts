@@ -1,0 +1,382 @@
+/**
+ * The GPU and the CPU as one device of a paged executor. A step: its inputs go up, the kernels are launched (a decode step of
+ * few tokens as one recorded graph), the engine runs the CPU's lane meanwhile, and both are waited for.
+ */
+import { HcinferError } from "../../../compiler/errors.ts";
+import type { Memory } from "../../../compiler/memory.ts";
+import type { Context } from "../../../ffi/cuda/context.ts";
+import { DriverError } from "../../../ffi/cuda/driver.ts";
+import { Kernels } from "../../../ffi/cuda/kernels.ts";
+import { DeviceMemory, PinnedMemory } from "../../../ffi/cuda/memory.ts";
+import { type Graph, Stream } from "../../../ffi/cuda/stream.ts";
+import { checkProgram, Engine, type StepCounts, type StepStatus } from "../../../ffi/engine.ts";
+import { allocate, type NativeMemory } from "../../../ffi/mapping.ts";
+import type { Instruction, Operand, Segment } from "../../../ffi/instructions.ts";
+import type { MappedBundle } from "../cpu/executor.ts";
+import type { StepDevice } from "../paged.ts";
+import { fillRotations } from "../rotations.ts";
+import { type PagedRun, StepInputs } from "../step_inputs.ts";
+import type { StepKind } from "../../executor.ts";
+import { prepare, type Prepared, scratchBytes, type Shape, type Surroundings } from "./launcher.ts";
+import type { CudaProgram, KernelStep } from "./program.ts";
+import { REPORT_BYTES, StepReport, STOPPED_OFFSET } from "./report.ts";
+import type { DeviceWeights, Staging } from "./tensors.ts";
+
+/** Decode steps of at most so many tokens are recorded: their kernels depend on counts, which repeat. */
+const RECORDED_TOKENS = 8;
+/** Least rounding of a step's context, so that one recording serves many steps. */
+const LEAST_CONTEXT = 256;
+/** Byte offset of the step's number in the mailbox. */
+const NUMBER = 64;
+const STOP = Uint8Array.of(1, 0, 0, 0);
+
+export interface CudaParts {
+  readonly context: Context;
+  readonly bundle: MappedBundle;
+  readonly memory: Memory;
+  readonly programs: Readonly<Record<StepKind, CudaProgram>>;
+  readonly weights: DeviceWeights;
+  readonly staging: Staging;
+  readonly threads: number;
+  /** Milliseconds that one side waits for the other before it calls it lost. */
+  readonly patience: number;
+  /** Bytes of the GPU's memory that may be taken. */
+  readonly limit: number;
+}
+
+export class CudaDevice implements StepDevice {
+  readonly inputs: StepInputs;
+  readonly #parts: CudaParts;
+  readonly #owned: DisposableStack;
+  readonly #kernels: Kernels;
+  readonly #stream: Stream;
+  readonly #copies: Stream;
+  readonly #around: Surroundings;
+  readonly #cache: DeviceMemory | undefined;
+  readonly #hostCache: NativeMemory;
+  readonly #step: DeviceMemory;
+  readonly #inputs: PinnedMemory;
+  readonly #report: StepReport;
+  /** In the mailbox: the flag that ends a step, and the number of the last. */
+  readonly #abortFlag: Int32Array;
+  readonly #number: BigUint64Array;
+  readonly #arrivals: DeviceMemory;
+  readonly #logits: PinnedMemory;
+  readonly #engines: Readonly<Record<StepKind, Engine | undefined>>;
+  readonly #recorded = new Map<string, Graph>();
+  #taken = 0;
+  #isOrdered = false;
+  #isClosed = false;
+  #failure: unknown;
+
+  constructor(parts: CudaParts) {
+    const { context, bundle, memory, programs, weights, staging } = parts;
+    this.#parts = parts;
+    // Until it is whole, a failure gives everything back.
+    using owned = new DisposableStack();
+    this.#kernels = owned.use(new Kernels(context));
+    this.#stream = owned.use(new Stream(context));
+    this.#copies = owned.use(new Stream(context));
+    const device = (bytes: number, what: string) => this.#take(owned, bytes, what);
+    const pinned = (bytes: number) => owned.use(PinnedMemory.allocate(context, Math.max(64, bytes)));
+
+    const sizes = memory.device!;
+    const weightMemory = device(weights.bytes, "weights");
+    const stagingMemory = device(staging.bytes, "corrections on their way");
+    const arena = device(sizes.arena, "activations"), tables = device(sizes.tables, "tables");
+    this.#cache = device(sizes.cache, "keys and values");
+    this.#step = device(REPORT_BYTES + memory.bytes.step, "inputs of a step")!;
+    const steps = Math.max(programs.decode.kernels.length, programs.prefill.kernels.length);
+    this.#arrivals = device(4 * steps, "counters")!;
+    const shapes = this.#extremes();
+    const scratch = device(
+      Math.max(
+        ...KINDS.flatMap((as) => shapes.map((s) => scratchBytes(programs[as].kernels, s, context.device))),
+      ),
+      "scratch",
+    );
+    const twin = pinned(memory.bytes.arena);
+    twin.view(0, twin.byteLength).fill(0);
+    this.#inputs = pinned(memory.bytes.step);
+    const mailbox = pinned(memory.bytes.mailbox);
+    this.#logits = pinned(memory.bytes.logits);
+    this.#report = owned.use(new StepReport(context));
+    this.#hostCache = owned.use(allocate(memory.bytes.cache));
+    const hostTables = owned.use(allocate(memory.bytes.tables));
+
+    const { buffer, byteOffset } = mailbox.view(0, mailbox.byteLength).fill(0);
+    this.#abortFlag = new Int32Array(buffer, byteOffset, 1);
+    this.#number = new BigUint64Array(buffer, byteOffset + NUMBER, 1);
+    this.#arrivals.fill(0);
+    fillRotations(hostTables, bundle.plan, memory);
+    if (tables) tables.write(hostTables.view(0, sizes.tables));
+    if (weightMemory) weights.upload(context, weightMemory, this.#copies);
+    if (stagingMemory) staging.attach(context, stagingMemory);
+    owned.use(staging);
+
+    const bases: Partial<Record<Segment, bigint>> = {
+      weights: weightMemory?.address,
+      arena: arena?.address,
+      cache: this.#cache?.address,
+      tables: tables?.address,
+      step: this.#step.at(REPORT_BYTES),
+      logits: this.#logits.deviceAddress,
+      twin: twin.deviceAddress,
+    };
+    this.#around = {
+      addressOf: ({ segment, offset }: Operand) => {
+        if (segment === "staging") return staging.address(offset);
+        const base = bases[segment];
+        if (base === undefined) throw new HcinferError("bundle", `a kernel has an operand in ${segment}`);
+        return base + BigInt(offset);
+      },
+      twin: twin.deviceAddress - (arena?.address ?? 0n),
+      report: this.#step.address,
+      mailbox: mailbox.deviceAddress,
+      arrivals: this.#arrivals.address,
+      scratch: scratch?.address ?? 0n,
+      checks: false,
+    };
+    const extents = {
+      weights: weights.bytes,
+      arena: sizes.arena,
+      cache: sizes.cache,
+      tables: sizes.tables,
+      step: memory.bytes.step,
+      logits: memory.bytes.logits,
+      twin: memory.bytes.arena,
+      staging: staging.extent,
+    };
+    for (const as of KINDS) {
+      checkProgram(tableInstructions(programs[as].kernels), extents, memory.limits.capacity);
+    }
+
+    const engineMemory = {
+      weights: bundle.mapping,
+      arena: twin,
+      cache: this.#hostCache,
+      tables: hostTables,
+      step: this.#inputs,
+      mailbox,
+      logits: this.#logits,
+    };
+    const engine = (program: readonly Instruction[]) =>
+      program.length === 0 ? undefined : new Engine({
+        lanes: [{ program, threads: parts.threads }],
+        memory: engineMemory,
+        capacity: memory.limits.capacity,
+        patience: parts.patience,
+      });
+    const decode = engine(programs.decode.host), prefill = engine(programs.prefill.host);
+    // The memory is given back here, after the engines.
+    for (const own of [decode, prefill]) owned.defer(() => own?.close());
+    this.#engines = { decode, prefill };
+    this.inputs = new StepInputs(this.#inputs, memory);
+    this.#stream.synchronize();
+    this.#owned = owned.move();
+  }
+
+  get logits(): Float32Array {
+    const bytes = this.#logits.view(0, this.#logits.byteLength);
+    return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+  }
+
+  step(counts: StepCounts, runs: readonly PagedRun[]): StepStatus {
+    return this.#guarded(counts, () => {
+      this.#order(counts, runs);
+      const status = this.#heard(this.#engines[counts.mode]?.step(counts) ?? DONE);
+      this.#stream.synchronize();
+      return this.#outcome(status);
+    });
+  }
+
+  async stepAsync(counts: StepCounts, runs: readonly PagedRun[]): Promise<StepStatus> {
+    this.#guarded(counts, () => this.#order(counts, runs));
+    const status = this.#heard(await this.#engines[counts.mode]?.stepAsync(counts) ?? DONE);
+    if (this.#isClosed) return { status: "aborted" };
+    await this.#stream.synchronizeAsync();
+    if (this.#isClosed) return { status: "aborted" };
+    return this.#guarded(counts, () => this.#outcome(status));
+  }
+
+  /** An error of the driver ends the executor: what was in the GPU's memory may be gone. */
+  #guarded<T>(counts: StepCounts, work: () => T): T {
+    if (this.#failure !== undefined) throw this.#failure;
+    try {
+      return work();
+    } catch (error) {
+      if (!(error instanceof DriverError)) throw error;
+      this.#failure = new HcinferError(
+        "environment",
+        `a ${counts.mode} step of ${counts.tokens} tokens failed on the GPU: ${error.message}`,
+        { cause: error },
+      );
+      throw this.#failure;
+    }
+  }
+
+  /** Orders a step on the GPU: returns before it has run. */
+  #order(counts: StepCounts, runs: readonly PagedRun[]): void {
+    const most = Math.max(...runs.map((run) => run.end));
+    // Powers of two, so that few recordings serve all positions.
+    const context = Math.max(LEAST_CONTEXT, 2 ** Math.ceil(Math.log2(most)));
+    const shape: Shape = {
+      tokens: counts.tokens,
+      rows: counts.rows,
+      tiles: counts.tiles,
+      context: Math.min(context, this.#parts.memory.limits.contextLength),
+    };
+    const number = this.#number[0]! + 1n;
+    // The engine counts the steps that it runs.
+    if (this.#engines[counts.mode] === undefined) this.#number[0] = number;
+    this.#report.write(number, this.#parts.patience);
+    this.#isOrdered = true;
+    if (counts.mode !== "decode" || counts.tokens > RECORDED_TOKENS) {
+      return this.#launch(this.#prepared(counts.mode, shape), runs.length);
+    }
+    const key = [...Object.values(shape), runs.length].join();
+    let graph = this.#recorded.get(key);
+    if (graph === undefined) {
+      const prepared = this.#prepared(counts.mode, shape);
+      graph = this.#stream.capture(() => this.#launch(prepared, runs.length));
+      this.#recorded.set(key, graph);
+    }
+    graph.launch(this.#stream);
+  }
+
+  #prepared(as: StepKind, shape: Shape): Prepared[] {
+    return prepare(this.#parts.programs[as].kernels, shape, this.#kernels, {
+      ...this.#around,
+      checks: as === "prefill",
+    });
+  }
+
+  #launch(prepared: readonly Prepared[], runs: number): void {
+    const { staging, memory } = this.#parts;
+    const { pages } = memory.inputs;
+    this.#report.orderUp(this.#step, this.#stream);
+    // Page tables come last, and only the first are of this step.
+    const length = pages + 4 * memory.mostPages * runs;
+    this.#step.writeAsync(this.#stream, this.#inputs, { offset: REPORT_BYTES, length });
+    prepared.forEach(({ step: { streams }, launches }, i) => {
+      if (streams !== undefined && prepared[i - 1]?.step.streams !== streams) {
+        staging.bring(streams, this.#copies, this.#stream);
+      }
+      for (const launch of launches) launch.launch(this.#stream);
+      if (streams !== undefined && prepared[i + 1]?.step.streams !== streams) {
+        staging.used(streams, this.#stream);
+      }
+    });
+    this.#report.orderBack(this.#step, this.#stream);
+  }
+
+  /** Where the engine ended early, the kernels that wait for it are to end, too. */
+  #heard(status: StepStatus): StepStatus {
+    if (status.status !== "done" && status.status !== "overflow" && !this.#isClosed) {
+      Atomics.store(this.#abortFlag, 0, 1);
+    }
+    return status;
+  }
+
+  /** What became of a step that both sides have ended. */
+  #outcome(status: StepStatus): StepStatus {
+    this.#isOrdered = false;
+    const { stopped, lost, overflow } = this.#report;
+    // Blocks that left early were not counted.
+    if (stopped) this.#arrivals.fill(0);
+    if (lost || status.status === "lost") {
+      Atomics.store(this.#abortFlag, 0, 0);
+      const [who, whom] = lost ? ["the GPU", "the CPU's lane"] : ["the CPU's lane", "the GPU"];
+      throw new HcinferError(
+        "environment",
+        `${who} waited ${this.#parts.patience} ms in vain for ${whom}: the machine is overloaded or a lane stopped. ` +
+          "The step was given up; the next can be run",
+      );
+    }
+    if (stopped || status.status === "aborted") return { status: "aborted" };
+    if (status.status !== "overflow") return overflow ?? status;
+    return overflow === undefined || status.layer < overflow.layer ? status : overflow;
+  }
+
+  abort(): void {
+    Atomics.store(this.#abortFlag, 0, 1);
+    // Kernels that wait for nobody look at the report.
+    if (this.#isOrdered) this.#step.write(STOP, STOPPED_OFFSET);
+  }
+
+  rearm(): void {
+    Atomics.store(this.#abortFlag, 0, 0);
+  }
+
+  copyPage(from: number, to: number): void {
+    for (const { device, k, v, pageBytes } of this.#parts.memory.caches.values()) {
+      for (const base of [k, v]) {
+        if (device === "gpu") {
+          const cache = this.#cache!;
+          cache.copyAsync(this.#stream, cache, {
+            offset: base + to * pageBytes,
+            fromOffset: base + from * pageBytes,
+            length: pageBytes,
+          });
+        } else {
+          const page = this.#hostCache.view(base + from * pageBytes, pageBytes);
+          this.#hostCache.view(base + to * pageBytes, pageBytes).set(page);
+        }
+      }
+    }
+  }
+
+  /** Ends a step that runs, and gives all memory back. */
+  [Symbol.dispose](): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    if (this.#isOrdered) {
+      this.abort();
+      // Its kernels use what is given back next.
+      this.#parts.context.release(() => this.#stream.synchronize());
+    }
+    this.#owned[Symbol.dispose]();
+  }
+
+  /** Memory of the GPU, within the limit; undefined for none. */
+  #take(owned: DisposableStack, bytes: number, what: string): DeviceMemory | undefined {
+    if (bytes === 0) return undefined;
+    this.#taken += bytes;
+    const { limit, context } = this.#parts;
+    if (this.#taken > limit) {
+      const gib = (n: number) => (n / 2 ** 30).toFixed(2);
+      throw new HcinferError(
+        "usage",
+        `${what} need ${gib(bytes)} GiB of the GPU's memory and ${
+          gib(this.#taken - bytes)
+        } GiB are taken, of ` +
+          `${gib(limit)} GiB that are allowed: allow more, choose fewer bits or a shorter context`,
+      );
+    }
+    return owned.use(DeviceMemory.allocate(context, bytes));
+  }
+
+  /** Bytes of the GPU's memory that it holds. */
+  get deviceBytes(): number {
+    return this.#taken;
+  }
+
+  /** Shapes between which all others lie, as far as scratch is concerned. */
+  #extremes(): Shape[] {
+    const { capacity, contextLength: context } = this.#parts.memory.limits;
+    const few = Array.from({ length: Math.min(RECORDED_TOKENS, capacity) }, (_, i) => i + 1);
+    return [...few, capacity].map((tokens) => ({ tokens, rows: tokens, tiles: tokens, context }));
+  }
+}
+
+const KINDS: readonly StepKind[] = ["decode", "prefill"];
+const DONE: StepStatus = { status: "done" };
+
+/** The instructions of the common table, as the native check of operands reads them. */
+function tableInstructions(steps: readonly KernelStep[]): Instruction[] {
+  return steps.flatMap(({ instruction, over }) =>
+    instruction.op === "mirror"
+      ? []
+      : [{ ...instruction, over, when: "always", barrier: true, awaits: 0 } as Instruction]
+  );
+}
