@@ -5,7 +5,7 @@
  * once more where the memory is known, when native code binds a program.
  */
 import { isDeepStrictEqual } from "node:util";
-import { type Node, values } from "./ir/graph.ts";
+import { type Node, usesGpu, values } from "./ir/graph.ts";
 import { packedName } from "./ir/naming.ts";
 import { isLowered, verify } from "./ir/verify.ts";
 import { layout } from "./passes/layout.ts";
@@ -24,7 +24,7 @@ const MOST_FREQUENCIES = 1024;
 const INPUTS = 3;
 
 /** What is wrong with a plan's graph and lanes, or undefined. */
-export function checkGraph({ graph, lanes, memory }: Plan): string | undefined {
+export function checkGraph({ graph, lanes, memory, corrections }: Plan): string | undefined {
   try {
     // Before anything that grows with the square of their number.
     if (graph.nodes.length > MOST_NODES) {
@@ -39,6 +39,10 @@ export function checkGraph({ graph, lanes, memory }: Plan): string | undefined {
     if (!isLowered(graph.stage)) return `its graph is at stage ${graph.stage}, which nothing runs`;
     if (!isDeepStrictEqual(lanes, makeLanes(graph))) return "its lanes are not those of its graph";
     if (!isDeepStrictEqual(memory, layout(graph))) return "its memory is not laid out for its graph";
+    const { threads, compensationThreads } = corrections;
+    if (usesGpu(graph) ? compensationThreads !== threads : compensationThreads >= threads) {
+      return `its lanes have ${compensationThreads} of ${threads} threads for corrections, which does not fit its devices`;
+    }
     return undefined;
   } catch (error) {
     // A graph that is not even shaped like one.

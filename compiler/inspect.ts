@@ -8,7 +8,7 @@ import { layerOf } from "./ir/naming.ts";
 import type { Op } from "./ir/ops.ts";
 import { correctionMode, type Plan } from "./plan.ts";
 import { genericProfile, MachineProfile } from "./profile.ts";
-import { type Limits, limitsOf, type Memory, memoryOf } from "./memory.ts";
+import { type DeviceBytes, type HostBytes, type Limits, limitsOf, memoryOf } from "./memory.ts";
 import { type LaneTotal, timelineOf } from "./timeline.ts";
 
 export interface PredictedMode {
@@ -39,7 +39,9 @@ export interface Prediction {
   readonly defaultMode: PredictedMode["mode"];
   readonly modes: readonly PredictedMode[];
   readonly layers: readonly PredictedLayer[];
-  readonly memory: Memory["bytes"];
+  readonly memory: HostBytes;
+  /** Of the GPU; null where no node is on one. */
+  readonly device: DeviceBytes | null;
 }
 
 export interface PredictionOptions extends Partial<Limits> {
@@ -58,6 +60,7 @@ export function predictPlan(plan: Plan, options: PredictionOptions = {}): Predic
   const timelines = modes.filter((mode) => possible[mode]).map((mode) =>
     timelineOf(plan, mode, { profile, threads })
   );
+  const memory = memoryOf(plan, limitsOf(plan.model, options));
   return {
     profile: profile.name,
     profileMeasured: profile.measured,
@@ -71,7 +74,8 @@ export function predictPlan(plan: Plan, options: PredictionOptions = {}): Predic
       lanes,
     })),
     layers: layersOf(plan),
-    memory: memoryOf(plan, limitsOf(plan.model, options)).bytes,
+    memory: memory.bytes,
+    device: memory.device,
   };
 }
 

@@ -75,7 +75,14 @@ Deno.test("the default is no mode that is shown as slower, for any machine the p
 
 Deno.test("a plan without corrections has one mode", () => {
   const { graph, lanes: [backbone] } = plan;
-  const corrections = { mode: "off", threads: 2, compensationThreads: 0, cause: "none" } as const;
+  const corrections = {
+    mode: "off",
+    threads: 2,
+    compensationThreads: 0,
+    cause: "none",
+    prefill: "none",
+    prefillCause: "none",
+  } as const;
   const prediction = predictPlan({ ...plan, graph, lanes: [backbone!], corrections });
   assert.deepEqual(prediction.modes.map((m) => m.mode), ["off"]);
   assert.equal(prediction.defaultMode, "off");
@@ -129,7 +136,7 @@ Deno.test("the text of a prediction", () => {
   assert.match(text, /^ {10}backbone \(1 thread\): busy \d+\.\d us, waiting \d+\.\d us$/m);
   assert.match(text, /^ {10}compensation \(1 thread\): busy \d+\.\d us, waiting \d+\.\d us$/m);
   const total = Object.values(predictPlan(plan).memory).reduce((sum, bytes) => sum + bytes, 0);
-  assert.ok(text.includes(`memory  ${(total / 1000).toFixed(1)} kB: weights 0 B, corrections 8.0 kB,`));
+  assert.ok(text.includes(`memory  ${(total / 1000).toFixed(1)} kB: weights 49.4 kB, corrections 8.0 kB,`));
   // Layers that are alike stand in one line.
   assert.match(lines.at(-1)!, /^ {2}0-1 +\d/);
 });

@@ -1,11 +1,16 @@
 /**
- * The memory of a running plan, segment by segment: what `inspect` predicts, the null executor reports and the cpu
- * executor allocates are this.
+ * The memory of a running plan, device by device and segment by segment: what `inspect` predicts, the null executor
+ * reports, `place` fits into a limit and executors allocate are this.
+ *
+ * With a GPU both devices have an arena, rotation tables and the step's inputs, at the same offsets: the host's arena is
+ * pinned and is where lanes read from each other. A layer's cache is where its `append` is.
  */
 import { HcinferError } from "./errors.ts";
-import { values } from "./ir/graph.ts";
+import { type Device, type Graph, type Node, usesGpu, values } from "./ir/graph.ts";
 import { elementsPerToken } from "./ir/types.ts";
 import type { ModelInfo, Plan } from "./plan.ts";
+import { packedShape } from "./weights/format.ts";
+import { inventory } from "./weights/inventory.ts";
 
 /** Positions of the key-value cache that are allocated, shared and freed together. A multiple of 16. */
 export const PAGE_POSITIONS = 64;
@@ -15,6 +20,12 @@ export const MOST_RUNS = 64;
 export const MAILBOX_EVENTS = 128;
 /** An event has a cache line of its own; a lane publishes the step's number there (u64). */
 export const EVENT_BYTES = 64;
+/** Head of the step's inputs where there is a GPU: StepReport in ffi/cuda/kernels/call.h. */
+export const STEP_REPORT_BYTES = 64;
+/** Two pinned buffers of this size carry weights to the GPU while they load. */
+export const LOADING_BYTES = 2 ** 24;
+/** What kernels of attention ask for at most, to merge chunks of the context. */
+export const ATTENTION_SCRATCH = 2 ** 25;
 
 /** What decides how much memory a plan takes. */
 export interface Limits {
@@ -56,8 +67,11 @@ export function limitsOf(model: ModelInfo, asked: Partial<Limits> = {}): Require
   return { capacity: Math.min(capacity, contextLength), contextLength, cachePositions };
 }
 
-/** Keys and values of one layer: byte offsets into the cache, each [pages, kvHeads, PAGE_POSITIONS, headDim] f16. */
+/**
+ * Keys and values of one layer: byte offsets into its device's cache, each [pages, kvHeads, PAGE_POSITIONS, headDim] f16.
+ */
 export interface LayerCache {
+  readonly device: Device;
   readonly k: number;
   readonly v: number;
   /** Bytes of one page, of keys and of values alike. */
@@ -83,6 +97,38 @@ export interface StepInputs {
   readonly pages: number;
 }
 
+/** Bytes of the host's memory. */
+export type HostBytes = {
+  /** Read on the CPU; a weight that only the GPU reads is mapped while it loads, and not counted. */
+  readonly weights: number;
+  readonly corrections: number;
+  readonly cache: number;
+  readonly tables: number;
+  readonly arena: number;
+  readonly step: number;
+  readonly mailbox: number;
+  /** f32 [capacity, vocabulary]; only the rows that a step writes are ever touched. */
+  readonly logits: number;
+  /** Pinned, for what goes to the GPU; 0 without one. */
+  readonly staging: number;
+};
+
+/** Bytes of the GPU's memory, each a multiple of 256: one allocation of `total` holds all, in this order. */
+export type DeviceBytes = {
+  readonly weights: number;
+  readonly cache: number;
+  readonly tables: number;
+  readonly arena: number;
+  /** The step's inputs as on the host, then `arrivals`. */
+  readonly step: number;
+  readonly logits: number;
+  /** Of the kernel that asks for most; kernels use it one after the other. */
+  readonly scratch: number;
+  /** Two windows' residuals and factors, on their way through a prompt. */
+  readonly staging: number;
+  readonly total: number;
+};
+
 export interface Memory {
   readonly limits: Required<Limits>;
   /** Pages of one sequence at most, and of the cache. */
@@ -93,42 +139,42 @@ export interface Memory {
   /** By the name of the rope table. */
   readonly rotations: ReadonlyMap<string, Rotation>;
   readonly inputs: StepInputs;
-  readonly bytes: {
-    readonly weights: number;
-    readonly corrections: number;
-    readonly cache: number;
-    readonly tables: number;
-    readonly arena: number;
-    readonly step: number;
-    readonly mailbox: number;
-    /** f32 [capacity, vocabulary]; only the rows that a step writes are ever touched. */
-    readonly logits: number;
-  };
+  readonly bytes: HostBytes;
+  /** Null where no node is on the GPU. */
+  readonly device: DeviceBytes | null;
+  /** Tensors of weights.safetensors that the GPU reads: byte offsets into its weights. */
+  readonly deviceTensors: ReadonlyMap<string, number>;
+  /** Byte offset in the GPU's step of u32 [events]: blocks of an event's kernel that are done. */
+  readonly arrivals: number;
 }
 
-export function memoryOf(
-  plan: Pick<Plan, "graph" | "memory" | "weights" | "vectors" | "windows" | "lanes">,
-  limits: Required<Limits>,
-): Memory {
+/** What memory follows from. */
+export type MemoryOf = Pick<Plan, "graph" | "memory" | "windows" | "lanes"> & {
+  readonly corrections: Pick<Plan["corrections"], "prefill">;
+};
+
+export function memoryOf(plan: MemoryOf, limits: Required<Limits>): Memory {
   const { capacity, contextLength, cachePositions } = limits;
   const { graph } = plan;
+  const withGpu = usesGpu(graph);
   const types = values(graph);
-  const sum = (numbers: readonly number[]) => numbers.reduce((a, b) => a + b, 0);
   const mostPages = Math.ceil(contextLength / PAGE_POSITIONS);
   const pageCount = Math.ceil(cachePositions / PAGE_POSITIONS);
-  const cache = new Segment(), tables = new Segment(), step = new Segment();
+  const cache = { cpu: new Segment(), gpu: new Segment() }, tables = new Segment(), step = new Segment();
   const caches = new Map<number, LayerCache>();
   const rotations = new Map(graph.ropes.map(({ name, frequencies }): [string, Rotation] => {
     const bytes = 4 * contextLength * frequencies.length;
     return [name, { cosines: tables.take(bytes), sines: tables.take(bytes) }];
   }));
   for (const node of graph.nodes) {
-    if (node.op === "append") {
-      const pageBytes = 2 * PAGE_POSITIONS * elementsPerToken(types.get(node.inputs[1] ?? "")!.type);
-      const bytes = pageCount * pageBytes;
-      caches.set(node.params.layer, { k: cache.take(bytes), v: cache.take(bytes), pageBytes });
-    }
+    if (node.op !== "append") continue;
+    const pageBytes = 2 * PAGE_POSITIONS * elementsPerToken(types.get(node.inputs[1] ?? "")!.type);
+    const bytes = pageCount * pageBytes;
+    const { device = "cpu" } = node.placement;
+    const own = cache[device];
+    caches.set(node.params.layer, { device, k: own.take(bytes), v: own.take(bytes), pageBytes });
   }
+  if (withGpu) step.take(STEP_REPORT_BYTES);
   const array = (elements: number) => step.take(4 * elements);
   const inputs = {
     tokens: array(capacity),
@@ -139,7 +185,14 @@ export function memoryOf(
     pages: array(MOST_RUNS * mostPages),
   };
   const events = sum(plan.lanes.map(({ steps }) => steps.filter((s) => "signal" in s).length));
-  const logits = types.get(graph.outputs[0] ?? "");
+  const output = types.get(graph.outputs[0] ?? "");
+  const arena = plan.memory.bytesPerToken * capacity;
+  const logits = 4 * capacity * (output === undefined ? 0 : elementsPerToken(output.type));
+  const makesLogits = (node: Node) => node.outputs.some(({ name }) => graph.outputs.includes(name));
+  const weights = new Segment();
+  const deviceTensors = new Map(
+    tensorsOf(graph, "gpu").map(([name, bytes]): [string, number] => [name, weights.take(bytes)]),
+  );
   return {
     limits,
     mostPages,
@@ -149,16 +202,82 @@ export function memoryOf(
     rotations,
     inputs,
     bytes: {
-      weights: sum(plan.weights.map((w) => w.bytes)) + 4 * sum(Object.values(plan.vectors)),
+      weights: sum(tensorsOf(graph, "cpu").map(([, bytes]) => bytes)),
       corrections: sum(plan.windows.map((w) => (w.residual?.bytes ?? 0) + (w.factors?.bytes ?? 0))),
-      cache: cache.bytes,
+      cache: cache.cpu.bytes,
       tables: tables.bytes,
-      arena: plan.memory.bytesPerToken * capacity,
+      arena,
       step: step.bytes,
       mailbox: MAILBOX_EVENTS + EVENT_BYTES * events,
-      logits: 4 * capacity * (logits === undefined ? 0 : elementsPerToken(logits.type)),
+      logits,
+      staging: withGpu ? 2 * LOADING_BYTES : 0,
     },
+    device: withGpu
+      ? totalled({
+        weights: weights.bytes,
+        cache: cache.gpu.bytes,
+        tables: tables.bytes,
+        arena,
+        step: step.bytes + 4 * events,
+        logits: graph.nodes.some((node) => isOnGpu(node) && makesLogits(node)) ? logits : 0,
+        scratch: scratchOf(plan),
+        staging: stagingOf(plan),
+      })
+      : null,
+    deviceTensors,
+    arrivals: step.bytes,
   };
+}
+
+function sum(numbers: readonly number[]): number {
+  return numbers.reduce((a, b) => a + b, 0);
+}
+
+function isOnGpu({ placement }: Node): boolean {
+  return placement.device === "gpu";
+}
+
+/** Tensors that nodes on a device read of the backbone, and their bytes. */
+function tensorsOf(graph: Graph, device: Device): (readonly [name: string, bytes: number])[] {
+  const nodes = graph.nodes.filter(({ placement }) => (placement.device ?? "cpu") === device);
+  const { matrices, vectors } = inventory(graph, nodes);
+  return [
+    ...matrices.map(({ name, format, rows, inputs }) =>
+      [`${name}.packed`, format === undefined ? 0 : packedShape(format, rows, inputs).bytes] as const
+    ),
+    ...[...vectors.values()].map(({ path, length }) => [`${path}.weight`, 4 * length] as const),
+  ];
+}
+
+/** A weight with its residual added: one byte an element, a scale a row and group. */
+function scratchOf({ graph, corrections }: MemoryOf): number {
+  const nodes = graph.nodes.filter(isOnGpu);
+  const corrected = corrections.prefill === "stream"
+    ? nodes.filter((node) => node.op === "linear" && node.params.residual !== undefined)
+    : [];
+  const combined = inventory(graph, corrected).matrices.map(({ format, rows, inputs }) => {
+    if (format === undefined || format.kind === "bf16") return 0;
+    const { groups, paddedInputs } = packedShape(format, rows, inputs);
+    return rows * paddedInputs + 4 * rows * groups;
+  });
+  return Math.max(nodes.some((node) => node.op === "attend") ? ATTENTION_SCRATCH : 0, ...combined);
+}
+
+function stagingOf({ graph, windows, corrections }: MemoryOf): number {
+  if (corrections.prefill !== "stream") return 0;
+  const onGpu = new Set(
+    graph.nodes.flatMap((node) => node.op === "linear" && isOnGpu(node) ? [node.params.window] : []),
+  );
+  const stored = windows.filter(({ window }) => onGpu.has(window))
+    .map(({ residual, factors }) => (residual?.bytes ?? 0) + (factors?.bytes ?? 0));
+  return 2 * Math.max(0, ...stored);
+}
+
+function totalled(parts: Omit<DeviceBytes, "total">): DeviceBytes {
+  const aligned = Object.fromEntries(
+    Object.entries(parts).map(([name, bytes]) => [name, Math.ceil(bytes / 256) * 256]),
+  ) as typeof parts;
+  return { ...aligned, total: sum(Object.values(aligned)) };
 }
 
 /** Bytes of a segment as they are handed out, in whole cache lines. */

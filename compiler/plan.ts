@@ -6,7 +6,7 @@ import { z } from "zod";
 import type { Graph } from "./ir/graph.ts";
 import { listOf, tableOf } from "./json.ts";
 
-export const PLAN_VERSION = 2;
+export const PLAN_VERSION = 3;
 
 /** Geometry of the model, read from its checkpoint's config.json. */
 export const ModelInfo = z.strictObject({
@@ -93,28 +93,40 @@ export const CorrectionPlan = z.strictObject({
   threads: z.int().positive().max(4096),
   compensationThreads: z.int().nonnegative().max(4096),
   cause: z.string(),
+  /**
+   * What a prompt's tokens have of corrections in the windows of the GPU. "cpu": what the CPU adds (on a plan for the CPU
+   * alone, everything), "stream": residuals and factors go through the GPU's memory, window by window, while it computes
+   * the one before. Windows of the CPU always add theirs.
+   */
+  prefill: z.enum(["none", "cpu", "stream"]),
+  prefillCause: z.string(),
 });
 export type CorrectionPlan = z.infer<typeof CorrectionPlan>;
 
 /** How corrections are asked to run. "auto": as the plan says. "off": the backbone alone. */
 export type CorrectionMode = "auto" | CorrectionPlan["mode"];
 
-/** How they run then. Two lanes need two threads; with one they run in line, with the same numbers. */
+/** How they run then. Two lanes on the CPU need two threads; with one they run in line, with the same numbers. */
 export function correctionMode(
   { corrections, lanes }: Pick<Plan, "corrections" | "lanes">,
   asked: CorrectionMode,
   threads: number,
 ): CorrectionPlan["mode"] {
-  if (lanes.length < 2) return "off";
+  if (lanes.length < 2 || corrections.mode === "off") return "off";
   const wanted = asked === "auto" ? corrections.mode : asked;
-  return wanted === "async" && threads < 2 ? "inline" : wanted;
+  const needed = corrections.compensationThreads < corrections.threads ? 2 : 1;
+  return wanted === "async" && threads < needed ? "inline" : wanted;
 }
 
-/** The threads of each lane: the plan's split, in proportion. Asynchronous lanes need two threads. */
+/**
+ * The threads of each lane: the plan's split, in proportion. Asynchronous lanes on the CPU need two threads; where the
+ * backbone is on the GPU, the plan gives all of them to the lane beside it.
+ */
 export function splitThreads(
   { threads: planned, compensationThreads }: CorrectionPlan,
   threads: number,
 ): { readonly backbone: number; readonly compensation: number } {
+  if (compensationThreads >= planned) return { backbone: 0, compensation: threads };
   const wanted = Math.round(threads * compensationThreads / planned);
   const compensation = Math.max(1, Math.min(threads - 1, wanted));
   return { backbone: Math.max(1, threads - compensation), compensation };

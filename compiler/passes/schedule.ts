@@ -18,6 +18,7 @@ import { verify } from "../ir/verify.ts";
 import type { CorrectionPlan, LanePlan, LaneStep } from "../plan.ts";
 import type { MachineProfile } from "../profile.ts";
 import { asyncTimeline, DeadlockError, serialTimeline } from "../timeline.ts";
+import { choosePrompts } from "./prompts.ts";
 
 export interface ScheduleOptions {
   readonly profile: MachineProfile;
@@ -164,31 +165,39 @@ export function verifyLanes(graph: Graph, lanes: readonly LanePlan[]): void {
 
 function chooseMode(graph: Graph, lanes: readonly LanePlan[], options: ScheduleOptions): CorrectionPlan {
   const { profile, threads = profile.cpu.cores } = options;
-  if (lanes.length < 2) {
-    return { mode: "off", threads, compensationThreads: 0, cause: "no window has a correction" };
+  const withGpu = usesGpu(graph);
+  const compensationThreads = withGpu ? threads : 0;
+  const prompts = (decoded: number) => {
+    const { prefill, prefillCause } = choosePrompts(graph, { profile, threads }, decoded);
+    return { prefill, prefillCause };
+  };
+  if (!graph.nodes.some((node) => CORRECTION_OPS.has(node.op))) {
+    return { mode: "off", threads, compensationThreads, cause: "no window has a correction", ...prompts(0) };
   }
-  const devices = new Set(graph.nodes.map((node) => node.placement.device));
-  if (devices.size > 1) {
-    const cause = "backbone and corrections run on different devices";
-    return { mode: "async", threads, compensationThreads: threads, cause };
+  if (withGpu) {
+    const cause = "the backbone is on the GPU, corrections are on the CPU";
+    const { microseconds } = asyncTimeline(graph, lanes, { profile, threads });
+    return { mode: "async", threads, compensationThreads, cause, ...prompts(microseconds) };
   }
   if (threads < 2) {
-    return { mode: "inline", threads, compensationThreads: 0, cause: "one thread runs both lanes" };
+    const cause = "one thread runs both lanes";
+    return { mode: "inline", threads, compensationThreads, cause, ...prompts(0) };
   }
   const inline = serialTimeline(graph, "inline", { profile, threads }).microseconds;
   let best = Infinity;
   let own = 1;
-  for (let compensationThreads = 1; compensationThreads < threads; compensationThreads++) {
-    const { microseconds } = asyncTimeline(graph, lanes, { profile, threads, compensationThreads });
-    if (microseconds < best) [best, own] = [microseconds, compensationThreads];
+  for (let aside = 1; aside < threads; aside++) {
+    const { microseconds } = asyncTimeline(graph, lanes, { profile, threads, compensationThreads: aside });
+    if (microseconds < best) [best, own] = [microseconds, aside];
   }
   const predicted = `predicted ${milliseconds(inline)} ms a token in line, ` +
     `${milliseconds(best)} ms asynchronously with ${own} of ${threads} threads for corrections`;
-  return best < inline ? { mode: "async", threads, compensationThreads: own, cause: predicted } : {
-    mode: "inline",
+  return {
+    mode: best < inline ? "async" : "inline",
     threads,
     compensationThreads: own,
-    cause: `${predicted}: both lanes share one memory`,
+    cause: best < inline ? predicted : `${predicted}: both lanes share one memory`,
+    ...prompts(0),
   };
 }
 

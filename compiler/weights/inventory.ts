@@ -37,7 +37,8 @@ export function elementsOf({ sections, inputs }: Matrix): number {
   return sections.reduce((sum, s) => sum + s.outputs * inputs, 0);
 }
 
-export function inventory(graph: Graph): Inventory {
+/** @param nodes those of the graph's whose weights are wanted; default: all */
+export function inventory(graph: Graph, nodes: readonly Node[] = graph.nodes): Inventory {
   const types = values(graph);
   const width = (node: Node): number => {
     const dim = types.get(node.inputs[0] ?? "")?.type.shape.at(-1);
@@ -57,7 +58,7 @@ export function inventory(graph: Graph): Inventory {
     const { total, firstColumn } = paddedOutputs(sections);
     matrices.set(name, { name, sections, firstRows: firstColumn, rows: total, inputs, format, window });
   };
-  for (const node of graph.nodes) {
+  for (const node of nodes) {
     switch (node.op) {
       case "embedding": {
         const { path, tensor, rows, width, format } = node.params;
