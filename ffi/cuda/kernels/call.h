@@ -52,7 +52,7 @@ struct Call {
 };
 
 // Waits for the other lane. False: the step was stopped, leave.
-HC_DEVICE inline bool begin(const Call& call) {
+HC_DEVICE bool begin(const Call& call) {
   __shared__ uint32_t stopped;
   // A read of memory before everything else would cost a decode step's small kernels a tenth of their time.
   if (call.wait == nullptr) return call.checks == 0 || load_volatile(&call.report->stopped) == 0;
@@ -76,7 +76,7 @@ HC_DEVICE inline bool begin(const Call& call) {
 }
 
 // After the block's last store. The last block of the grid publishes the step's number.
-HC_DEVICE inline void finish(const Call& call) {
+HC_DEVICE void finish(const Call& call) {
   if (call.signal == nullptr) return;
   __threadfence_system();
   __syncthreads();
@@ -88,7 +88,7 @@ HC_DEVICE inline void finish(const Call& call) {
 }
 
 // Stores an output that another lane may read.
-template <typename T> HC_DEVICE inline void put(const Call& call, T* at, T value) {
+template <typename T> HC_DEVICE void put(const Call& call, T* at, T value) {
   *at = value;
   if (call.host != 0) *reinterpret_cast<T*>(reinterpret_cast<char*>(at) + call.host) = value;
 }

@@ -104,6 +104,7 @@ export function runInstruction(op: KernelOp, args: InstructionArguments): { read
         tokens: step.tokens,
         tiles: step.tiles,
         chunks: shape.chunks ?? 0,
+        checks: true,
         host: 0n,
         report: report.address,
         mailbox: mailbox.deviceAddress,
