@@ -3,6 +3,8 @@
  * asked for by name is never replaced by another.
  */
 import { HcinferError } from "../compiler/errors.ts";
+import { devices } from "../ffi/cuda/context.ts";
+import { Driver } from "../ffi/cuda/driver.ts";
 import type { Executor, ExecutorOptions } from "./executor.ts";
 import { createCpuExecutor, type MappedBundle } from "./executors/cpu/executor.ts";
 
@@ -18,9 +20,16 @@ export interface DeviceOptions extends ExecutorOptions {
   readonly onFallback?: (why: string) => void;
 }
 
-/** Why no GPU can be used here, in a few words; undefined where one can. */
+/** Why no GPU can be used here, in one line; undefined where one can. */
 export function gpuProblem(): string | undefined {
-  return "no NVIDIA driver: libcuda.so.1 was not found";
+  try {
+    devices(Driver.open());
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof HcinferError && error.kind === "environment")) throw error;
+    // Every name that the driver's library might have failed for the same reason.
+    return error.message.split("; ")[0]!.replaceAll("\n", ", ");
+  }
 }
 
 /** @throws {HcinferError} "environment" when `device` is "cuda" and no GPU can be used */

@@ -2,9 +2,11 @@
 import { performance } from "node:perf_hooks";
 import type { GpuProfile } from "../compiler/profile.ts";
 import type { WeightFormat } from "../compiler/weights/format.ts";
-import type { Context } from "../ffi/cuda/context.ts";
+import { Context } from "../ffi/cuda/context.ts";
+import { Driver } from "../ffi/cuda/driver.ts";
 import { DeviceMemory, PinnedMemory } from "../ffi/cuda/memory.ts";
 import { Event, Stream } from "../ffi/cuda/stream.ts";
+import { gpuProblem } from "./devices.ts";
 import { linearStep, NOTHING, Rig, type RigStep } from "./gpu_rig.ts";
 
 const Q8: WeightFormat = { kind: "q8", group: 64 };
@@ -23,6 +25,15 @@ const REAL: Sizes = { copyBytes: 1024 * MIB, rows: 2048, inputs: 4096, promptTok
 const SIMULATED: Sizes = { copyBytes: MIB, rows: 32, inputs: 64, promptTokens: 16, kernels: 4 };
 
 const sizesOf = (context: Context) => context.driver.kind === "sim" ? SIMULATED : REAL;
+
+/** The first GPU, measured; undefined where there is none. @throws {HcinferError} "environment" for one that is too old */
+export function measureFirstGpu(
+  onProgress?: (done: number, total: number, what: string) => void,
+): GpuProfile | undefined {
+  if (gpuProblem() !== undefined) return undefined;
+  using context = Context.retain(Driver.open(), undefined, { schedule: "spin" });
+  return measureGpu(context, onProgress);
+}
 
 /** The GPU as a profile. Takes some seconds. @param onProgress measurements done, of how many, and what is next */
 export function measureGpu(
