@@ -4,7 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { HcinferError } from "../compiler/errors.ts";
-import { build, type BuildOptions, installInstructions, libraryPath } from "./build.ts";
+import { build, type BuildOptions, libraryPath } from "./build.ts";
+import { installInstructions } from "./build_library.ts";
 import { open, openOwn } from "./open.ts";
 import { abi, ABI_VERSION } from "./symbols.ts";
 

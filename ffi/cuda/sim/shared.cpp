@@ -1,0 +1,57 @@
+// Shared memory: the thread-local segment of the kernels' library. A block finds it scribbled over, and must not have
+// written behind the dynamic part that its launch asked for.
+#include <link.h>
+#include <string.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
+#include "runner.h"
+
+namespace sim {
+
+void Runner::find_shared() {
+  dynamic_ = static_cast<char*>(grid_->module->dynamic_shared());  // also makes the segment
+  shared_ = nullptr;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* data) {
+        auto* self = static_cast<Runner*>(data);
+        auto* start = static_cast<char*>(info->dlpi_tls_data);
+        for (int i = 0; start && i < info->dlpi_phnum; i++) {
+          const auto& segment = info->dlpi_phdr[i];
+          if (segment.p_type != PT_TLS || self->dynamic_ < start || self->dynamic_ >= start + segment.p_memsz) continue;
+          self->shared_ = start;
+          self->shared_size_ = segment.p_memsz;
+          return 1;
+        }
+        return 0;
+      },
+      this);
+}
+
+void Runner::prepare_shared() {
+  if (!shared_) return;
+  char* const dynamic_end = dynamic_ + grid_->module->dynamic_shared_size;
+#ifdef __SANITIZE_ADDRESS__
+  ASAN_UNPOISON_MEMORY_REGION(dynamic_, static_cast<size_t>(dynamic_end - dynamic_));
+#endif
+  memset(shared_, scribble, static_cast<size_t>(dynamic_ - shared_));
+  memset(dynamic_, scribble, grid_->shared_bytes + sim_shared_tail);
+  memset(dynamic_end, scribble, static_cast<size_t>(shared_ + shared_size_ - dynamic_end));
+#ifdef __SANITIZE_ADDRESS__
+  ASAN_POISON_MEMORY_REGION(dynamic_ + grid_->shared_bytes,
+                            static_cast<size_t>(dynamic_end - dynamic_) - grid_->shared_bytes);
+#endif
+}
+
+void Runner::check_shared() {
+#ifndef __SANITIZE_ADDRESS__
+  const char* tail = dynamic_ + grid_->shared_bytes;
+  for (size_t i = 0; shared_ && i < sim_shared_tail; i++) {
+    if (static_cast<unsigned char>(tail[i]) != scribble)
+      fail(FaultKind::misuse, "wrote dynamic shared memory " + std::to_string(i) + " bytes past its end");
+  }
+#endif
+}
+
+}  // namespace sim
