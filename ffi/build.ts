@@ -1,6 +1,6 @@
 /**
- * Compiles the native library: ffi/simd/*.cpp into ffi/build/libhcinfer.so (.dylib on macOS). Run by `deno task
- * build`; prints only when there is something to do.
+ * Compiles the native library: ffi/simd/*.cpp and ffi/cuda/*.cpp into ffi/build/libhcinfer.so (.dylib on macOS). Run by
+ * `deno task build`; prints only when there is something to do.
  *
  *   deno task build [--sanitize address|thread|undefined|address,undefined]
  *
@@ -17,7 +17,7 @@ import { buildLibrary, type Compilation, writeChanged } from "./build_library.ts
 import { cppHeader } from "./cpp_header.ts";
 
 const FFI = dirname(fileURLToPath(import.meta.url));
-const SOURCES = join(FFI, "simd");
+const SOURCES = [join(FFI, "simd"), join(FFI, "cuda")];
 const GENERATED = join(FFI, "build");
 
 /** Where the library lies; `sanitize` names a build of its own. */
@@ -56,12 +56,18 @@ const VARIANTS: Readonly<Record<string, Readonly<Record<string, readonly string[
 const FLAGS =
   "-std=c++20 -O3 -Wall -Wextra -Werror -fPIC -ffp-contract=off -fno-math-errno -fvisibility=hidden -pthread";
 
-function compilations(sources: string, folder: string, extra: readonly string[]): Compilation[] {
+function compilations(
+  sources: readonly string[],
+  folder: string,
+  extra: readonly string[],
+): Compilation[] {
   const variants = VARIANTS[arch()] ?? { scalar: [] };
   const common = [...FLAGS.split(" "), `-I${GENERATED}`, ...extra];
-  return readdirSync(sources).filter((name) => name.endsWith(".cpp")).sort().flatMap((name) => {
-    const source = join(sources, name);
-    const stem = name.slice(0, -".cpp".length);
+  const files = sources.flatMap((sources) =>
+    readdirSync(sources).filter((name) => name.endsWith(".cpp")).sort().map((name) => join(sources, name))
+  );
+  return files.flatMap((source) => {
+    const stem = basename(source, ".cpp");
     if (!readFileSync(source, "utf8").includes(VARIANT_MARK)) {
       return [{ object: join(folder, `${stem}.o`), args: [...common, "-c", source] }];
     }
@@ -74,8 +80,8 @@ function compilations(sources: string, folder: string, extra: readonly string[])
 
 export interface BuildOptions {
   readonly sanitize?: Sanitizer | undefined;
-  /** Folder of the .cpp files. Default: ffi/simd. */
-  readonly sources?: string;
+  /** Folders of the .cpp files. Default: ffi/simd and ffi/cuda. */
+  readonly sources?: readonly string[];
   /** The file to make, beside its objects. Default: where `open` looks. */
   readonly library?: string;
   /** For the compiler, after all others. */

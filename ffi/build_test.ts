@@ -79,7 +79,7 @@ class Project implements Disposable {
   /** Builds, and says what it compiled, `link` for the library. */
   async build(options: BuildOptions = {}): Promise<string[]> {
     writeFileSync(this.#log, "");
-    await build({ sources: this.sources, library: this.library, ...options });
+    await build({ sources: [this.sources], library: this.library, ...options });
     const calls = readFileSync(this.#log, "utf8").trim().split("\n").filter((line) => line !== "--version");
     return calls.map((line) => /-c \S*?(\w+\.cpp)/.exec(line)?.[1] ?? "link").sort();
   }

@@ -121,6 +121,15 @@ export const measure = {
   hc_measure_bandwidth: { parameters: ["i32", "u64", "i32", "i32"], result: "f64" },
 } as const;
 
+export const device = {
+  /** (cuCtxSetCurrent, cuStreamSynchronize, context, stream) -> CUresult. */
+  hc_device_wait: {
+    parameters: ["pointer", "pointer", "u64", "u64"],
+    result: "i32",
+    nonblocking: true,
+  },
+} as const;
+
 export const symbols = {
   ...abi,
   ...mapping,
@@ -129,4 +138,5 @@ export const symbols = {
   ...packing,
   ...engine,
   ...measure,
+  ...device,
 } as const;

@@ -84,8 +84,12 @@ export class Context implements Disposable {
 
   /** The driver's functions. Throws when the context was given up or reset. */
   get calls(): Driver["calls"] {
-    if (!this.#open) throw new HcinferError("environment", "the GPU's context was given up or reset");
+    this.assertOpen();
     return this.driver.calls;
+  }
+
+  assertOpen(): void {
+    if (!this.#open) throw new Error("the GPU's context was given up or reset");
   }
 
   /** Bytes of the device's memory: free (for all programs together) and in all. */
@@ -125,5 +129,30 @@ export class Context implements Disposable {
   [Symbol.dispose](): void {
     this.release((calls) => calls.cuDevicePrimaryCtxRelease_v2(this.device.ordinal));
     this.#open = false;
+  }
+}
+
+/** What the driver made in a context and must be told to give up. */
+export abstract class Resource<H extends bigint> implements Disposable {
+  #handle: H | undefined;
+
+  protected constructor(readonly context: Context, handle: H) {
+    this.#handle = handle;
+  }
+
+  /** For calls of the driver. Throws when the resource was disposed of, or its context is gone. */
+  get handle(): H {
+    if (this.#handle === undefined) throw new Error(`the GPU's ${this.constructor.name} was disposed of`);
+    this.context.assertOpen();
+    return this.#handle;
+  }
+
+  protected abstract destroy(calls: Driver["calls"], handle: H): void;
+
+  /** Gives it up. A second call does nothing. */
+  [Symbol.dispose](): void {
+    const handle = this.#handle;
+    this.#handle = undefined;
+    if (handle !== undefined) this.context.release((calls) => this.destroy(calls, handle));
   }
 }

@@ -54,13 +54,18 @@ export type Calls = { readonly [N in CallName]: (...args: Arguments<N>) => void 
 
 export class Driver {
   readonly calls: Calls;
-  /** What `cuDriverGetVersion` says: 1000 * major + 10 * minor. */
-  readonly version: number;
+  /** Optional functions that this driver lacks. */
+  readonly missing: ReadonlySet<CallName>;
   /** Addresses of functions, for native code. */
   readonly addresses: Readonly<Record<keyof typeof addresses, Deno.PointerValue>>;
   readonly #describe: (status: number) => string;
 
-  private constructor(readonly kind: DriverKind, readonly library: string) {
+  private constructor(
+    readonly kind: DriverKind,
+    readonly library: string,
+    /** The newest CUDA version that the driver knows: 1000 * major + 10 * minor. */
+    readonly version: number,
+  ) {
     const advice = kind === "sim" ? "\nrun: deno task build" : "";
     const { symbols: opened } = open(library, { ...symbols, ...addresses }, advice);
     this.addresses = { setCurrent: opened.setCurrent, synchronize: opened.synchronize };
@@ -77,19 +82,22 @@ export class Driver {
     };
     type Raw<Result> = (...args: (number | bigint | Uint8Array<ArrayBuffer> | null)[]) => Result;
     const functions = opened as Readonly<Record<string, unknown>>;
+    const missing = new Set<CallName>();
     const calls = {} as Record<CallName, Raw<void>>;
     for (const name of Object.keys(symbols) as CallName[]) {
-      const call = functions[name] as Raw<number>;
+      const call = functions[name] as Raw<number> | null;
+      if (call === null) {
+        missing.add(name);
+        continue;
+      }
       calls[name] = (...args) => {
         const status = call(...args);
         if (status !== 0) throw this.error(name, status);
       };
     }
     this.calls = calls;
+    this.missing = missing;
     this.calls.cuInit(0);
-    const version = new Int32Array(1);
-    this.calls.cuDriverGetVersion(new Uint8Array(version.buffer));
-    this.version = version[0]!;
   }
 
   /**
@@ -113,26 +121,25 @@ export class Driver {
   static openFirst(kind: DriverKind, libraries: readonly string[]): Driver {
     const failures: string[] = [];
     for (const library of libraries) {
-      let driver;
+      let version;
       try {
-        driver = new Driver(kind, library);
+        version = versionOf(library);
       } catch (error) {
         if (!(error instanceof HcinferError)) throw error;
-        // A driver that loads but has no GPU says so; what does not load may have another name.
-        if (error instanceof DriverError) throw noDriver(error.message, error);
         failures.push(error.message);
         continue;
       }
-      if (driver.version < LEAST_VERSION) {
-        throw noDriver(
-          `${library} is of CUDA ${cudaVersion(driver.version)}, ${
+      if (version < LEAST_VERSION) {
+        throw new HcinferError(
+          "environment",
+          `the NVIDIA driver is too old: ${library} is of CUDA ${cudaVersion(version)}, and ${
             cudaVersion(LEAST_VERSION)
           } or newer is needed\nupdate NVIDIA's driver`,
         );
       }
-      return driver;
+      return new Driver(kind, library, version);
     }
-    throw noDriver(failures.join("; "));
+    throw new HcinferError("environment", `no NVIDIA driver: ${failures.join("; ")}`);
   }
 
   /** What a call's status means. `detail` is added to the message. */
@@ -144,8 +151,14 @@ export class Driver {
   }
 }
 
-function noDriver(reason: string, cause?: unknown): HcinferError {
-  return new HcinferError("environment", `no NVIDIA driver: ${reason}`, { cause });
+/** Asked first, alone: an older driver may lack functions of the table, and then fails to load as a whole. */
+function versionOf(library: string): number {
+  const { cuDriverGetVersion } = symbols;
+  const probe = open(library, { cuDriverGetVersion });
+  const version = new Int32Array(new ArrayBuffer(4));
+  probe.symbols.cuDriverGetVersion(new Uint8Array(version.buffer));
+  probe.close();
+  return version[0]!;
 }
 
 /** `12.4` of 12040. */

@@ -1,7 +1,7 @@
 /** Memory of the device, and pinned memory of the host, which the device reads and writes too. */
 import { NativeMemory } from "../mapping.ts";
-import type { Context } from "./context.ts";
-import { DriverError, handle } from "./driver.ts";
+import { type Context, Resource } from "./context.ts";
+import { type Calls, DriverError, handle } from "./driver.ts";
 import {
   type DevicePointer,
   HOST_ALLOC_DEVICEMAP,
@@ -12,11 +12,9 @@ import {
 import type { Stream } from "./stream.ts";
 
 /** Memory of the device. Nothing is known of its content until it is written. */
-export class DeviceMemory implements Disposable {
-  #address: DevicePointer | undefined;
-
-  private constructor(readonly context: Context, address: DevicePointer, readonly byteLength: number) {
-    this.#address = address;
+export class DeviceMemory extends Resource<DevicePointer> {
+  private constructor(context: Context, address: DevicePointer, readonly byteLength: number) {
+    super(context, address);
   }
 
   /** @throws {DriverError} that says how much was asked for and how much is free, when there is no room */
@@ -32,10 +30,9 @@ export class DeviceMemory implements Disposable {
     }
   }
 
-  /** Where it lies; every kernel takes addresses. Throws when it is closed. */
+  /** Where it lies, for kernels. */
   get address(): DevicePointer {
-    if (this.#address === undefined) throw new Error("the GPU's memory is closed");
-    return this.#address;
+    return this.handle;
   }
 
   /** Copies `from` to `offset` on. Returns when it is done. */
@@ -102,10 +99,8 @@ export class DeviceMemory implements Disposable {
     return this.address + BigInt(offset) as DevicePointer;
   }
 
-  [Symbol.dispose](): void {
-    const address = this.#address;
-    this.#address = undefined;
-    if (address !== undefined) this.context.release((calls) => calls.cuMemFree_v2(address));
+  protected override destroy(calls: Calls, address: DevicePointer): void {
+    calls.cuMemFree_v2(address);
   }
 }
 

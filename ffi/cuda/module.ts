@@ -1,7 +1,7 @@
 /** Kernels: modules of them, loaded from an image, and their launches. */
 import { HcinferError } from "../../compiler/errors.ts";
-import type { Context } from "./context.ts";
-import { cudaVersion, DriverError, handle } from "./driver.ts";
+import { type Context, Resource } from "./context.ts";
+import { type Calls, cudaVersion, DriverError, handle, word } from "./driver.ts";
 import {
   FUNCTION_MOST_DYNAMIC_SHARED,
   type FunctionHandle,
@@ -12,55 +12,22 @@ import {
 import type { Stream } from "./stream.ts";
 
 const LOG_BYTES = 8192;
-/** Dynamic shared memory that a kernel may have without asking. */
-const SHARED_UNASKED = 48 * 1024;
 
 const addressOf = (buffer: ArrayBuffer) =>
   BigInt(Deno.UnsafePointer.value(Deno.UnsafePointer.of(new Uint8Array(buffer))));
 const zeroTerminated = (text: string) => new TextEncoder().encode(`${text}\0`);
 
 /** A module of kernels. Its functions are of no use once it is disposed of. */
-export class Module implements Disposable {
-  readonly #handle: ModuleHandle;
+export class Module extends Resource<ModuleHandle> {
   readonly #functions = new Map<string, KernelFunction>();
-  #open = true;
 
   /**
    * @param name for messages
-   * @param image PTX (which the driver compiles for the device), or what else cuModuleLoadData takes
+   * @param image PTX (which the driver compiles for the device), or what else cuModuleLoadDataEx takes
    * @throws {DriverError} with the compiler's log
    */
-  constructor(readonly context: Context, readonly name: string, image: Uint8Array) {
-    const { calls, driver } = context;
-    // PTX is text that ends with a zero.
-    const terminated = new Uint8Array(new ArrayBuffer(image.length + 1));
-    terminated.set(image);
-    const log = new Uint8Array(new ArrayBuffer(LOG_BYTES));
-    const options = Int32Array.of(JIT.errorLog, JIT.errorLogBytes);
-    const values = BigUint64Array.of(addressOf(log.buffer), BigInt(LOG_BYTES));
-    try {
-      this.#handle = handle((out) =>
-        calls.cuModuleLoadDataEx(
-          out,
-          terminated,
-          options.length,
-          new Uint8Array(options.buffer),
-          new Uint8Array(values.buffer),
-        )
-      );
-    } catch (error) {
-      if (!(error instanceof DriverError)) throw error;
-      const end = log.indexOf(0);
-      const said = new TextDecoder().decode(log.subarray(0, end < 0 ? LOG_BYTES : end)).trim();
-      const advice = error.status === STATUS.unsupportedPtxVersion
-        ? `\nthe driver is of CUDA ${cudaVersion(driver.version)}: update it`
-        : "";
-      throw driver.error(
-        error.call,
-        error.status,
-        `\nwhile the kernels of ${name} were loaded${said ? `:\n${said}` : ""}${advice}`,
-      );
-    }
+  constructor(context: Context, readonly name: string, image: Uint8Array) {
+    super(context, load(context, name, image));
   }
 
   /** The kernel of this name. Throws DriverError when there is none. */
@@ -70,7 +37,7 @@ export class Module implements Disposable {
       const { context } = this;
       try {
         const function_ = handle<FunctionHandle>((out) =>
-          context.calls.cuModuleGetFunction(out, this.#handle, zeroTerminated(name))
+          context.calls.cuModuleGetFunction(out, this.handle, zeroTerminated(name))
         );
         found = new KernelFunction(context, `${this.name}: ${name}`, function_);
       } catch (error) {
@@ -82,16 +49,55 @@ export class Module implements Disposable {
     return found;
   }
 
-  [Symbol.dispose](): void {
-    if (this.#open) this.context.release((calls) => calls.cuModuleUnload(this.#handle));
-    this.#open = false;
+  protected override destroy(calls: Calls, handle: ModuleHandle): void {
+    calls.cuModuleUnload(handle);
+  }
+}
+
+function load(context: Context, name: string, image: Uint8Array): ModuleHandle {
+  const { calls, driver } = context;
+  // PTX is text that ends with a zero.
+  const terminated = new Uint8Array(new ArrayBuffer(image.length + 1));
+  terminated.set(image);
+  const log = new Uint8Array(new ArrayBuffer(LOG_BYTES));
+  const options = new Uint8Array(Int32Array.of(JIT.errorLog, JIT.errorLogBytes).buffer);
+  const values = new Uint8Array(BigUint64Array.of(addressOf(log.buffer), BigInt(LOG_BYTES)).buffer);
+  try {
+    return handle((out) => calls.cuModuleLoadDataEx(out, terminated, 2, options, values));
+  } catch (error) {
+    if (!(error instanceof DriverError)) throw error;
+    const end = log.indexOf(0);
+    const said = new TextDecoder().decode(log.subarray(0, end < 0 ? LOG_BYTES : end)).trim();
+    const advice = error.status === STATUS.unsupportedPtxVersion
+      ? `\nthe driver is of CUDA ${cudaVersion(driver.version)}: update it`
+      : "";
+    throw driver.error(
+      error.call,
+      error.status,
+      `\nwhile the kernels of ${name} were loaded${said ? `:\n${said}` : ""}${advice}`,
+    );
   }
 }
 
 export class KernelFunction {
-  #shared = SHARED_UNASKED;
+  /** How much was asked for. Without asking a kernel may have 48 KiB, its static shared memory included. */
+  #shared = 0;
+  #parameters: readonly number[] | undefined;
 
   constructor(readonly context: Context, readonly name: string, readonly handle: FunctionHandle) {}
+
+  /** Throws HcinferError unless the kernel takes parameters of these sizes, where the driver can say so. */
+  checkParameters(sizes: readonly number[]): void {
+    const { driver } = this.context;
+    if (driver.missing.has("cuFuncGetParamInfo")) return;
+    const expected = this.#parameters ??= parameterSizes(this.context, this.handle);
+    if (expected.length === sizes.length && expected.every((size, i) => size === sizes[i])) return;
+    throw new HcinferError(
+      "environment",
+      `${this.name} takes parameters of ${expected.join(", ")} bytes, not ${sizes.join(", ")}: ` +
+        `the kernels are of another version\nrun: deno task build`,
+    );
+  }
 
   /** Lets launches have `bytes` of dynamic shared memory. Throws HcinferError when the device has less. */
   allowShared(bytes: number): void {
@@ -105,6 +111,23 @@ export class KernelFunction {
     }
     calls.cuFuncSetAttribute(this.handle, FUNCTION_MOST_DYNAMIC_SHARED, bytes);
     this.#shared = bytes;
+  }
+}
+
+/** Sizes of a kernel's parameters, as it was compiled. */
+function parameterSizes({ calls }: Context, function_: FunctionHandle): number[] {
+  const sizes: number[] = [];
+  for (;;) {
+    try {
+      const size = handle((size) =>
+        calls.cuFuncGetParamInfo(function_, BigInt(sizes.length), word().bytes, size)
+      );
+      sizes.push(Number(size));
+    } catch (error) {
+      // That was behind the last one.
+      if (error instanceof DriverError && error.status === STATUS.invalidValue) return sizes;
+      throw error;
+    }
   }
 }
 
@@ -132,6 +155,7 @@ export class PreparedLaunch {
     readonly shape: LaunchShape,
     parameters: readonly Uint8Array[],
   ) {
+    kernel.checkParameters(parameters.map(({ length }) => length));
     kernel.allowShared(shape.shared ?? 0);
     const table = 8 * parameters.length;
     const bytes = parameters.reduce((sum, { length }) => sum + padded(length), table);

@@ -1,6 +1,7 @@
 /** Streams of work in order, events in them, and graphs recorded from them. */
-import type { Context } from "./context.ts";
-import { handle } from "./driver.ts";
+import { library } from "../open.ts";
+import { type Context, Resource } from "./context.ts";
+import { type Calls, handle } from "./driver.ts";
 import {
   CAPTURE_THREAD_LOCAL,
   type EventHandle,
@@ -11,17 +12,24 @@ import {
 } from "./symbols.ts";
 
 /** Work in order. Other streams, the driver's own among them, are not waited for. */
-export class Stream implements Disposable {
-  readonly handle: StreamHandle;
-  #open = true;
-
-  constructor(readonly context: Context) {
-    this.handle = handle((out) => context.calls.cuStreamCreate(out, STREAM_NON_BLOCKING));
+export class Stream extends Resource<StreamHandle> {
+  constructor(context: Context) {
+    super(context, handle((out) => context.calls.cuStreamCreate(out, STREAM_NON_BLOCKING)));
   }
 
   /** Waits for all of it. Throws what its work failed with. */
   synchronize(): void {
     this.context.calls.cuStreamSynchronize(this.handle);
+  }
+
+  /**
+   * `synchronize` on another thread: JavaScript goes on meanwhile, but must not dispose of the stream or of what it works on.
+   */
+  async finished(): Promise<void> {
+    const { driver, handle } = this.context;
+    const { setCurrent, synchronize } = driver.addresses;
+    const status = await library().hc_device_wait(setCurrent, synchronize, handle, this.handle);
+    if (status !== 0) throw driver.error("cuStreamSynchronize", status);
   }
 
   /** What is ordered from here on waits for the event. */
@@ -54,35 +62,30 @@ export class Stream implements Disposable {
     }
   }
 
-  [Symbol.dispose](): void {
-    if (this.#open) this.context.release((calls) => calls.cuStreamDestroy_v2(this.handle));
-    this.#open = false;
+  protected override destroy(calls: Calls, handle: StreamHandle): void {
+    calls.cuStreamDestroy_v2(handle);
   }
 }
 
 /** Recorded work, ready to be launched. What it reads and writes must live as long as it does. */
-export class Graph implements Disposable {
-  #open = true;
-
-  constructor(readonly context: Context, readonly handle: GraphExecHandle) {}
+export class Graph extends Resource<GraphExecHandle> {
+  constructor(context: Context, executable: GraphExecHandle) {
+    super(context, executable);
+  }
 
   launch(stream: Stream): void {
     this.context.calls.cuGraphLaunch(this.handle, stream.handle);
   }
 
-  [Symbol.dispose](): void {
-    if (this.#open) this.context.release((calls) => calls.cuGraphExecDestroy(this.handle));
-    this.#open = false;
+  protected override destroy(calls: Calls, handle: GraphExecHandle): void {
+    calls.cuGraphExecDestroy(handle);
   }
 }
 
 /** A point in a stream's work: to wait for, or to measure time from. */
-export class Event implements Disposable {
-  readonly handle: EventHandle;
-  #open = true;
-
-  constructor(readonly context: Context) {
-    this.handle = handle((out) => context.calls.cuEventCreate(out, 0));
+export class Event extends Resource<EventHandle> {
+  constructor(context: Context) {
+    super(context, handle((out) => context.calls.cuEventCreate(out, 0)));
   }
 
   record(stream: Stream): void {
@@ -101,8 +104,7 @@ export class Event implements Disposable {
     return out[0]!;
   }
 
-  [Symbol.dispose](): void {
-    if (this.#open) this.context.release((calls) => calls.cuEventDestroy_v2(this.handle));
-    this.#open = false;
+  protected override destroy(calls: Calls, handle: EventHandle): void {
+    calls.cuEventDestroy_v2(handle);
   }
 }

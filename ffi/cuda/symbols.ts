@@ -80,6 +80,8 @@ export const symbols = {
   cuModuleUnload: call(MODULE),
   cuModuleGetFunction: call(BUFFER, MODULE, BUFFER),
   cuFuncSetAttribute: call(FUNCTION, "i32", "i32"),
+  /** Of CUDA 12.4. */
+  cuFuncGetParamInfo: { ...call(FUNCTION, SIZE, BUFFER, BUFFER), optional: true },
   cuLaunchKernel: call(
     FUNCTION,
     "u32", // grid

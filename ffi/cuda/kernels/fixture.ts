@@ -6,7 +6,7 @@
 import { Context } from "../context.ts";
 import { Driver, driverKind } from "../driver.ts";
 import { Kernels } from "../kernels.ts";
-import type { StepShape } from "../launch.ts";
+import type { Launch, StepShape } from "../launch.ts";
 import { LAUNCHES } from "../launches.ts";
 import { DeviceMemory, PinnedMemory } from "../memory.ts";
 import { launch } from "../module.ts";
@@ -21,6 +21,8 @@ export interface InstructionArguments {
   readonly integers: Readonly<Record<string, number>>;
   readonly reals?: Readonly<Record<string, number>>;
   readonly step?: Partial<StepShape>;
+  /** Of operands that another lane reads: their twins in pinned memory, as the run leaves them. */
+  readonly twins?: Readonly<Record<string, OperandArray>>;
   /** What the launch rule is told. Default: the device's. */
   readonly capability?: number;
 }
@@ -47,14 +49,45 @@ export function testDevice(): { readonly context: Context; readonly kernels: Ker
  * @throws when the kernel stopped, or did not finish: it must end with `finish` in every thread of every block
  */
 export function runInstruction(op: KernelOp, args: InstructionArguments): { readonly overflow?: bigint } {
-  const { context, kernels } = testDevice();
+  const { context } = testDevice();
   const n = args.step?.n ?? 1;
   const step = { n, tokens: n, tiles: n, context: n, ...args.step };
-  const { capability = context.device.capability } = args;
+  const { capability = context.device.capability, integers, reals = {} } = args;
   const rule = LAUNCHES[op];
   if (rule === undefined) throw new Error(`${op} has no launch rule`);
-  const launches = rule(args.integers, step, { ...context.device, capability });
+  const operand = { segment: "arena", offset: 0 } as const;
+  return runLaunches(rule(integers, step, { ...context.device, capability }), {
+    ...args,
+    name: op,
+    step,
+    parameters: (addresses) => {
+      const names = [...addresses.keys()];
+      const unknown = new Set(names);
+      const operands = Object.fromEntries(names.map((name) => [name, operand]));
+      const packed = packParameters({ op, integers, reals, operands }, (_, name) => {
+        unknown.delete(name);
+        return addresses.get(name)!;
+      });
+      if (unknown.size > 0) throw new Error(`${op} has no operand ${[...unknown].join(", ")}`);
+      return packed;
+    },
+  });
+}
 
+export interface LaunchArguments extends Pick<InstructionArguments, "operands" | "twins"> {
+  /** In errors. */
+  readonly name: string;
+  readonly step: StepShape;
+  /** The structure that the kernels are given, of where the operands lie. */
+  parameters(addresses: ReadonlyMap<string, DevicePointer>): Uint8Array<ArrayBuffer>;
+}
+
+/** Runs launches that belong together, as `runInstruction` does those of an instruction. */
+export function runLaunches(
+  launches: readonly Launch[],
+  { name, step, operands: arrays, twins = {}, parameters: pack }: LaunchArguments,
+): { readonly overflow?: bigint } {
+  const { context, kernels } = testDevice();
   try {
     using held = new DisposableStack();
     const upload = (bytes: Uint8Array<ArrayBuffer>) => {
@@ -62,27 +95,28 @@ export function runInstruction(op: KernelOp, args: InstructionArguments): { read
       memory.write(bytes);
       return memory;
     };
-    const operands = new Map<
-      string,
-      { readonly bytes: Uint8Array<ArrayBuffer>; readonly memory: DeviceMemory }
-    >();
-    for (const [name, array] of Object.entries(args.operands)) {
-      if (array === undefined || array.length === 0) continue;
-      const bytes = bytesOf(array);
-      operands.set(name, { bytes, memory: upload(bytes) });
+    // Operands with twins lie in one allocation, as one distance leads to all twins.
+    const given = Object.entries(arrays).filter((entry): entry is [string, OperandArray] =>
+      (entry[1]?.length ?? 0) > 0
+    );
+    const offsets = new Map<string, number>();
+    let paired = 0;
+    for (const [name] of given.filter(([name]) => name in twins)) {
+      offsets.set(name, paired);
+      paired += Math.ceil(arrays[name]!.byteLength / TWIN_ALIGNMENT) * TWIN_ALIGNMENT;
     }
-    const unknown = new Set(operands.keys());
-    const operand = { segment: "arena", offset: 0 } as const;
-    const parameters = packParameters({
-      op,
-      integers: args.integers,
-      reals: args.reals ?? {},
-      operands: Object.fromEntries([...operands.keys()].map((name) => [name, operand])),
-    }, (_, name) => {
-      unknown.delete(name);
-      return operands.get(name)!.memory.address;
+    const arena = paired > 0 ? held.use(DeviceMemory.allocate(context, paired)) : undefined;
+    const twin = paired > 0 ? held.use(PinnedMemory.allocate(context, paired)) : undefined;
+    const operands = given.map(([name, array]) => {
+      const bytes = bytesOf(array), offset = offsets.get(name);
+      if (arena === undefined || offset === undefined) {
+        return { name, bytes, memory: upload(bytes), offset: 0 };
+      }
+      arena.write(bytes, offset);
+      return { name, bytes, memory: arena, offset };
     });
-    if (unknown.size > 0) throw new Error(`${op} has no operand ${[...unknown].join(", ")}`);
+    const parameters = pack(new Map(operands.map(({ name, memory, offset }) => [name, memory.at(offset)])));
+    const host = arena && twin ? twin.deviceAddress - arena.address : 0n;
 
     const mailbox = held.use(PinnedMemory.allocate(context, MAILBOX_BYTES));
     mailbox.view(0, MAILBOX_BYTES).fill(0);
@@ -105,7 +139,7 @@ export function runInstruction(op: KernelOp, args: InstructionArguments): { read
         tiles: step.tiles,
         chunks: shape.chunks ?? 0,
         checks: true,
-        host: 0n,
+        host: i === launches.length - 1 ? host : 0n,
         report: report.address,
         mailbox: mailbox.deviceAddress,
         wait: i === 0 ? wait.address : NONE,
@@ -120,11 +154,15 @@ export function runInstruction(op: KernelOp, args: InstructionArguments): { read
     report.read(reportBytes);
     signal.read(signalled);
     arrivals.read(arrived);
-    for (const { bytes, memory } of operands.values()) memory.read(bytes);
+    for (const { name, bytes, memory, offset } of operands) {
+      memory.read(bytes, offset);
+      const other = twins[name];
+      if (other && twin) bytesOf(other).set(twin.view(offset, other.byteLength));
+    }
     const [stopped, lost] = new Uint32Array(words.buffer, 32);
-    if (stopped || lost) throw new Error(`${op} gave up: stopped ${stopped}, lost ${lost}`);
+    if (stopped || lost) throw new Error(`${name} gave up: stopped ${stopped}, lost ${lost}`);
     if (launches.length > 0 && (signalled[0] !== Number(STEP) || arrived.some((byte) => byte !== 0))) {
-      throw new Error(`${op} did not finish: not every block reached finish()`);
+      throw new Error(`${name} did not finish: not every block reached finish()`);
     }
     return words[1] === NO_OVERFLOW ? {} : { overflow: words[1]! };
   } catch (error) {
@@ -135,6 +173,8 @@ export function runInstruction(op: KernelOp, args: InstructionArguments): { read
   }
 }
 
+/** Of operands with twins, in bytes. */
+const TWIN_ALIGNMENT = 64;
 const NONE = 0n as DevicePointer;
 
 function bytesOf(array: OperandArray): Uint8Array<ArrayBuffer> {

@@ -36,7 +36,7 @@ HC_DEVICE void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); 
 #else
 template <int Bytes> HC_DEVICE void copy_async(void* shared, const void* global) {
   if constexpr (Bytes == 16) *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
-  else *static_cast<uint32_t*>(shared) = *static_cast<const uint32_t*>(global);
+  else memcpy(shared, global, Bytes);
 }
 HC_DEVICE void copies_done() {}
 #endif
@@ -44,7 +44,7 @@ HC_DEVICE void copies_done() {}
 // 128 inputs of 64 tokens: codes, and per group what XGroup has; until `prepare`, the scale and the sum as they were copied.
 struct alignas(16) Stage {
   uint8_t codes[BLOCK_TOKENS * STAGE_STRIDE];
-  float2 groups[MOST_STAGE_GROUPS][BLOCK_TOKENS];
+  alignas(16) float groups[MOST_STAGE_GROUPS][BLOCK_TOKENS][2];
 
   HC_DEVICE void copy(const Linear& p, int n, int first_token, int stage) {
     const int8_t* source = p.codes;
@@ -61,17 +61,17 @@ struct alignas(16) Stage {
     for (int i = threadIdx.x; i < BLOCK_TOKENS * count; i += blockDim.x) {
       const int token = i % BLOCK_TOKENS, g = i / BLOCK_TOKENS;
       const int64_t from = static_cast<int64_t>(min(first_token + token, n - 1)) * p.groups + first_group + g;
-      copy_async<4>(&groups[g][token].x, scales + from);
-      copy_async<4>(&groups[g][token].y, sums + from);
+      copy_async<4>(&groups[g][token][0], scales + from);
+      copy_async<4>(&groups[g][token][1], sums + from);
     }
   }
   // Every thread prepares what it copied itself.
   HC_DEVICE void prepare(const Linear& p) {
     copies_done();
     for (int i = threadIdx.x; i < BLOCK_TOKENS * (STAGE / p.group); i += blockDim.x) {
-      float2& at = groups[i / BLOCK_TOKENS][i % BLOCK_TOKENS];
-      const XGroup x = XGroup::of(at.x, __float_as_int(at.y));
-      at = make_float2(x.scale, x.negative_sum);
+      float(&at)[2] = groups[i / BLOCK_TOKENS][i % BLOCK_TOKENS];
+      const XGroup x = XGroup::of(at[0], __float_as_int(at[1]));
+      at[0] = x.scale, at[1] = x.negative_sum;
     }
   }
 };
@@ -157,7 +157,7 @@ template <typename F> HC_DEVICE void linear_matrix(const Linear& p, const Call& 
         const Four scales = F::scales(header), zeros = F::zeros(header);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-          const float4 v = *reinterpret_cast<const float4*>(&x.groups[g][warp_token + 8 * j + 2 * c]);
+          const float4 v = *reinterpret_cast<const float4*>(x.groups[g][warp_token + 8 * j + 2 * c]);
           const XGroup x_group[2] = {{v.x, v.y}, {v.z, v.w}};
           const float offset[2] = {x_group[0].offset(), x_group[1].offset()};
 #pragma unroll
