@@ -3,7 +3,9 @@ import { existsSync } from "node:fs";
 import type { LaunchRules } from "./launch.ts";
 
 const rules: Partial<LaunchRules> = {};
-for (const file of ["attention", "elementwise", "embedding", "linear", "low_rank", "mirror", "norm"]) {
+for (
+  const file of ["attention", "elementwise", "embedding", "heads", "linear", "low_rank", "mirror", "norm"]
+) {
   const url = new URL(`./kernels/${file}.ts`, import.meta.url);
   if (!existsSync(url)) continue;
   const found: { readonly rules: Partial<LaunchRules> } = await import(url.href);
