@@ -8,7 +8,8 @@
  *   quantize, place                                                       passes/
  *   pack weights, measure errors                                          weights/
  *   budget; rows beside factors are packed now that ranks are known       passes/, weights/
- *   compensate, lower, schedule, layout                                   passes/
+ *   compensate, lower                                                     passes/
+ *   devices counted again, schedule, layout                               replan.ts
  *   write the bundle                                                      bundle_writer.ts
  *
  * Every pass verifies its graph. Numbers depend on the checkpoint and the options alone, not on the number of
@@ -27,17 +28,18 @@ import { MOST_TEXT_BYTES, readRegularText } from "./files.ts";
 import { architectureFile, traceModel } from "./frontend/trace.ts";
 import type { Graph, Stage } from "./ir/graph.ts";
 import { printGraph } from "./ir/text.ts";
+import { type Limits, limitsOf } from "./memory.ts";
 import { type Budget, budget, checkBudget, type Correct, type WindowStatistics } from "./passes/budget.ts";
 import { compensate } from "./passes/compensate.ts";
+import { type DeviceChoice, gpuLimit } from "./passes/devices.ts";
 import type { FormatPolicy } from "./passes/formats.ts";
 import { fuse } from "./passes/fuse.ts";
-import { layout } from "./passes/layout.ts";
 import { lower } from "./passes/lower.ts";
 import { place } from "./passes/place.ts";
 import { quantize, type QuantizeOptions } from "./passes/quantize.ts";
-import { schedule } from "./passes/schedule.ts";
 import { type ModelInfo, type Plan, PLAN_VERSION } from "./plan.ts";
 import type { MachineProfile } from "./profile.ts";
+import { settle } from "./replan.ts";
 import { checkModel } from "./weights/check_model.ts";
 import { type Checkpoint, openCheckpoint } from "./weights/checkpoint.ts";
 import { fileChecksum } from "./weights/checksum.ts";
@@ -74,6 +76,12 @@ export interface CompileOptions {
   readonly transforms?: readonly WeightTransform[];
   /** Default: `roundToNearest`. */
   readonly quantizer?: Quantizer;
+  /** Where the plan is to run: "auto" (the default) is the GPU where the profile has one. */
+  readonly device?: DeviceChoice;
+  /** Bytes of the GPU's memory that the plan may take; default: nearly all (`usableMemory`). */
+  readonly gpuMemory?: number;
+  /** Tokens of the longest sequence that memory is planned for; default: `limitsOf`. */
+  readonly contextLength?: number;
   /** Threads that compile. The bundle is the same for any number. */
   readonly threads: number;
   /** The machine that times are predicted for, with all its cores. */
@@ -137,7 +145,8 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
     checkpointSource(checkpoint),
   );
   graph = print(quantize(graph, { ...options, ...measuredFormats(graph, source, options) }));
-  graph = print(place(graph, options));
+  const limits = plannedLimits(checkpoint, options);
+  graph = print(place(graph, { ...options, limits }));
 
   const needs = inventory(graph);
   const forms = storedForms(options);
@@ -158,21 +167,18 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
   }
   graph = print(compensate(graph, options));
   graph = print(lower(graph, options));
-  const scheduled = schedule(graph, options);
-  graph = print(scheduled.graph);
+  const settled = settle(graph, windows, { ...options, limits });
+  graph = print(settled.graph);
 
   const plan: Plan = {
     version: PLAN_VERSION,
     model: modelInfo(checkpoint, graph, packed.parameters),
-    graph,
+    ...settled,
     weights: packed.weights,
     vectors: Object.fromEntries(
       [...needs.vectors.values()].map(({ path, length }) => [`${path}.weight`, length]),
     ),
     windows,
-    lanes: scheduled.lanes,
-    memory: layout(scheduled.graph),
-    corrections: scheduled.corrections,
     provenance: provenance(options, checkpoint, description, threads),
   };
   const graphText = printGraph(graph);
@@ -184,6 +190,14 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
     checksum: (path) => fileChecksum(path, threads),
   });
   return { plan, graphText, seconds: (performance.now() - start) / 1000, bytes: writer.bytes };
+}
+
+/** What memory is planned for. */
+function plannedLimits({ config, name }: Checkpoint, options: PlanOptions): Required<Limits> {
+  const model = { name, contextLength: config.max_position_embeddings };
+  const asked = options.contextLength === undefined ? {} : { contextLength: options.contextLength };
+  const limits = limitsOf(model, asked);
+  return gpuLimit({ ...options, limits }) === undefined ? limits : limitsOf(model, asked, true);
 }
 
 /** What every format loses of every weight; nothing unless formats are to follow it. */

@@ -42,13 +42,22 @@ const DEFAULT_CAPACITY = 512;
 /** The cache of a longer context would be mapped, not touched; its rotation tables would have to be computed. */
 const DEFAULT_CONTEXT = 32_768;
 
+/** The cache on a GPU is allocated, and what it takes is taken from layers. */
+const DEFAULT_GPU_CONTEXT = 8192;
+
 /**
  * The limits of whoever runs or predicts a model: what was asked for, or the defaults. A step is never longer than the
  * context.
+ * @param withGpu whether the plan has nodes on a GPU, where less is the default
  * @throws {HcinferError} "usage": a context the model was not made for, or a limit below 1
  */
-export function limitsOf(model: ModelInfo, asked: Partial<Limits> = {}): Required<Limits> {
-  const { contextLength = Math.min(model.contextLength, DEFAULT_CONTEXT) } = asked;
+export function limitsOf(
+  model: Pick<ModelInfo, "contextLength" | "name">,
+  asked: Partial<Limits> = {},
+  withGpu = false,
+): Required<Limits> {
+  const most = withGpu ? DEFAULT_GPU_CONTEXT : DEFAULT_CONTEXT;
+  const { contextLength = Math.min(model.contextLength, most) } = asked;
   const { capacity = DEFAULT_CAPACITY, cachePositions = contextLength } = asked;
   const isWhole = (n: number) => Number.isSafeInteger(n) && n >= 1;
   if (!isWhole(contextLength) || contextLength > model.contextLength) {
@@ -227,6 +236,15 @@ export function memoryOf(plan: MemoryOf, limits: Required<Limits>): Memory {
     deviceTensors,
     arrivals: step.bytes,
   };
+}
+
+/** Bytes for people: `7.6 GiB`. */
+export function memoryText(bytes: number): string {
+  const units = ["bytes", "KiB", "MiB", "GiB"];
+  let unit = 0;
+  let value = bytes;
+  while (value >= 1000 && unit < units.length - 1) [value, unit] = [value / 1024, unit + 1];
+  return `${unit === 0 ? value : value.toFixed(1)} ${units[unit]}`;
 }
 
 function sum(numbers: readonly number[]): number {

@@ -3,80 +3,65 @@
  *
  * Needs: stage "quantized" (bytes follow from formats), a machine profile.
  * Guarantees: stage "placed". Every node has a device and the cause of that choice, its bytes and its predicted
- *   time. A user's override is kept as it is. What does not fit the memory that was allowed is an error.
- * Does not: choose the GPU. There is no GPU lane yet, so everything is on the CPU and an override that asks
- *   for "gpu" is an error; never a silent fallback.
+ *   time. A user's override is kept as it is; without one, what fits the GPU's memory is there (devices.ts). What does
+ *   not fit the memory that was allowed is an error.
+ * Does not: know corrections, which are made later and take little: `settle` (../replan.ts) counts again with them.
  */
-import { type Cost, costs, withCost } from "../cost.ts";
 import { HcinferError } from "../errors.ts";
 import type { Device, Graph, Node } from "../ir/graph.ts";
-import { packedName } from "../ir/naming.ts";
 import { verify } from "../ir/verify.ts";
-import type { MachineProfile } from "../profile.ts";
+import { compensate } from "./compensate.ts";
+import { chooseDevices, type DeviceOptions, gpuLimit, overrideOf, paths, withDevices } from "./devices.ts";
+import { lower } from "./lower.ts";
 
-export interface PlaceOptions {
-  readonly profile: MachineProfile;
-  /** Threads of the CPU that predictions assume; default: all cores. */
-  readonly threads?: number;
+export interface PlaceOptions extends DeviceOptions {
   /** Bytes of weights each device may hold; absent: no limit. */
   readonly memory?: { readonly [D in Device]?: number };
-  /**
-   * Devices of single nodes, by the name of an output value, or of all nodes whose weights lie under a module path
-   * (`model.layers.3`). The longest match counts.
-   */
-  readonly overrides?: ReadonlyMap<string, Device>;
 }
 
 export function place(graph: Graph, options: PlaceOptions): Graph {
-  const { profile, threads = profile.cpu.cores } = options;
-  const unused = new Set(options.overrides?.keys());
-  const nodeCosts = costs(graph);
-  const nodes = graph.nodes.map((node, i): Node => {
-    const [device, cause] = choose(node, options, unused);
-    const placement = { ...node.placement, device, causes: [...node.placement.causes, cause] };
-    return { ...node, placement: withCost(placement, nodeCosts[i] as Cost, profile, threads) };
-  });
-  if (unused.size > 0) {
-    throw new HcinferError(
-      "usage",
-      `a device was given for ${[...unused].join(", ")}, but the model has no such node`,
-    );
-  }
-  checkMemory(nodes, options);
-  const result: Graph = { ...graph, stage: "placed", nodes };
+  checkOverrides(graph, options);
+  const placed = withDevices(graph, chooseDevices(draftOf(graph, options), [], options), options);
+  checkMemory(placed.nodes, options);
+  const result: Graph = { ...placed, stage: "placed" };
   verify(result);
   return result;
 }
 
-function choose(node: Node, options: PlaceOptions, unused: Set<string>): [Device, string] {
-  const key = [...options.overrides?.keys() ?? []]
-    .filter((k) =>
-      node.outputs.some((v) => v.name === k) || paths(node).some((p) => p === k || p.startsWith(k + "."))
-    )
-    .sort((a, b) => b.length - a.length)[0];
-  const device = key === undefined ? undefined : options.overrides?.get(key);
-  if (key === undefined || device === undefined) return ["cpu", "cpu: the only lane"];
-  unused.delete(key);
-  if (device === "gpu") {
-    throw new HcinferError(
-      "usage",
-      `the override of ${key} asks for the GPU, and hcinfer has no GPU lane yet; use "cpu"`,
-    );
-  }
-  return [device, `${device}: override of ${key}`];
+/** The instructions of a graph without corrections; where a GPU is to be filled, its memory follows from these. */
+function draftOf(graph: Graph, options: PlaceOptions): Graph {
+  if (gpuLimit(options) === undefined) return graph;
+  const nodes = graph.nodes.map((node): Node => ({
+    ...node,
+    placement: { ...node.placement, device: "cpu" },
+  }));
+  const budgets = nodes.flatMap((node) =>
+    node.op === "linear" && node.params.window !== undefined
+      ? [{ window: node.params.window, rank: 0, channels: 0, cause: "a draft" }]
+      : []
+  );
+  const sizes = { residualWidth: 4, factorDType: "i8" } as const;
+  const budgeted: Graph = { ...graph, stage: "budgeted", nodes, budgets };
+  return lower(compensate(budgeted, { ...options, ...sizes }), options);
 }
 
-/** Module paths of what a node reads; none for nodes without weights. */
-function paths(node: Node): readonly string[] {
-  switch (node.op) {
-    case "linear":
-      return [...node.params.weights.map((w) => w.path), packedName(node.params.weights)];
-    case "embedding":
-    case "rms_norm":
-    case "add_rms_norm":
-      return [node.params.path];
-    default:
-      return [];
+/** @throws {HcinferError} "usage": an override that names nothing, or a GPU that is not there */
+function checkOverrides(graph: Graph, options: PlaceOptions): void {
+  const { overrides = new Map<string, Device>() } = options;
+  const used = new Set(graph.nodes.map((node) => overrideOf(node, overrides)));
+  const unused = [...overrides.keys()].filter((key) => !used.has(key));
+  if (unused.length > 0) {
+    throw new HcinferError(
+      "usage",
+      `a device was given for ${unused.join(", ")}, but the model has no such node`,
+    );
+  }
+  const onGpu = [...overrides].find(([, device]) => device === "gpu");
+  if (onGpu !== undefined && gpuLimit(options) === undefined) {
+    throw new HcinferError(
+      "usage",
+      `the override of ${onGpu[0]} asks for the GPU, which is not used; use "cpu"`,
+    );
   }
 }
 
