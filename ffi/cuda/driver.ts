@@ -66,7 +66,7 @@ export class Driver {
     /** The newest CUDA version that the driver knows: 1000 * major + 10 * minor. */
     readonly version: number,
   ) {
-    const advice = kind === "sim" ? "\nrun: deno task build" : "";
+    const advice = kind === "sim" ? "\nrun: deno task build:cuda" : "";
     const { symbols: opened } = open(library, { ...symbols, ...addresses }, advice);
     this.addresses = { setCurrent: opened.setCurrent, synchronize: opened.synchronize };
     const text = (lookUp: (status: number, out: Uint8Array<ArrayBuffer>) => number, status: number) => {
@@ -109,7 +109,7 @@ export class Driver {
       if (!existsSync(SIMULATOR)) {
         throw new HcinferError(
           "environment",
-          `the GPU simulator is not built: ${SIMULATOR} does not exist\nrun: deno task build`,
+          `the GPU simulator is not built: ${SIMULATOR} does not exist\nrun: deno task build:cuda`,
         );
       }
       return Driver.openFirst("sim", [SIMULATOR]);

@@ -1,14 +1,21 @@
 /** How every instruction becomes launches of kernels: the rules that stand beside the kernels, in one table. */
-import { existsSync } from "node:fs";
 import type { LaunchRules } from "./launch.ts";
+import { rules as attention } from "./kernels/attention.ts";
+import { rules as elementwise } from "./kernels/elementwise.ts";
+import { rules as embedding } from "./kernels/embedding.ts";
+import { rules as heads } from "./kernels/heads.ts";
+import { rules as linear } from "./kernels/linear.ts";
+import { rules as lowRank } from "./kernels/low_rank.ts";
+import { rules as mirror } from "./kernels/mirror.ts";
+import { rules as norm } from "./kernels/norm.ts";
 
-const rules: Partial<LaunchRules> = {};
-for (
-  const file of ["attention", "elementwise", "embedding", "heads", "linear", "low_rank", "mirror", "norm"]
-) {
-  const url = new URL(`./kernels/${file}.ts`, import.meta.url);
-  if (!existsSync(url)) continue;
-  const found: { readonly rules: Partial<LaunchRules> } = await import(url.href);
-  Object.assign(rules, found.rules);
-}
-export const LAUNCHES = rules;
+export const LAUNCHES: LaunchRules = {
+  ...attention,
+  ...elementwise,
+  ...embedding,
+  ...heads,
+  ...linear,
+  ...lowRank,
+  ...mirror,
+  ...norm,
+};
