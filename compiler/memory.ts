@@ -22,6 +22,8 @@ export const MAILBOX_EVENTS = 128;
 export const EVENT_BYTES = 64;
 /** Head of the step's inputs where there is a GPU: StepReport in ffi/cuda/kernels/call.h. */
 export const STEP_REPORT_BYTES = 64;
+/** For the tensors of a window, each of which starts at a multiple of 64 bytes. */
+const STAGED_PADDING = 16 * 64;
 /** Two pinned buffers of this size carry weights to the GPU while they load. */
 export const LOADING_BYTES = 2 ** 24;
 /** What kernels of attention ask for at most, to merge chunks of the context. */
@@ -287,7 +289,7 @@ function stagingOf({ graph, windows, corrections }: MemoryOf): number {
     graph.nodes.flatMap((node) => node.op === "linear" && isOnGpu(node) ? [node.params.window] : []),
   );
   const stored = windows.filter(({ window }) => onGpu.has(window))
-    .map(({ residual, factors }) => (residual?.bytes ?? 0) + (factors?.bytes ?? 0));
+    .map(({ residual, factors }) => (residual?.bytes ?? 0) + (factors?.bytes ?? 0) + STAGED_PADDING);
   return 2 * Math.max(0, ...stored);
 }
 

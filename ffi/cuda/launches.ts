@@ -1,4 +1,4 @@
-/** How every instruction becomes launches of kernels: the rules that stand beside the kernels, in one table. */
+/** How every instruction becomes launches of kernels: the rules that stand beside the kernels, in one table, total by type. */
 import type { LaunchRules } from "./launch.ts";
 import { rules as attention } from "./kernels/attention.ts";
 import { rules as elementwise } from "./kernels/elementwise.ts";

@@ -36,17 +36,8 @@ class Mirror implements Disposable {
     const operand = { segment: "arena", offset: 0 } as const;
     const instruction = { op: "mirror", integers: { rowBytes: 16 }, reals: {} } as const;
     const operands = { from: operand, to: operand };
-    const zero = {
-      tokens: n,
-      tiles: 0,
-      chunks: 0,
-      checks: false,
-      host: 0n,
-      mailbox: 0n,
-      wait: 0n,
-      signal: 0n,
-    };
-    const call: Call = { n, ...zero, report: this.report.address, arrivals: 0n, scratch: 0n };
+    const zero = { tokens: n, tiles: 0, chunks: 0, host: 0n, mailbox: 0n, wait: 0n, signal: 0n };
+    const call: Call = { n, ...zero, checks: false, report: this.report.address, arrivals: 0n, scratch: 0n };
     return [packParameters({ ...instruction, operands }, (_, name) => at[name]!), packCall(call)];
   }
 

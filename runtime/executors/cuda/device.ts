@@ -19,8 +19,8 @@ import { type PagedRun, StepInputs } from "../step_inputs.ts";
 import type { StepKind } from "../../executor.ts";
 import { prepare, type Prepared, scratchBytes, type Shape, type Surroundings } from "./launcher.ts";
 import type { CudaProgram, KernelStep } from "./program.ts";
-import { REPORT_BYTES, StepReport, STOPPED_OFFSET } from "./report.ts";
-import type { DeviceWeights, Staging } from "./tensors.ts";
+import { StepReport, STOPPED_OFFSET } from "./report.ts";
+import { type Staging, upload } from "./tensors.ts";
 
 /** Decode steps of at most so many tokens are recorded: their kernels depend on counts, which repeat. */
 const RECORDED_TOKENS = 8;
@@ -35,7 +35,6 @@ export interface CudaParts {
   readonly bundle: MappedBundle;
   readonly memory: Memory;
   readonly programs: Readonly<Record<StepKind, CudaProgram>>;
-  readonly weights: DeviceWeights;
   readonly staging: Staging;
   readonly threads: number;
   /** Milliseconds that one side waits for the other before it calls it lost. */
@@ -60,7 +59,6 @@ export class CudaDevice implements StepDevice {
   /** In the mailbox: the flag that ends a step, and the number of the last. */
   readonly #abortFlag: Int32Array;
   readonly #number: BigUint64Array;
-  readonly #arrivals: DeviceMemory;
   readonly #logits: PinnedMemory;
   readonly #engines: Readonly<Record<StepKind, Engine | undefined>>;
   readonly #recorded = new Map<string, Graph>();
@@ -70,7 +68,7 @@ export class CudaDevice implements StepDevice {
   #failure: unknown;
 
   constructor(parts: CudaParts) {
-    const { context, bundle, memory, programs, weights, staging } = parts;
+    const { context, bundle, memory, programs, staging } = parts;
     this.#parts = parts;
     // Until it is whole, a failure gives everything back.
     using owned = new DisposableStack();
@@ -81,45 +79,38 @@ export class CudaDevice implements StepDevice {
     const pinned = (bytes: number) => owned.use(PinnedMemory.allocate(context, Math.max(64, bytes)));
 
     const sizes = memory.device!;
-    const weightMemory = device(weights.bytes, "weights");
-    const stagingMemory = device(staging.bytes, "corrections on their way");
+    const weights = device(sizes.weights, "weights");
+    const stagingMemory = device(sizes.staging, "corrections on their way");
     const arena = device(sizes.arena, "activations"), tables = device(sizes.tables, "tables");
     this.#cache = device(sizes.cache, "keys and values");
-    this.#step = device(REPORT_BYTES + memory.bytes.step, "inputs of a step")!;
-    const steps = Math.max(programs.decode.kernels.length, programs.prefill.kernels.length);
-    this.#arrivals = device(4 * steps, "counters")!;
-    const shapes = this.#extremes();
-    const scratch = device(
-      Math.max(
-        ...KINDS.flatMap((as) => shapes.map((s) => scratchBytes(programs[as].kernels, s, context.device))),
-      ),
-      "scratch",
-    );
+    this.#step = device(sizes.step, "inputs of a step")!;
+    const scratch = device(sizes.scratch, "scratch");
+    this.#checkSizes();
     const twin = pinned(memory.bytes.arena);
     twin.view(0, twin.byteLength).fill(0);
     this.#inputs = pinned(memory.bytes.step);
     const mailbox = pinned(memory.bytes.mailbox);
     this.#logits = pinned(memory.bytes.logits);
-    this.#report = owned.use(new StepReport(context));
+    this.#report = owned.use(new StepReport(context, this.#inputs));
     this.#hostCache = owned.use(allocate(memory.bytes.cache));
     const hostTables = owned.use(allocate(memory.bytes.tables));
 
     const { buffer, byteOffset } = mailbox.view(0, mailbox.byteLength).fill(0);
     this.#abortFlag = new Int32Array(buffer, byteOffset, 1);
     this.#number = new BigUint64Array(buffer, byteOffset + NUMBER, 1);
-    this.#arrivals.fill(0);
+    this.#step.fill(0);
     fillRotations(hostTables, bundle.plan, memory);
     if (tables) tables.write(hostTables.view(0, sizes.tables));
-    if (weightMemory) weights.upload(context, weightMemory, this.#copies);
+    if (weights) upload(context, memory, (tensor) => bundle.tensor(tensor).bytes, weights, this.#copies);
     if (stagingMemory) staging.attach(context, stagingMemory);
     owned.use(staging);
 
-    const bases: Partial<Record<Segment, bigint>> = {
-      weights: weightMemory?.address,
+    const bases: { readonly [S in Segment]?: bigint | undefined } = {
+      weights: weights?.address,
       arena: arena?.address,
       cache: this.#cache?.address,
       tables: tables?.address,
-      step: this.#step.at(REPORT_BYTES),
+      step: this.#step.address,
       logits: this.#logits.deviceAddress,
       twin: twin.deviceAddress,
     };
@@ -133,12 +124,12 @@ export class CudaDevice implements StepDevice {
       twin: twin.deviceAddress - (arena?.address ?? 0n),
       report: this.#step.address,
       mailbox: mailbox.deviceAddress,
-      arrivals: this.#arrivals.address,
+      arrivals: this.#step.at(memory.arrivals),
       scratch: scratch?.address ?? 0n,
       checks: false,
     };
     const extents = {
-      weights: weights.bytes,
+      weights: sizes.weights,
       arena: sizes.arena,
       cache: sizes.cache,
       tables: sizes.tables,
@@ -194,7 +185,7 @@ export class CudaDevice implements StepDevice {
     this.#guarded(counts, () => this.#order(counts, runs));
     const status = this.#heard(await this.#engines[counts.mode]?.stepAsync(counts) ?? DONE);
     if (this.#isClosed) return { status: "aborted" };
-    await this.#stream.synchronizeAsync();
+    await this.#stream.finished();
     if (this.#isClosed) return { status: "aborted" };
     return this.#guarded(counts, () => this.#outcome(status));
   }
@@ -254,10 +245,8 @@ export class CudaDevice implements StepDevice {
   #launch(prepared: readonly Prepared[], runs: number): void {
     const { staging, memory } = this.#parts;
     const { pages } = memory.inputs;
-    this.#report.orderUp(this.#step, this.#stream);
-    // Page tables come last, and only the first are of this step.
-    const length = pages + 4 * memory.mostPages * runs;
-    this.#step.writeAsync(this.#stream, this.#inputs, { offset: REPORT_BYTES, length });
+    // The report, then the inputs; page tables come last, and only the first are of this step.
+    this.#step.writeAsync(this.#stream, this.#inputs, { length: pages + 4 * memory.mostPages * runs });
     prepared.forEach(({ step: { streams }, launches }, i) => {
       if (streams !== undefined && prepared[i - 1]?.step.streams !== streams) {
         staging.bring(streams, this.#copies, this.#stream);
@@ -267,7 +256,7 @@ export class CudaDevice implements StepDevice {
         staging.used(streams, this.#stream);
       }
     });
-    this.#report.orderBack(this.#step, this.#stream);
+    this.#report.fetch(this.#step, this.#stream);
   }
 
   /** Where the engine ended early, the kernels that wait for it are to end, too. */
@@ -283,7 +272,7 @@ export class CudaDevice implements StepDevice {
     this.#isOrdered = false;
     const { stopped, lost, overflow } = this.#report;
     // Blocks that left early were not counted.
-    if (stopped) this.#arrivals.fill(0);
+    if (stopped) this.#step.fill(0, { offset: this.#parts.memory.arrivals });
     if (lost || status.status === "lost") {
       Atomics.store(this.#abortFlag, 0, 0);
       const [who, whom] = lost ? ["the GPU", "the CPU's lane"] : ["the CPU's lane", "the GPU"];
@@ -361,11 +350,24 @@ export class CudaDevice implements StepDevice {
     return this.#taken;
   }
 
-  /** Shapes between which all others lie, as far as scratch is concerned. */
-  #extremes(): Shape[] {
-    const { capacity, contextLength: context } = this.#parts.memory.limits;
-    const few = Array.from({ length: Math.min(RECORDED_TOKENS, capacity) }, (_, i) => i + 1);
-    return [...few, capacity].map((tokens) => ({ tokens, rows: tokens, tiles: tokens, context }));
+  /** That what the kernels ask for is no more than was planned. */
+  #checkSizes(): void {
+    const { memory: { limits, device }, programs, staging, context } = this.#parts;
+    const few = Array.from({ length: Math.min(RECORDED_TOKENS, limits.capacity) }, (_, i) => i + 1);
+    const scratch = KINDS.flatMap((as) =>
+      [...few, limits.capacity].map((tokens) => {
+        const shape = { tokens, rows: tokens, tiles: tokens, context: limits.contextLength };
+        return scratchBytes(programs[as].kernels, shape, context.device);
+      })
+    );
+    const needed = Math.max(...scratch);
+    if (needed > device!.scratch || staging.bytes > device!.staging) {
+      throw new Error(
+        `planned ${device!.scratch} bytes of scratch and ${
+          device!.staging
+        } of staging, needed ${needed} and ${staging.bytes}`,
+      );
+    }
   }
 }
 

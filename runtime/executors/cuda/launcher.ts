@@ -26,7 +26,7 @@ export interface Surroundings {
   readonly twin: bigint;
   readonly report: bigint;
   readonly mailbox: bigint;
-  /** A u32 an instruction. */
+  /** A u32 an event. */
   readonly arrivals: bigint;
   readonly scratch: bigint;
   /** Whether every kernel looks if the step was stopped: in prompts, whose kernels are long. */
@@ -69,7 +69,7 @@ export function prepare(
   const { device } = kernels.context;
   const event = (number: number | undefined) =>
     number === undefined ? 0n : around.mailbox + BigInt(MAILBOX_EVENTS + EVENT_BYTES * number);
-  return steps.map((step, index): Prepared => {
+  return steps.map((step): Prepared => {
     const launches = launchesOf(step, shape, device);
     const parameters = packParameters(step.instruction, around.addressOf);
     return {
@@ -88,7 +88,7 @@ export function prepare(
           mailbox: around.mailbox,
           wait: i === 0 ? event(step.wait) : 0n,
           signal: isLast ? event(step.signal) : 0n,
-          arrivals: around.arrivals + 4n * BigInt(index),
+          arrivals: around.arrivals + 4n * BigInt(step.signal ?? 0),
           scratch: around.scratch,
         });
         const own = isHandshake ? packParameters({ ...NOTHING, op: "mirror" }, () => 0n) : parameters;
