@@ -4,7 +4,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { COMPILE_DEFAULTS, compileModel } from "../compiler/compile.ts";
 import { genericProfile } from "../compiler/profile.ts";
-import { gpuProblem } from "../runtime/devices.ts";
+import { gpuProblem } from "../runtime/gpu_problem.ts";
 import { hcinfer, type Outcome, temporary } from "../tests/command_line.ts";
 import { writeTinyModel } from "../tests/fixtures/tiny_model.ts";
 

@@ -3,10 +3,10 @@ import { performance } from "node:perf_hooks";
 import type { GpuProfile } from "../compiler/profile.ts";
 import type { WeightFormat } from "../compiler/weights/format.ts";
 import { Context } from "../ffi/cuda/context.ts";
-import { Driver } from "../ffi/cuda/driver.ts";
+import { Driver, DriverError } from "../ffi/cuda/driver.ts";
 import { DeviceMemory, PinnedMemory } from "../ffi/cuda/memory.ts";
 import { Event, Stream } from "../ffi/cuda/stream.ts";
-import { gpuProblem } from "./devices.ts";
+import { gpuProblem } from "./gpu_problem.ts";
 import { linearStep, NOTHING, Rig, type RigStep } from "./gpu_rig.ts";
 
 const Q8: WeightFormat = { kind: "q8", group: 64 };
@@ -30,9 +30,58 @@ const sizesOf = (context: Context) => context.driver.kind === "sim" ? SIMULATED 
 export function measureFirstGpu(
   onProgress?: (done: number, total: number, what: string) => void,
 ): GpuProfile | undefined {
-  if (gpuProblem() !== undefined) return undefined;
-  using context = Context.retain(Driver.open(), undefined, { schedule: "spin" });
-  return measureGpu(context, onProgress);
+  using context = firstGpu();
+  return context && measureGpu(context, onProgress);
+}
+
+/** The first GPU as its driver describes it; undefined where there is none. */
+export function describeFirstGpu(): GpuProfile | undefined {
+  using context = firstGpu();
+  return context && describeGpu(context);
+}
+
+function firstGpu(): Context | undefined {
+  return gpuProblem() === undefined
+    ? Context.retain(Driver.open(), undefined, { schedule: "spin" })
+    : undefined;
+}
+
+/** Numbers of cuda.h: kHz, kHz and bits. */
+const CLOCK_RATE = 13, MEMORY_CLOCK_RATE = 36, MEMORY_BUS_WIDTH = 37;
+
+/** Multiply-adds a clock of one multiprocessor, by the least compute capability that has them; NVIDIA's tuning guides. */
+const RATES = [
+  { capability: 90, fp32: 128, int8: 256, tensorInt8: 2048, tensorHalf: 1024 },
+  { capability: 86, fp32: 128, int8: 256, tensorInt8: 512, tensorHalf: 256 },
+  { capability: 80, fp32: 64, int8: 256, tensorInt8: 1024, tensorHalf: 512 },
+  { capability: 75, fp32: 64, int8: 256, tensorInt8: 512, tensorHalf: 256 },
+] as const;
+
+/** What the driver says of a GPU, as a profile that was not measured: enough to place a model on it. */
+export function describeGpu({ calls, device }: Context): GpuProfile {
+  const attribute = (number: number, otherwise: number): number => {
+    const out = new Int32Array(1);
+    try {
+      calls.cuDeviceGetAttribute(new Uint8Array(out.buffer), number, device.ordinal);
+    } catch (error) {
+      if (!(error instanceof DriverError)) throw error;
+    }
+    return out[0] || otherwise;
+  };
+  const clocks = attribute(CLOCK_RATE, 1e6) * 1e3 * device.multiprocessors / 1e9;
+  const rate = RATES.find(({ capability }) => capability <= device.capability) ?? RATES.at(-1)!;
+  return {
+    name: device.name,
+    memory: device.totalMemory,
+    readBandwidth: 2 * attribute(MEMORY_CLOCK_RATE, 1e6) * 1e3 * attribute(MEMORY_BUS_WIDTH, 128) / 8 / 1e9,
+    int8Rate: rate.int8 * clocks,
+    fp32Rate: rate.fp32 * clocks,
+    tensorInt8Rate: rate.tensorInt8 * clocks,
+    tensorHalfRate: rate.tensorHalf * clocks,
+    linkBandwidth: 13,
+    instructionOverhead: 1.5,
+    linkLatency: 2,
+  };
 }
 
 /** The GPU as a profile. Takes some seconds. @param onProgress measurements done, of how many, and what is next */

@@ -2,7 +2,7 @@
  * Kernels outside of a plan, for measuring: instructions on memory of their own, recorded as one graph, and timed. What the
  * memory holds is noise; a rig says how long kernels take, not what they compute.
  */
-import { EVENT_BYTES, MAILBOX_EVENTS } from "../compiler/memory.ts";
+import { EVENT_BYTES, MAILBOX_EVENTS, STEP_REPORT_BYTES } from "../compiler/memory.ts";
 import type { Context } from "../ffi/cuda/context.ts";
 import { Kernels } from "../ffi/cuda/kernels.ts";
 import type { Launch } from "../ffi/cuda/launch.ts";
@@ -32,7 +32,6 @@ export interface RigOptions {
   readonly patience?: number;
 }
 
-const REPORT_BYTES = 64;
 const MOST_STEPS = 4096;
 /** A step that only waits or tells. */
 const HANDSHAKE: Launch = { kernel: "mirror", module: "mirror", grid: [1, 1, 1], block: 32 };
@@ -49,6 +48,7 @@ export class Rig implements Disposable {
   readonly #kernels: Kernels;
   readonly #arena: DeviceMemory;
   readonly #mailbox: PinnedMemory;
+  readonly #head: PinnedMemory;
   readonly #report: StepReport;
   readonly #reportOnDevice: DeviceMemory;
   readonly #arrivals: DeviceMemory;
@@ -66,8 +66,9 @@ export class Rig implements Disposable {
     this.#mailbox = owned.use(PinnedMemory.allocate(context, MAILBOX_EVENTS + EVENT_BYTES * events));
     const { buffer, byteOffset, byteLength } = this.#mailbox.view(0, this.#mailbox.byteLength).fill(0);
     this.mailbox = new Int32Array(buffer, byteOffset, byteLength / 4);
-    this.#report = owned.use(new StepReport(context));
-    this.#reportOnDevice = owned.use(DeviceMemory.allocate(context, REPORT_BYTES));
+    this.#head = owned.use(PinnedMemory.allocate(context, STEP_REPORT_BYTES));
+    this.#report = owned.use(new StepReport(context, this.#head));
+    this.#reportOnDevice = owned.use(DeviceMemory.allocate(context, STEP_REPORT_BYTES));
     this.#arrivals = owned.use(DeviceMemory.allocate(context, 4 * MOST_STEPS));
     this.#arrivals.fill(0);
     this.#patience = patience;
@@ -82,13 +83,13 @@ export class Rig implements Disposable {
   /** Begins a step: kernels wait for, and publish, its number, which is returned. */
   begin(): number {
     this.#report.write(BigInt(++this.#number), this.#patience);
-    this.#report.orderUp(this.#reportOnDevice, this.stream);
+    this.#reportOnDevice.writeAsync(this.stream, this.#head);
     return this.#number;
   }
 
   /** Ends it. @throws when a kernel gave up waiting */
   end(): void {
-    this.#report.orderBack(this.#reportOnDevice, this.stream);
+    this.#report.fetch(this.#reportOnDevice, this.stream);
     this.stream.synchronize();
     if (this.#report.lost) throw new Error("a kernel waited in vain for an event of the CPU");
   }
@@ -156,9 +157,7 @@ export class Rig implements Disposable {
 
   #launchesOf({ instruction: { op, integers }, tokens }: RigStep): readonly Launch[] {
     if (op === "mirror" && integers["rowBytes"] === 0) return [HANDSHAKE];
-    const rule = LAUNCHES[op];
-    if (rule === undefined) throw new Error(`there is no kernel for ${op}`);
-    return rule(integers, { n: tokens, tokens, tiles: tokens, context: tokens }, this.context.device);
+    return LAUNCHES[op](integers, { n: tokens, tokens, tiles: tokens, context: tokens }, this.context.device);
   }
 
   [Symbol.dispose](): void {

@@ -12,12 +12,13 @@ import { printGraph } from "../../compiler/ir/text.ts";
 import { type Budget, budget } from "../../compiler/passes/budget.ts";
 import { compensate } from "../../compiler/passes/compensate.ts";
 import { fuse } from "../../compiler/passes/fuse.ts";
-import { layout } from "../../compiler/passes/layout.ts";
 import { lower } from "../../compiler/passes/lower.ts";
 import { place } from "../../compiler/passes/place.ts";
 import { quantize } from "../../compiler/passes/quantize.ts";
-import { schedule } from "../../compiler/passes/schedule.ts";
+import { limitsOf } from "../../compiler/memory.ts";
+import type { DeviceChoice } from "../../compiler/passes/devices.ts";
 import { type PackedWeight, type Plan, PLAN_VERSION, type WindowStore } from "../../compiler/plan.ts";
+import { settle } from "../../compiler/replan.ts";
 import type { MachineProfile } from "../../compiler/profile.ts";
 import { fileChecksum } from "../../compiler/weights/checksum.ts";
 import { type Config, parseConfig } from "../../compiler/weights/config.ts";
@@ -71,6 +72,11 @@ export interface RandomModelOptions {
   readonly correct: "none" | "low_rank" | "sparse";
   readonly budget: Budget;
   readonly profile: MachineProfile;
+  /** Default "auto". */
+  readonly device?: DeviceChoice;
+  readonly gpuMemory?: number;
+  /** Default: `limitsOf`. */
+  readonly context?: number;
 }
 
 /** A plan, and what its weights file would hold. */
@@ -89,7 +95,10 @@ export async function planRandomModel(options: RandomModelOptions): Promise<Plan
   const file = architectureFile(config.model_type);
   const traced = await traceModel({ source: readFileSync(file, "utf8"), file, config });
   const quantized = quantize(fuse(traced), { ...options, group });
-  const placed = place(quantized, { profile });
+  const { max_position_embeddings: most } = config;
+  const asked = options.context === undefined ? {} : { contextLength: options.context };
+  const limits = limitsOf({ name: shape.name, contextLength: most }, asked, profile.gpu !== undefined);
+  const placed = place(quantized, { ...options, limits });
   const forms: StoredForms = {
     residual: correct === "sparse" ? { width: residualWidth } : null,
     factors: correct === "low_rank" ? { dtype: factorDType, maxRank } : null,
@@ -97,13 +106,14 @@ export async function planRandomModel(options: RandomModelOptions): Promise<Plan
   const corrections = { residualWidth, factorDType, maxRank };
   const budgeted = budget(placed, { ...options, ...corrections, statistics: statisticsOf(quantized) });
   const lowered = lower(compensate(budgeted, { ...corrections, profile }), { profile });
-  const scheduled = schedule(lowered, { profile });
   const needs = inventory(quantized);
   const specs = tensorSpecs(needs, forms);
+  const windows = needs.matrices.flatMap((matrix) => storeOf(matrix, specs, forms));
+  const settled = settle(lowered, windows, { ...options, limits });
   const plan: Plan = {
     version: PLAN_VERSION,
     model: {
-      architecture: scheduled.graph.architecture,
+      architecture: settled.graph.architecture,
       name: shape.name,
       hiddenSize: config.hidden_size,
       layers: config.num_hidden_layers,
@@ -116,18 +126,15 @@ export async function planRandomModel(options: RandomModelOptions): Promise<Plan
       bosToken: null,
       parameters: needs.matrices.reduce((sum, matrix) => sum + elementsOf(matrix), 0),
     },
-    graph: scheduled.graph,
+    ...settled,
     weights: needs.matrices.map(describe),
     vectors: Object.fromEntries(
       [...needs.vectors.values()].map(({ path, length }) => [`${path}.weight`, length]),
     ),
-    windows: needs.matrices.flatMap((matrix) => storeOf(matrix, specs, forms)),
-    lanes: scheduled.lanes,
-    memory: layout(scheduled.graph),
-    corrections: scheduled.corrections,
+    windows,
     provenance: { compiler: "random weights", profile },
   };
-  return { plan, graphText: printGraph(scheduled.graph), specs, inventory: needs };
+  return { plan, graphText: printGraph(settled.graph), specs, inventory: needs };
 }
 
 /** Writes a planned model as a bundle; returns its bytes. @param threads of the checksum */
