@@ -76,7 +76,9 @@ export class CudaDevice implements StepDevice {
     this.#stream = owned.use(new Stream(context));
     this.#copies = owned.use(new Stream(context));
     const device = (bytes: number, what: string) => this.#take(owned, bytes, what);
-    const pinned = (bytes: number) => owned.use(PinnedMemory.allocate(context, Math.max(64, bytes)));
+    // Whole cache lines, at least one.
+    const pinned = (bytes: number) =>
+      owned.use(PinnedMemory.allocate(context, 64 * Math.max(1, Math.ceil(bytes / 64))));
 
     const sizes = memory.device!;
     const weights = device(sizes.weights, "weights");
@@ -168,8 +170,8 @@ export class CudaDevice implements StepDevice {
   }
 
   get logits(): Float32Array {
-    const bytes = this.#logits.view(0, this.#logits.byteLength);
-    return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+    const { buffer, byteOffset, length } = this.#logits.view(0, this.#parts.memory.bytes.logits);
+    return new Float32Array(buffer, byteOffset, length / 4);
   }
 
   step(counts: StepCounts, runs: readonly PagedRun[]): StepStatus {
