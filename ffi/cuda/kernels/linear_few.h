@@ -51,7 +51,7 @@ template <typename F> HC_DEVICE void linear_few(const Linear& p, const Call& cal
           const int chunk = step + k, g = chunk * CHUNK / group, in_group = chunk - g * (group / CHUNK);
           if (chunk >= last) break;
           const uint8_t* at = row_tiles + static_cast<int64_t>(g) * tile_bytes;
-          pairs[k] = F::template load<Reuse::none>(at, group, in_group, c, row_quad);
+          pairs[k] = F::load(in_memory<F>(at, row_quad), group, in_group, c);
           x[k] = *reinterpret_cast<const uint2*>(codes + chunk * CHUNK);
           if ((in_group + 1) * CHUNK != group) continue;
           headers[k] = F::load_header(at, row_quad);

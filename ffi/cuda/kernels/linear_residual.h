@@ -57,7 +57,7 @@ template <typename F> HC_DEVICE void combine_group(const Linear& p, uint8_t* out
     }
   };
   for (int pair = lane / 4; pair < group / 8; pair += 8) {
-    const auto codes = F::template load<Reuse::block>(packed, group, pair / 4, pair % 4, row_quad);
+    const auto codes = F::load(in_memory<F>(packed, row_quad), group, pair / 4, pair % 4);
 #pragma unroll 4
     for (int i = 0; i < 8; i++) {
       float w[4];
@@ -79,7 +79,7 @@ template <typename F> HC_DEVICE void combine_group(const Linear& p, uint8_t* out
         make_float4(largest[0] / 127.0f, largest[1] / 127.0f, largest[2] / 127.0f, largest[3] / 127.0f);
   }
   for (int pair = lane / 4; pair < group / 8; pair += 8) {
-    const auto codes = F::template load<Reuse::block>(packed, group, pair / 4, pair % 4, row_quad);
+    const auto codes = F::load(in_memory<F>(packed, row_quad), group, pair / 4, pair % 4);
 #pragma unroll 1
     for (int odd = 0; odd < 2; odd++) {
       uint32_t rows[4] = {};

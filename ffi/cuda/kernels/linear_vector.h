@@ -33,7 +33,7 @@ template <typename F, int T> struct SegmentSum {
     const int most = (last - first) * chunks;
     const auto fetch = [&](int chunk) {
 #pragma unroll
-      for (int k = 0; k < 4; k++) next_pairs[k] = F::template load<Reuse::none>(at, group, chunk, k, row_quad);
+      for (int k = 0; k < 4; k++) next_pairs[k] = F::load(in_memory<F>(at, row_quad), group, chunk, k);
       if (chunk == 0) next_header = F::load_header(at, row_quad);
     };
     fetch(0);
