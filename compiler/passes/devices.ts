@@ -151,6 +151,7 @@ export function chooseDevices(
     spilled,
     cause: (part) => {
       if (!spilled.has(part)) return "gpu: it fits";
+      if (part === "embedding" && fits > 1) return `cpu: before layers that do not fit: ${use}`;
       const what = typeof part === "number" ? `layer ${part} of ${layers.length}` : `the ${part}`;
       return `cpu: ${what} does not fit: ${use}`;
     },
@@ -167,7 +168,10 @@ export function withDevices(graph: Graph, placed: Placed, options: DeviceOptions
   const nodes = graph.nodes.map((node, i): Node => {
     const cost = allCosts[i];
     const part = parts[i];
-    if (cost === undefined || part === undefined || CORRECTION_OPS.has(node.op)) return node;
+    if (cost === undefined || part === undefined) return node;
+    if (CORRECTION_OPS.has(node.op)) {
+      return { ...node, placement: withCost({ ...node.placement, device: "cpu" }, cost, profile, threads) };
+    }
     const key = overrideOf(node, overrides);
     const forced = key === undefined ? undefined : overrides?.get(key);
     const own: readonly [Device, string] = [placed.spilled.has(part) ? "cpu" : "gpu", placed.cause(part)];

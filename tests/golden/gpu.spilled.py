@@ -21,7 +21,7 @@ rope_0 = rope_table(frequencies=(1, 0.8058421877614819, 0.6493816315762113, 0.52
     scale=1)
 
 h = embedding(tokens, "model.embed_tokens", rows=128256, width=4096, format="q8g64")
-    # [T,4096] f32 | cpu compensation | 4224 B read | 541753344 B stored | 2.07 us | because q8g64: format of embedding and head | because cpu: the embedding does not fit: 1.32 GiB of 1.4 GiB are taken
+    # [T,4096] f32 | cpu compensation | 4224 B read | 541753344 B stored | 2.07 us | because q8g64: format of embedding and head | because cpu: before layers that do not fit: 1.32 GiB of 1.4 GiB are taken
 x, x_codes = rms_norm(h, "model.layers.0.input_layernorm", epsilon=0.000001, codes=64)
     # [T,4096] f32, [T,4096] i8g64 | cpu compensation | 16384 B read | 16384 B stored | 2.27 us | because cpu: layer 0 of 2 does not fit: 1.32 GiB of 1.4 GiB are taken
 rows_0_qkv_chosen = sparse_select(x, "0.qkv", channels=496, width=4)

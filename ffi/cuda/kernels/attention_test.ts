@@ -209,17 +209,20 @@ Deno.test("attention's softmax is stable", () => {
 });
 
 Deno.test("a value that is not finite reaches only the tokens that see it", () => {
-  const scene = sceneOf(GROUPED, [[0, 254, 4]]);
-  const page = scene.pages[4]!, { headDim, heads } = scene;
-  // Position 256, seen by the last two of the four tokens.
-  scene.cacheV[valueAt(scene, page, 1, 0, 9)] = Infinity;
-  scene.cacheK[keyAt(scene, page, 0, 0, 9)] = NaN;
-  for (const bound of [258, WALK]) {
-    const out = attend(scene, bound);
-    const finite = (token: number, head: number) =>
-      out.subarray((token * heads + head) * headDim).subarray(0, headDim).every(Number.isFinite);
-    for (const head of [0, heads - 1]) {
-      assert.deepEqual([0, 1, 2, 3].map((token) => finite(token, head)), [true, true, false, false]);
+  // The last two of four tokens see it: within a chunk, and from the beginning of one.
+  for (const first of [100, 254]) {
+    const scene = sceneOf(GROUPED, [[0, first, 4]]);
+    const { headDim, heads, pages } = scene, bad = first + 2;
+    const page = pages[Math.floor(bad / PAGE_POSITIONS)]!, slot = bad % PAGE_POSITIONS;
+    scene.cacheV[valueAt(scene, page, 1, slot, 9)] = Infinity;
+    scene.cacheK[keyAt(scene, page, 0, slot, 9)] = NaN;
+    for (const bound of [258, WALK]) {
+      const out = attend(scene, bound);
+      const finite = (token: number, head: number) =>
+        out.subarray((token * heads + head) * headDim).subarray(0, headDim).every(Number.isFinite);
+      for (const head of [0, heads - 1]) {
+        assert.deepEqual([0, 1, 2, 3].map((token) => finite(token, head)), [true, true, false, false]);
+      }
     }
   }
 });

@@ -12,7 +12,7 @@ import {
   rowOf,
   strided,
   WIDTHS,
-} from "./elementwise_fixture.ts";
+} from "../../../tests/fixtures/rows.ts";
 
 const silu = (x: number) => x / (1 + Math.exp(-x));
 /** elementwise.h: of silu; a product is rounded once more. */

@@ -5,7 +5,7 @@ import { quantize } from "../../packing.ts";
 import { GOLDEN } from "../../../tests/fixtures/formats.ts";
 import { bytesOf, FORMATS, normals } from "../../../tests/fixtures/packing.ts";
 import { runInstruction } from "./fixture.ts";
-import { WIDTHS } from "./elementwise_fixture.ts";
+import { WIDTHS } from "../../../tests/fixtures/rows.ts";
 
 function check(
   format: WeightFormat,

@@ -3,7 +3,7 @@ import { fromBF16, toBF16 } from "../../../compiler/weights/half.ts";
 import { factorStride } from "../../../compiler/weights/correction.ts";
 import { normals } from "../../../tests/fixtures/packing.ts";
 import { runInstruction } from "./fixture.ts";
-import { strided } from "./elementwise_fixture.ts";
+import { strided } from "../../../tests/fixtures/rows.ts";
 
 interface Factor {
   readonly stored: Int8Array | Uint16Array;

@@ -12,7 +12,7 @@ import {
   emptyCodes,
   strided,
   WIDTHS,
-} from "./elementwise_fixture.ts";
+} from "../../../tests/fixtures/rows.ts";
 
 /**
  * Of a mean of squares: at most 16 + 5 + 4 additions in a row for up to 8192 elements, half of it in the root; then the
