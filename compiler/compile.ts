@@ -27,8 +27,10 @@ import { MOST_TEXT_BYTES, readRegularText } from "./files.ts";
 import { architectureFile, traceModel } from "./frontend/trace.ts";
 import type { Graph, Stage } from "./ir/graph.ts";
 import { printGraph } from "./ir/text.ts";
+import { type Limits, limitsOf } from "./memory.ts";
 import { type Budget, budget, checkBudget, type Correct, type WindowStatistics } from "./passes/budget.ts";
 import { compensate } from "./passes/compensate.ts";
+import { type DeviceChoice, gpuLimit } from "./passes/devices.ts";
 import type { FormatPolicy } from "./passes/formats.ts";
 import { fuse } from "./passes/fuse.ts";
 import { layout } from "./passes/layout.ts";
@@ -74,6 +76,12 @@ export interface CompileOptions {
   readonly transforms?: readonly WeightTransform[];
   /** Default: `roundToNearest`. */
   readonly quantizer?: Quantizer;
+  /** Where the plan is to run: "auto" (the default) is the GPU where the profile has one. */
+  readonly device?: DeviceChoice;
+  /** Bytes of the GPU's memory that the plan may take; default: nearly all (`usableMemory`). */
+  readonly gpuMemory?: number;
+  /** Tokens of the longest sequence that memory is planned for; default: `limitsOf`. */
+  readonly contextLength?: number;
   /** Threads that compile. The bundle is the same for any number. */
   readonly threads: number;
   /** The machine that times are predicted for, with all its cores. */
@@ -137,7 +145,8 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
     checkpointSource(checkpoint),
   );
   graph = print(quantize(graph, { ...options, ...measuredFormats(graph, source, options) }));
-  graph = print(place(graph, options));
+  const limits = plannedLimits(checkpoint, options);
+  graph = print(place(graph, { ...options, limits, corrections: options }));
 
   const needs = inventory(graph);
   const forms = storedForms(options);
@@ -158,7 +167,7 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
   }
   graph = print(compensate(graph, options));
   graph = print(lower(graph, options));
-  const scheduled = schedule(graph, options);
+  const { lanes, corrections, ...scheduled } = schedule(graph, options);
   graph = print(scheduled.graph);
 
   const plan: Plan = {
@@ -170,9 +179,9 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
       [...needs.vectors.values()].map(({ path, length }) => [`${path}.weight`, length]),
     ),
     windows,
-    lanes: scheduled.lanes,
-    memory: layout(scheduled.graph),
-    corrections: scheduled.corrections,
+    lanes,
+    memory: layout(graph),
+    corrections,
     provenance: provenance(options, checkpoint, description, threads),
   };
   const graphText = printGraph(graph);
@@ -184,6 +193,14 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
     checksum: (path) => fileChecksum(path, threads),
   });
   return { plan, graphText, seconds: (performance.now() - start) / 1000, bytes: writer.bytes };
+}
+
+/** What memory is planned for. */
+function plannedLimits({ config, name }: Checkpoint, options: PlanOptions): Required<Limits> {
+  const model = { name, contextLength: config.max_position_embeddings };
+  const asked = options.contextLength === undefined ? {} : { contextLength: options.contextLength };
+  const limits = limitsOf(model, asked);
+  return gpuLimit(options) === undefined ? limits : limitsOf(model, asked, true);
 }
 
 /** What every format loses of every weight; nothing unless formats are to follow it. */

@@ -22,6 +22,8 @@ export const MAILBOX_EVENTS = 128;
 export const EVENT_BYTES = 64;
 /** Head of the step's inputs where there is a GPU: StepReport in ffi/cuda/kernels/call.h. */
 export const STEP_REPORT_BYTES = 64;
+/** For the tensors of a window, each of which starts at a multiple of 64 bytes. */
+const STAGED_PADDING = 16 * 64;
 /** Two pinned buffers of this size carry weights to the GPU while they load. */
 export const LOADING_BYTES = 2 ** 24;
 /** What kernels of attention ask for at most, to merge chunks of the context. */
@@ -42,13 +44,22 @@ const DEFAULT_CAPACITY = 512;
 /** The cache of a longer context would be mapped, not touched; its rotation tables would have to be computed. */
 const DEFAULT_CONTEXT = 32_768;
 
+/** The cache on a GPU is allocated, and what it takes is taken from layers. */
+const DEFAULT_GPU_CONTEXT = 8192;
+
 /**
  * The limits of whoever runs or predicts a model: what was asked for, or the defaults. A step is never longer than the
  * context.
+ * @param withGpu whether the plan has nodes on a GPU, where less is the default
  * @throws {HcinferError} "usage": a context the model was not made for, or a limit below 1
  */
-export function limitsOf(model: ModelInfo, asked: Partial<Limits> = {}): Required<Limits> {
-  const { contextLength = Math.min(model.contextLength, DEFAULT_CONTEXT) } = asked;
+export function limitsOf(
+  model: Pick<ModelInfo, "contextLength" | "name">,
+  asked: Partial<Limits> = {},
+  withGpu = false,
+): Required<Limits> {
+  const most = withGpu ? DEFAULT_GPU_CONTEXT : DEFAULT_CONTEXT;
+  const { contextLength = Math.min(model.contextLength, most) } = asked;
   const { capacity = DEFAULT_CAPACITY, cachePositions = contextLength } = asked;
   const isWhole = (n: number) => Number.isSafeInteger(n) && n >= 1;
   if (!isWhole(contextLength) || contextLength > model.contextLength) {
@@ -229,6 +240,15 @@ export function memoryOf(plan: MemoryOf, limits: Required<Limits>): Memory {
   };
 }
 
+/** Bytes for people: `7.6 GiB`. */
+export function memoryText(bytes: number): string {
+  const units = ["bytes", "KiB", "MiB", "GiB"];
+  let unit = 0;
+  let value = bytes;
+  while (value >= 1000 && unit < units.length - 1) [value, unit] = [value / 1024, unit + 1];
+  return `${unit === 0 ? value : Number(value.toPrecision(3))} ${units[unit]}`;
+}
+
 function sum(numbers: readonly number[]): number {
   return numbers.reduce((a, b) => a + b, 0);
 }
@@ -269,7 +289,7 @@ function stagingOf({ graph, windows, corrections }: MemoryOf): number {
     graph.nodes.flatMap((node) => node.op === "linear" && isOnGpu(node) ? [node.params.window] : []),
   );
   const stored = windows.filter(({ window }) => onGpu.has(window))
-    .map(({ residual, factors }) => (residual?.bytes ?? 0) + (factors?.bytes ?? 0));
+    .map(({ residual, factors }) => (residual?.bytes ?? 0) + (factors?.bytes ?? 0) + STAGED_PADDING);
   return 2 * Math.max(0, ...stored);
 }
 

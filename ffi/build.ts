@@ -9,7 +9,7 @@
  */
 import { mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { arch, platform } from "node:os";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { HcinferError } from "../compiler/errors.ts";

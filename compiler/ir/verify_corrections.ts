@@ -55,6 +55,10 @@ export function checkCorrections(graph: Graph, fail: Fail): void {
       const fits = append?.op === "append" && append.params.layer === layer &&
         append.params.headDim === headDim &&
         types.get(append.inputs[1] ?? "")?.type.shape.at(-1) === kvHeads * headDim;
+      const [cache, own] = [append?.placement.device, node.placement.device];
+      if (cache !== own) {
+        fail(index, `runs on the ${own}, and the cache of layer ${layer} is on the ${cache}`);
+      }
       if (!fits) fail(index, `reads another cache than its queries' layer ${layer} appends to`);
     }
     if (!CORRECTION_OPS.has(node.op) && node.op !== "merge") return;

@@ -5,7 +5,7 @@ import { TINY, transformer } from "../ir/fixture.ts";
 import type { Graph } from "../ir/graph.ts";
 import { factorBytesRead, residualBytesRead } from "../weights/correction.ts";
 import { budget, type BudgetOptions } from "./budget.ts";
-import { arbitraryChoices, CHOICES, profile, statisticsOf } from "../../tests/fixtures/passes.ts";
+import { arbitraryChoices, CHOICES, limits, profile, statisticsOf } from "../../tests/fixtures/passes.ts";
 import { fuse } from "./fuse.ts";
 import { channelCurve, laplaceShare, rankCurve } from "./gain.ts";
 import { place } from "./place.ts";
@@ -13,12 +13,14 @@ import { quantize } from "./quantize.ts";
 
 const placed = place(quantize(fuse(transformer({ ...TINY, hidden: 512, intermediate: 1536 })), CHOICES), {
   profile,
+  limits,
 });
 const statistics = statisticsOf(placed);
 
 function run(options: Partial<BudgetOptions>): Graph {
   const { correct, residualWidth, factorDType, maxRank } = CHOICES;
   return budget(placed, {
+    profile,
     correct,
     residualWidth,
     factorDType,

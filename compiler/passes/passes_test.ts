@@ -8,7 +8,7 @@ import { tensor } from "../ir/types.ts";
 import type { Graph, Node, NodeOf } from "../ir/graph.ts";
 import type { Op } from "../ir/ops.ts";
 import { verify } from "../ir/verify.ts";
-import { arbitraryChoices, CHOICES, passes, profile } from "../../tests/fixtures/passes.ts";
+import { arbitraryChoices, CHOICES, limits, passes, profile } from "../../tests/fixtures/passes.ts";
 import { fuse } from "./fuse.ts";
 import { place } from "./place.ts";
 import { quantize } from "./quantize.ts";
@@ -96,15 +96,15 @@ Deno.test("quantize: head and embedding share a format, overrides come first", (
 
 Deno.test("place: everything has a device and a cause; the GPU and too little memory are refused", () => {
   const quantized = quantize(fuse(transformer()), CHOICES);
-  const graph = place(quantized, { profile, overrides: new Map([["model.layers.1", "cpu"]]) });
+  const graph = place(quantized, { profile, limits, overrides: new Map([["model.layers.1", "cpu"]]) });
   for (const node of graph.nodes) assert.ok(node.placement.causes.some((c) => c.startsWith("cpu: ")));
   assert.ok(graph.nodes.some((n) => n.placement.causes.includes("cpu: override of model.layers.1")));
   const refused = (options: Partial<Parameters<typeof place>[1]>, message: RegExp) =>
     assert.throws(
-      () => place(quantized, { profile, ...options }),
+      () => place(quantized, { profile, limits, ...options }),
       (e) => e instanceof HcinferError && e.kind === "usage" && message.test(e.message),
     );
-  refused({ overrides: new Map([["model.layers.0", "gpu"]]) }, /no GPU lane/);
+  refused({ overrides: new Map([["model.layers.0", "gpu"]]) }, /asks for the GPU/);
   refused({ overrides: new Map([["model.layers.7", "cpu"]]) }, /no such node/);
   refused({ memory: { cpu: 1000 } }, /1000 are allowed/);
 });

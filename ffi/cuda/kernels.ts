@@ -47,7 +47,7 @@ function read(path: string | URL): Uint8Array {
     const reason = error instanceof Error ? error.message : String(error);
     throw new HcinferError(
       "environment",
-      `the GPU's kernels cannot be read: ${reason}\nrun: deno task build`,
+      `the GPU's kernels cannot be read: ${reason}\nrun: deno task build:cuda`,
       {
         cause: error,
       },

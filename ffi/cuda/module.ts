@@ -95,7 +95,7 @@ export class KernelFunction {
     throw new HcinferError(
       "environment",
       `${this.name} takes parameters of ${expected.join(", ")} bytes, not ${sizes.join(", ")}: ` +
-        `the kernels are of another version\nrun: deno task build`,
+        `the kernels are of another version\nrun: deno task build:cuda`,
     );
   }
 

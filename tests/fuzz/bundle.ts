@@ -42,6 +42,7 @@ import { factorise } from "../../ffi/packing.ts";
 import type { MappedBundle } from "../../runtime/executors/cpu/executor.ts";
 import { Choices, normals } from "./choices.ts";
 import type { RandomGraph } from "./graphs.ts";
+import { limits } from "../fixtures/passes.ts";
 
 export const profile = PROFILES["generic-2-core"];
 export const CONTEXT = 48;
@@ -99,7 +100,10 @@ export function compensated(traced: Graph, { formats, forms, budgets }: Packing)
   const fused = fuse(traced);
   const names = inventory(fused).matrices.map((m) => m.name);
   const overrides = new Map(names.map((name) => [name, formats(name)]));
-  const placed = place(quantize(fused, { weights: "q4", head: "q4", group: 64, overrides }), { profile });
+  const placed = place(quantize(fused, { weights: "q4", head: "q4", group: 64, overrides }), {
+    profile,
+    limits,
+  });
   const windows = inventory(placed).matrices.flatMap((matrix): WindowBudget[] => {
     if (matrix.window === undefined) return [];
     const { rank, channels } = budgets(matrix.window);

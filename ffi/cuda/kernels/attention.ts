@@ -28,7 +28,8 @@ export const rules = {
     const unit = { module: "attention", block: THREADS, shared };
     const chunks = Math.ceil(Math.min(context, integers["context"]!) / CHUNK);
     const scratch = 4 * chunks * tokens * heads * (headDim + 2);
-    const full = unitsOf(n / tiles) >= UNITS_TO_FILL * multiprocessors || scratch > MOST_SCRATCH || chunks > MOST_CHUNKS;
+    const full = unitsOf(n / tiles) >= UNITS_TO_FILL * multiprocessors || scratch > MOST_SCRATCH ||
+      chunks > MOST_CHUNKS;
     if (full || chunks <= 1) return [{ ...unit, kernel: "attend_walk", grid: [units, 1, 1] }];
     const both = { chunks, scratch };
     return [

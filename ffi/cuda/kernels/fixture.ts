@@ -53,10 +53,8 @@ export function runInstruction(op: KernelOp, args: InstructionArguments): { read
   const n = args.step?.n ?? 1;
   const step = { n, tokens: n, tiles: n, context: n, ...args.step };
   const { capability = context.device.capability, integers, reals = {} } = args;
-  const rule = LAUNCHES[op];
-  if (rule === undefined) throw new Error(`${op} has no launch rule`);
   const operand = { segment: "arena", offset: 0 } as const;
-  return runLaunches(rule(integers, step, { ...context.device, capability }), {
+  return runLaunches(LAUNCHES[op](integers, step, { ...context.device, capability }), {
     ...args,
     name: op,
     step,

@@ -47,7 +47,9 @@ void on_signal(int signal, siginfo_t* info, void* context) {
   const std::string at = location(context);
   if (signal == watchdog_signal) runner->fail(FaultKind::timeout, "no end within CUDA_SIM_TIMEOUT_MS" + at);
   if (signal == SIGSEGV || signal == SIGBUS) {
-    runner->fail(FaultKind::bad_address, "access to a bad address" + at, reinterpret_cast<uintptr_t>(info->si_addr));
+    char text[64];
+    snprintf(text, sizeof text, "access to %p, which is nothing's", info->si_addr);
+    runner->fail(FaultKind::bad_address, text + at, reinterpret_cast<uintptr_t>(info->si_addr));
   }
   runner->fail(FaultKind::trap, "trap: array bounds, alignment, shift or __trap()" + at);
 }

@@ -1,5 +1,5 @@
-// Memory of the device and pinned memory of the host: every allocation of its own between pages without access, so that what
-// leaves it faults. Freed addresses are never used again.
+// Memory of the device and pinned memory of the host: every allocation lies between pages without access, so that
+// what leaves it faults. Freed addresses are never used again.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +18,9 @@ namespace {
 auto& allocations = *new std::map<uintptr_t, Allocation>;
 size_t device_bytes_used = 0;
 
+// Address space before and behind every allocation, without memory: what is off by a row meets it too.
+constexpr size_t guard_size = 1 << 20;
+
 // The driver aligns to 256; at 16 an overrun by a few bytes meets the guard.
 uintptr_t allocate(size_t size, Kind kind) {
   if (kind == Kind::device && size > device_bytes_total() - std::min(device_bytes_used, device_bytes_total())) return 0;
@@ -32,13 +35,13 @@ uintptr_t allocate(size_t size, Kind kind) {
   ASAN_POISON_MEMORY_REGION(reinterpret_cast<char*>(start) + size, used - size);
 #else
   const size_t body = (used + page_size - 1) / page_size * page_size;
-  made.map_size = body + 2 * page_size;
+  made.map_size = body + 2 * guard_size;
   void* map = mmap(nullptr, made.map_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (map == MAP_FAILED) return 0;
   made.map = static_cast<char*>(map);
-  mprotect(made.map + page_size, body, PROT_READ | PROT_WRITE);
-  memset(made.map + page_size, scribble, body);
-  const auto start = reinterpret_cast<uintptr_t>(made.map) + page_size + body - used;
+  mprotect(made.map + guard_size, body, PROT_READ | PROT_WRITE);
+  memset(made.map + guard_size, scribble, body);
+  const auto start = reinterpret_cast<uintptr_t>(made.map) + guard_size + body - used;
 #endif
   allocations[start] = made;
   if (kind == Kind::device) device_bytes_used += size;
@@ -101,19 +104,18 @@ const Allocation* find_allocation(uintptr_t address, size_t size) {
 
 std::string describe(uintptr_t address) {
   std::string text;
-  char line[128];
+  const auto add = [&](const char* relation, uintptr_t distance, uintptr_t start, size_t size) {
+    if (distance > 64 * guard_size) return;
+    char line[128];
+    snprintf(line, sizeof line, "; %zu bytes %s %zu bytes at %#zx", size_t{distance}, relation, size, size_t{start});
+    text += line;
+  };
   const auto next = allocations.upper_bound(address);
   if (next != allocations.begin()) {
     const auto& [start, before] = *std::prev(next);
-    snprintf(line, sizeof line, "; %#zx is %zu bytes past the start of %zu bytes at %#zx", size_t{address}, address - start,
-             before.size, size_t{start});
-    text += line;
+    add("past the start of the", address - start, start, before.size);
   }
-  if (next != allocations.end()) {
-    snprintf(line, sizeof line, "; %#zx is %zu bytes before %zu bytes at %#zx", size_t{address}, next->first - address,
-             next->second.size, size_t{next->first});
-    text += line;
-  }
+  if (next != allocations.end()) add("before the", next->first - address, next->first, next->second.size);
   return text;
 }
 

@@ -69,7 +69,7 @@ CUresult launch(const Function& function, uint3 blocks, uint3 threads, size_t sh
   std::vector<void*> pointers;
   for (const auto& value : values) pointers.push_back(const_cast<char*>(value.data()));
   const Fault fault = run_grid({function.module, function.kernel, pointers.data(), blocks, threads, shared});
-  if (fault.kind != FaultKind::none) {
+  if (fault.kind != FaultKind::none && !getenv("CUDA_SIM_QUIET")) {
     Lock lock(mutex);
     const std::string nearby = fault.kind == FaultKind::bad_address ? describe(fault.address) : "";
     fprintf(stderr, "CUDA simulator: %s%s\n", fault.message.c_str(), nearby.c_str());

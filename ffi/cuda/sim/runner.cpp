@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <memory>
 #include <numeric>
 #include <utility>
 #ifdef __SANITIZE_ADDRESS__
@@ -275,8 +276,9 @@ Fault Runner::run(const Grid& grid) {
 }
 
 Fault run_grid(const Grid& grid) {
-  thread_local Runner runner;
-  return runner.run(grid);
+  // A pointer: the room for thread-locals of a library that is loaded late is small.
+  thread_local const auto runner = std::make_unique<Runner>();
+  return runner->run(grid);
 }
 
 }  // namespace sim

@@ -19,8 +19,8 @@ import { type PagedRun, StepInputs } from "../step_inputs.ts";
 import type { StepKind } from "../../executor.ts";
 import { prepare, type Prepared, scratchBytes, type Shape, type Surroundings } from "./launcher.ts";
 import type { CudaProgram, KernelStep } from "./program.ts";
-import { REPORT_BYTES, StepReport, STOPPED_OFFSET } from "./report.ts";
-import type { DeviceWeights, Staging } from "./tensors.ts";
+import { StepReport, STOPPED_OFFSET } from "./report.ts";
+import { type Staging, upload } from "./tensors.ts";
 
 /** Decode steps of at most so many tokens are recorded: their kernels depend on counts, which repeat. */
 const RECORDED_TOKENS = 8;
@@ -35,7 +35,6 @@ export interface CudaParts {
   readonly bundle: MappedBundle;
   readonly memory: Memory;
   readonly programs: Readonly<Record<StepKind, CudaProgram>>;
-  readonly weights: DeviceWeights;
   readonly staging: Staging;
   readonly threads: number;
   /** Milliseconds that one side waits for the other before it calls it lost. */
@@ -60,7 +59,6 @@ export class CudaDevice implements StepDevice {
   /** In the mailbox: the flag that ends a step, and the number of the last. */
   readonly #abortFlag: Int32Array;
   readonly #number: BigUint64Array;
-  readonly #arrivals: DeviceMemory;
   readonly #logits: PinnedMemory;
   readonly #engines: Readonly<Record<StepKind, Engine | undefined>>;
   readonly #recorded = new Map<string, Graph>();
@@ -70,7 +68,7 @@ export class CudaDevice implements StepDevice {
   #failure: unknown;
 
   constructor(parts: CudaParts) {
-    const { context, bundle, memory, programs, weights, staging } = parts;
+    const { context, bundle, memory, programs, staging } = parts;
     this.#parts = parts;
     // Until it is whole, a failure gives everything back.
     using owned = new DisposableStack();
@@ -78,48 +76,43 @@ export class CudaDevice implements StepDevice {
     this.#stream = owned.use(new Stream(context));
     this.#copies = owned.use(new Stream(context));
     const device = (bytes: number, what: string) => this.#take(owned, bytes, what);
-    const pinned = (bytes: number) => owned.use(PinnedMemory.allocate(context, Math.max(64, bytes)));
+    // Whole cache lines, at least one.
+    const pinned = (bytes: number) =>
+      owned.use(PinnedMemory.allocate(context, 64 * Math.max(1, Math.ceil(bytes / 64))));
 
     const sizes = memory.device!;
-    const weightMemory = device(weights.bytes, "weights");
-    const stagingMemory = device(staging.bytes, "corrections on their way");
+    const weights = device(sizes.weights, "weights");
+    const stagingMemory = device(sizes.staging, "corrections on their way");
     const arena = device(sizes.arena, "activations"), tables = device(sizes.tables, "tables");
     this.#cache = device(sizes.cache, "keys and values");
-    this.#step = device(REPORT_BYTES + memory.bytes.step, "inputs of a step")!;
-    const steps = Math.max(programs.decode.kernels.length, programs.prefill.kernels.length);
-    this.#arrivals = device(4 * steps, "counters")!;
-    const shapes = this.#extremes();
-    const scratch = device(
-      Math.max(
-        ...KINDS.flatMap((as) => shapes.map((s) => scratchBytes(programs[as].kernels, s, context.device))),
-      ),
-      "scratch",
-    );
+    this.#step = device(sizes.step, "inputs of a step")!;
+    const scratch = device(sizes.scratch, "scratch");
+    this.#checkSizes();
     const twin = pinned(memory.bytes.arena);
     twin.view(0, twin.byteLength).fill(0);
     this.#inputs = pinned(memory.bytes.step);
     const mailbox = pinned(memory.bytes.mailbox);
     this.#logits = pinned(memory.bytes.logits);
-    this.#report = owned.use(new StepReport(context));
+    this.#report = owned.use(new StepReport(context, this.#inputs));
     this.#hostCache = owned.use(allocate(memory.bytes.cache));
     const hostTables = owned.use(allocate(memory.bytes.tables));
 
     const { buffer, byteOffset } = mailbox.view(0, mailbox.byteLength).fill(0);
     this.#abortFlag = new Int32Array(buffer, byteOffset, 1);
     this.#number = new BigUint64Array(buffer, byteOffset + NUMBER, 1);
-    this.#arrivals.fill(0);
+    this.#step.fill(0);
     fillRotations(hostTables, bundle.plan, memory);
     if (tables) tables.write(hostTables.view(0, sizes.tables));
-    if (weightMemory) weights.upload(context, weightMemory, this.#copies);
-    if (stagingMemory) staging.attach(context, stagingMemory);
+    if (weights) upload(context, memory, (tensor) => bundle.tensor(tensor).bytes, weights, this.#copies);
+    if (stagingMemory && staging.bytes > 0) staging.attach(context, stagingMemory);
     owned.use(staging);
 
-    const bases: Partial<Record<Segment, bigint>> = {
-      weights: weightMemory?.address,
+    const bases: { readonly [S in Segment]?: bigint | undefined } = {
+      weights: weights?.address,
       arena: arena?.address,
       cache: this.#cache?.address,
       tables: tables?.address,
-      step: this.#step.at(REPORT_BYTES),
+      step: this.#step.address,
       logits: this.#logits.deviceAddress,
       twin: twin.deviceAddress,
     };
@@ -133,12 +126,12 @@ export class CudaDevice implements StepDevice {
       twin: twin.deviceAddress - (arena?.address ?? 0n),
       report: this.#step.address,
       mailbox: mailbox.deviceAddress,
-      arrivals: this.#arrivals.address,
+      arrivals: this.#step.at(memory.arrivals),
       scratch: scratch?.address ?? 0n,
       checks: false,
     };
     const extents = {
-      weights: weights.bytes,
+      weights: sizes.weights,
       arena: sizes.arena,
       cache: sizes.cache,
       tables: sizes.tables,
@@ -177,8 +170,8 @@ export class CudaDevice implements StepDevice {
   }
 
   get logits(): Float32Array {
-    const bytes = this.#logits.view(0, this.#logits.byteLength);
-    return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+    const { buffer, byteOffset, length } = this.#logits.view(0, this.#parts.memory.bytes.logits);
+    return new Float32Array(buffer, byteOffset, length / 4);
   }
 
   step(counts: StepCounts, runs: readonly PagedRun[]): StepStatus {
@@ -192,11 +185,26 @@ export class CudaDevice implements StepDevice {
 
   async stepAsync(counts: StepCounts, runs: readonly PagedRun[]): Promise<StepStatus> {
     this.#guarded(counts, () => this.#order(counts, runs));
-    const status = this.#heard(await this.#engines[counts.mode]?.stepAsync(counts) ?? DONE);
+    const status = await this.#ended(this.#engines[counts.mode], counts).catch((error: unknown) => error);
     if (this.#isClosed) return { status: "aborted" };
-    await this.#stream.synchronizeAsync();
-    if (this.#isClosed) return { status: "aborted" };
-    return this.#guarded(counts, () => this.#outcome(status));
+    return this.#guarded(counts, () => {
+      if (!isStatus(status)) throw status;
+      return this.#outcome(status);
+    });
+  }
+
+  /** Waits for both sides of a step on a thread that is not JavaScript's. */
+  async #ended(engine: Engine | undefined, counts: StepCounts): Promise<StepStatus> {
+    if (engine === undefined) {
+      await this.#stream.finished();
+      return DONE;
+    }
+    const { status, driver } = await engine.stepBeside(counts, {
+      ...this.#stream.native,
+      abort: this.#abortFlag,
+    });
+    if (driver !== 0) throw this.#parts.context.driver.error("cuStreamSynchronize", driver);
+    return status;
   }
 
   /** An error of the driver ends the executor: what was in the GPU's memory may be gone. */
@@ -254,10 +262,8 @@ export class CudaDevice implements StepDevice {
   #launch(prepared: readonly Prepared[], runs: number): void {
     const { staging, memory } = this.#parts;
     const { pages } = memory.inputs;
-    this.#report.orderUp(this.#step, this.#stream);
-    // Page tables come last, and only the first are of this step.
-    const length = pages + 4 * memory.mostPages * runs;
-    this.#step.writeAsync(this.#stream, this.#inputs, { offset: REPORT_BYTES, length });
+    // The report, then the inputs; page tables come last, and only the first are of this step.
+    this.#step.writeAsync(this.#stream, this.#inputs, { length: pages + 4 * memory.mostPages * runs });
     prepared.forEach(({ step: { streams }, launches }, i) => {
       if (streams !== undefined && prepared[i - 1]?.step.streams !== streams) {
         staging.bring(streams, this.#copies, this.#stream);
@@ -267,7 +273,7 @@ export class CudaDevice implements StepDevice {
         staging.used(streams, this.#stream);
       }
     });
-    this.#report.orderBack(this.#step, this.#stream);
+    this.#report.fetch(this.#step, this.#stream);
   }
 
   /** Where the engine ended early, the kernels that wait for it are to end, too. */
@@ -283,7 +289,7 @@ export class CudaDevice implements StepDevice {
     this.#isOrdered = false;
     const { stopped, lost, overflow } = this.#report;
     // Blocks that left early were not counted.
-    if (stopped) this.#arrivals.fill(0);
+    if (stopped) this.#step.fill(0, { offset: this.#parts.memory.arrivals });
     if (lost || status.status === "lost") {
       Atomics.store(this.#abortFlag, 0, 0);
       const [who, whom] = lost ? ["the GPU", "the CPU's lane"] : ["the CPU's lane", "the GPU"];
@@ -361,16 +367,34 @@ export class CudaDevice implements StepDevice {
     return this.#taken;
   }
 
-  /** Shapes between which all others lie, as far as scratch is concerned. */
-  #extremes(): Shape[] {
-    const { capacity, contextLength: context } = this.#parts.memory.limits;
-    const few = Array.from({ length: Math.min(RECORDED_TOKENS, capacity) }, (_, i) => i + 1);
-    return [...few, capacity].map((tokens) => ({ tokens, rows: tokens, tiles: tokens, context }));
+  /** That what the kernels ask for is no more than was planned. */
+  #checkSizes(): void {
+    const { memory: { limits, device }, programs, staging, context } = this.#parts;
+    const few = Array.from({ length: Math.min(RECORDED_TOKENS, limits.capacity) }, (_, i) => i + 1);
+    const scratch = KINDS.flatMap((as) =>
+      [...few, limits.capacity].map((tokens) => {
+        const shape = { tokens, rows: tokens, tiles: tokens, context: limits.contextLength };
+        return scratchBytes(programs[as].kernels, shape, context.device);
+      })
+    );
+    const needed = Math.max(...scratch);
+    if (needed > device!.scratch || staging.bytes > device!.staging) {
+      throw new Error(
+        `planned ${device!.scratch} bytes of scratch and ${
+          device!.staging
+        } of staging, needed ${needed} and ${staging.bytes}`,
+      );
+    }
   }
 }
 
 const KINDS: readonly StepKind[] = ["decode", "prefill"];
 const DONE: StepStatus = { status: "done" };
+
+function isStatus(outcome: unknown): outcome is StepStatus {
+  return typeof outcome === "object" && outcome !== null && "status" in outcome &&
+    !(outcome instanceof Error);
+}
 
 /** The instructions of the common table, as the native check of operands reads them. */
 function tableInstructions(steps: readonly KernelStep[]): Instruction[] {

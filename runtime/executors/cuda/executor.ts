@@ -12,7 +12,7 @@ import type { ExecutorOptions } from "../../executor.ts";
 import { PagedExecutor } from "../paged.ts";
 import { CudaDevice } from "./device.ts";
 import { programOf } from "./program.ts";
-import { DeviceWeights, Staging } from "./tensors.ts";
+import { Staging } from "./tensors.ts";
 
 export interface CudaOptions extends ExecutorOptions {
   /** Bytes of the GPU's memory that may be taken; default: all that is free. */
@@ -55,7 +55,9 @@ function putOn(
     );
   }
   const read = (tensor: string) => bundle.tensor(tensor).bytes;
-  const weights = new DeviceWeights(read), staging = new Staging(read);
+  const staging = new Staging(read);
+  const weight = (tensor: string) =>
+    ({ segment: "weights", offset: memory.deviceTensors.get(tensor)! }) as const;
   const host = {
     weight: (tensor: string) => {
       const { byteOffset } = bundle.tensor(tensor).bytes;
@@ -63,13 +65,12 @@ function putOn(
     },
   };
   const program = (as: "decode" | "prefill") =>
-    programOf({ plan, memory, as, mode, device: { weight: weights.place, staged: staging.place }, host });
+    programOf({ plan, memory, as, mode, device: { weight, staged: staging.place }, host });
   return new CudaDevice({
     context,
     bundle,
     memory,
     programs: { decode: program("decode"), prefill: program("prefill") },
-    weights,
     staging,
     threads,
     patience: patience ?? (context.driver.kind === "sim" ? 60_000 : 1000),

@@ -26,7 +26,7 @@ export interface Surroundings {
   readonly twin: bigint;
   readonly report: bigint;
   readonly mailbox: bigint;
-  /** A u32 an instruction. */
+  /** A u32 an event. */
   readonly arrivals: bigint;
   readonly scratch: bigint;
   /** Whether every kernel looks if the step was stopped: in prompts, whose kernels are long. */
@@ -47,7 +47,8 @@ function launchesOf(step: KernelStep, shape: Shape, device: DeviceShape): readon
   const { op, integers } = step.instruction;
   const n = step.over === "rows" ? shape.rows : shape.tokens;
   const kernelShape: StepShape = { n, tokens: shape.tokens, tiles: shape.tiles, context: shape.context };
-  const launches = n === 0 || integers["rowBytes"] === 0 ? [] : LAUNCHES[op](integers, kernelShape, device);
+  const isIdle = n === 0 || (op === "mirror" && integers["rowBytes"] === 0);
+  const launches = isIdle ? [] : LAUNCHES[op](integers, kernelShape, device);
   if (launches.length > 0 || (step.wait === undefined && step.signal === undefined)) return launches;
   return [HANDSHAKE];
 }
@@ -69,7 +70,7 @@ export function prepare(
   const { device } = kernels.context;
   const event = (number: number | undefined) =>
     number === undefined ? 0n : around.mailbox + BigInt(MAILBOX_EVENTS + EVENT_BYTES * number);
-  return steps.map((step, index): Prepared => {
+  return steps.map((step): Prepared => {
     const launches = launchesOf(step, shape, device);
     const parameters = packParameters(step.instruction, around.addressOf);
     return {
@@ -88,7 +89,7 @@ export function prepare(
           mailbox: around.mailbox,
           wait: i === 0 ? event(step.wait) : 0n,
           signal: isLast ? event(step.signal) : 0n,
-          arrivals: around.arrivals + 4n * BigInt(index),
+          arrivals: around.arrivals + 4n * BigInt(step.signal ?? 0),
           scratch: around.scratch,
         });
         const own = isHandshake ? packParameters({ ...NOTHING, op: "mirror" }, () => 0n) : parameters;

@@ -1,11 +1,10 @@
 /** The head of a step's inputs: what kernels are told of the step beside its tokens, and what they report (kernels/call.h). */
+import { STEP_REPORT_BYTES } from "../../../compiler/memory.ts";
 import type { Context } from "../../../ffi/cuda/context.ts";
 import { type DeviceMemory, PinnedMemory } from "../../../ffi/cuda/memory.ts";
 import type { Stream } from "../../../ffi/cuda/stream.ts";
 import type { StepStatus } from "../../../ffi/engine.ts";
 
-/** Bytes before the inputs of a step. */
-export const REPORT_BYTES = 64;
 /** Byte offsets of StepReport's fields. */
 const NUMBER = 0, OVERFLOW = 8, PATIENCE = 16, STOPPED = 24, LOST = 28;
 const NO_OVERFLOW = 2n ** 64n - 1n;
@@ -14,17 +13,20 @@ const NO_OVERFLOW = 2n ** 64n - 1n;
 export const STOPPED_OFFSET = STOPPED;
 
 export class StepReport implements Disposable {
-  /** First what goes up, then what comes back. */
+  /** What comes back. */
   readonly #pinned: PinnedMemory;
   readonly #up: DataView;
   readonly #back: DataView;
 
-  constructor(context: Context) {
-    this.#pinned = PinnedMemory.allocate(context, 2 * REPORT_BYTES);
-    const { buffer, byteOffset } = this.#pinned.view(0, 2 * REPORT_BYTES);
-    this.#up = new DataView(buffer, byteOffset, REPORT_BYTES);
-    this.#back = new DataView(buffer, byteOffset + REPORT_BYTES, REPORT_BYTES);
-    this.#pinned.view(0, 2 * REPORT_BYTES).fill(0);
+  /** @param inputs of a step: the report stands at their head when they go up */
+  constructor(context: Context, inputs: PinnedMemory) {
+    this.#pinned = PinnedMemory.allocate(context, STEP_REPORT_BYTES);
+    const view = (memory: PinnedMemory) => {
+      const { buffer, byteOffset } = memory.view(0, STEP_REPORT_BYTES).fill(0);
+      return new DataView(buffer, byteOffset, STEP_REPORT_BYTES);
+    };
+    this.#up = view(inputs);
+    this.#back = view(this.#pinned);
   }
 
   /** @param patience milliseconds */
@@ -36,12 +38,9 @@ export class StepReport implements Disposable {
     this.#up.setUint32(LOST, 0, true);
   }
 
-  orderUp(to: DeviceMemory, stream: Stream): void {
-    to.writeAsync(stream, this.#pinned, { length: REPORT_BYTES });
-  }
-
-  orderBack(from: DeviceMemory, stream: Stream): void {
-    from.readAsync(stream, this.#pinned, { hostOffset: REPORT_BYTES, length: REPORT_BYTES });
+  /** Orders its way back. */
+  fetch(from: DeviceMemory, stream: Stream): void {
+    from.readAsync(stream, this.#pinned);
   }
 
   get stopped(): boolean {

@@ -1,62 +1,46 @@
 /**
  * The tensors that kernels read: weights, put into the GPU's memory once, and corrections, which are streamed in window by
- * window. Places are given out as programs are encoded; then the memory is taken and filled.
+ * window, where places are given out as programs are encoded.
  */
+import { LOADING_BYTES, type Memory } from "../../../compiler/memory.ts";
 import type { Context } from "../../../ffi/cuda/context.ts";
 import { DeviceMemory, PinnedMemory } from "../../../ffi/cuda/memory.ts";
 import { Event, type Stream } from "../../../ffi/cuda/stream.ts";
 import type { Operand } from "../../../ffi/instructions.ts";
 
-/** Bytes that a tensor starts at a multiple of: whole lines of the caches. */
-const ALIGNMENT = 256;
-/** Bytes of each of the two pinned buffers through which weights go up. */
-export const UPLOAD_BYTES = 16 * 2 ** 20;
+/** Bytes that a staged tensor starts at a multiple of. */
+const ALIGNMENT = 64;
 
 type Read = (tensor: string) => Uint8Array;
 
 const aligned = (bytes: number) => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
 
-/** Weights, in the order in which programs name them. */
-export class DeviceWeights {
-  readonly #offsets = new Map<string, number>();
-  readonly #read: Read;
-  bytes = 0;
-
-  constructor(read: Read) {
-    this.#read = read;
-  }
-
-  readonly place = (tensor: string): Operand => {
-    let offset = this.#offsets.get(tensor);
-    if (offset === undefined) {
-      offset = this.bytes;
-      this.#offsets.set(tensor, offset);
-      this.bytes += aligned(this.#read(tensor).length);
+/** Copies the weights up, through two pinned buffers in turn: while one goes up, the next is read from the file. */
+export function upload(
+  context: Context,
+  { deviceTensors }: Memory,
+  read: Read,
+  memory: DeviceMemory,
+  stream: Stream,
+): void {
+  using owned = new DisposableStack();
+  const buffers = [0, 1].map(() => ({
+    pinned: owned.use(PinnedMemory.allocate(context, LOADING_BYTES)),
+    free: owned.use(new Event(context)),
+  }));
+  let turn = 0;
+  for (const [tensor, offset] of deviceTensors) {
+    const bytes = read(tensor);
+    for (let at = 0; at < bytes.length; at += LOADING_BYTES) {
+      const { pinned, free } = buffers[turn++ % 2]!;
+      const part = bytes.subarray(at, at + LOADING_BYTES);
+      free.synchronize();
+      pinned.view(0, part.length).set(part);
+      memory.writeAsync(stream, pinned, { offset: offset + at, length: part.length });
+      free.record(stream);
     }
-    return { segment: "weights", offset };
-  };
-
-  /** Copies all of them, through two pinned buffers in turn: while one goes up, the next is read from the file. */
-  upload(context: Context, memory: DeviceMemory, stream: Stream): void {
-    using owned = new DisposableStack();
-    const buffers = [0, 1].map(() => ({
-      pinned: owned.use(PinnedMemory.allocate(context, UPLOAD_BYTES)),
-      free: owned.use(new Event(context)),
-    }));
-    let turn = 0;
-    for (const [tensor, offset] of this.#offsets) {
-      const bytes = this.#read(tensor);
-      for (let at = 0; at < bytes.length; at += UPLOAD_BYTES) {
-        const { pinned, free } = buffers[turn++ % 2]!;
-        const part = bytes.subarray(at, at + UPLOAD_BYTES);
-        free.synchronize();
-        pinned.view(0, part.length).set(part);
-        memory.writeAsync(stream, pinned, { offset: offset + at, length: part.length });
-        free.record(stream);
-      }
-    }
-    stream.synchronize();
   }
+  stream.synchronize();
 }
 
 /** A window's tensors in its slot of `staging`. */

@@ -55,3 +55,40 @@ extern "C" __global__ void multiply_f16(const uint32_t* a, const uint32_t* b, fl
   hc::mma_f16(sum, a_registers, b_registers);
   for (int r = 0; r < 4; r++) sums[4 * lane + r] = sum[r];
 }
+
+// What each lane of a warp gets from every operation of a warp: out[operation][lane].
+extern "C" __global__ void warp_operations(int* out) {
+  const int lane = static_cast<int>(threadIdx.x);
+  out[lane] = __shfl_sync(~0u, lane, 5);
+  out[32 + lane] = __shfl_sync(~0u, lane, 5, 8);
+  out[64 + lane] = __shfl_xor_sync(~0u, lane, 3);
+  out[96 + lane] = __shfl_down_sync(~0u, lane, 4, 16);
+  out[128 + lane] = __shfl_up_sync(~0u, lane, 4, 16);
+  out[160 + lane] = static_cast<int>(__ballot_sync(~0u, lane % 3 == 0));
+  out[192 + lane] = 2 * __any_sync(~0u, lane == 31) + __all_sync(~0u, lane < 31);
+  // Half warps on their own.
+  out[224 + lane] = lane < 16 ? __shfl_xor_sync(0xffffu, lane, 8) : -1;
+}
+
+// The integer intrinsics: out[i] of one case each.
+extern "C" __global__ void intrinsics(const unsigned* in, unsigned* out) {
+  const unsigned a = in[0], b = in[1];
+  out[0] = static_cast<unsigned>(__dp4a(static_cast<int>(a), static_cast<int>(b), 7));
+  out[1] = __dp4a(a, b, 7u);
+  out[2] = __byte_perm(a, b, 0x7250);
+  out[3] = __byte_perm(a, b, 0x89ab);
+  out[4] = __funnelshift_r(a, b, 12);
+  out[5] = atomicInc(out + 16, 2);
+  out[6] = atomicInc(out + 16, 2);
+  out[7] = atomicInc(out + 16, 2);
+  out[8] = atomicAdd(out + 17, 5u);
+  out[9] = __half_as_ushort(__float2half_rn(1.0f / 3));
+  out[10] = __float_as_uint(__half2float(__ushort_as_half(0x3555)));
+  out[11] = static_cast<unsigned>(__float2int_rn(2.5f));
+  out[12] = static_cast<unsigned>(__clz(static_cast<int>(a)));
+}
+
+extern "C" __global__ void copy(const float* from, float* to, int n) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < n) to[i] = from[i];
+}
