@@ -8,8 +8,7 @@
  *   quantize, place                                                       passes/
  *   pack weights, measure errors                                          weights/
  *   budget; rows beside factors are packed now that ranks are known       passes/, weights/
- *   compensate, lower                                                     passes/
- *   devices counted again, schedule, layout                               replan.ts
+ *   compensate, lower, schedule, layout                                   passes/
  *   write the bundle                                                      bundle_writer.ts
  *
  * Every pass verifies its graph. Numbers depend on the checkpoint and the options alone, not on the number of
@@ -34,12 +33,13 @@ import { compensate } from "./passes/compensate.ts";
 import { type DeviceChoice, gpuLimit } from "./passes/devices.ts";
 import type { FormatPolicy } from "./passes/formats.ts";
 import { fuse } from "./passes/fuse.ts";
+import { layout } from "./passes/layout.ts";
 import { lower } from "./passes/lower.ts";
 import { place } from "./passes/place.ts";
 import { quantize, type QuantizeOptions } from "./passes/quantize.ts";
+import { schedule } from "./passes/schedule.ts";
 import { type ModelInfo, type Plan, PLAN_VERSION } from "./plan.ts";
 import type { MachineProfile } from "./profile.ts";
-import { settle } from "./replan.ts";
 import { checkModel } from "./weights/check_model.ts";
 import { type Checkpoint, openCheckpoint } from "./weights/checkpoint.ts";
 import { fileChecksum } from "./weights/checksum.ts";
@@ -146,7 +146,7 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
   );
   graph = print(quantize(graph, { ...options, ...measuredFormats(graph, source, options) }));
   const limits = plannedLimits(checkpoint, options);
-  graph = print(place(graph, { ...options, limits }));
+  graph = print(place(graph, { ...options, limits, corrections: options }));
 
   const needs = inventory(graph);
   const forms = storedForms(options);
@@ -167,18 +167,21 @@ export async function compileModel({ threads, ...given }: CompileOptions): Promi
   }
   graph = print(compensate(graph, options));
   graph = print(lower(graph, options));
-  const settled = settle(graph, windows, { ...options, limits });
-  graph = print(settled.graph);
+  const { lanes, corrections, ...scheduled } = schedule(graph, options);
+  graph = print(scheduled.graph);
 
   const plan: Plan = {
     version: PLAN_VERSION,
     model: modelInfo(checkpoint, graph, packed.parameters),
-    ...settled,
+    graph,
     weights: packed.weights,
     vectors: Object.fromEntries(
       [...needs.vectors.values()].map(({ path, length }) => [`${path}.weight`, length]),
     ),
     windows,
+    lanes,
+    memory: layout(graph),
+    corrections,
     provenance: provenance(options, checkpoint, description, threads),
   };
   const graphText = printGraph(graph);
@@ -197,7 +200,7 @@ function plannedLimits({ config, name }: Checkpoint, options: PlanOptions): Requ
   const model = { name, contextLength: config.max_position_embeddings };
   const asked = options.contextLength === undefined ? {} : { contextLength: options.contextLength };
   const limits = limitsOf(model, asked);
-  return gpuLimit({ ...options, limits }) === undefined ? limits : limitsOf(model, asked, true);
+  return gpuLimit(options) === undefined ? limits : limitsOf(model, asked, true);
 }
 
 /** What every format loses of every weight; nothing unless formats are to follow it. */

@@ -164,6 +164,25 @@ const COSTS: { readonly [P in Op]: CostRule<P> } = {
   low_rank_up: ({ params: { dtype, rank, outputs } }) => factor(dtype, rank, outputs),
 };
 
+/** What a window's corrections are, for their costs. */
+export interface CorrectionSizes {
+  readonly inputs: number;
+  readonly outputs: number;
+  readonly rank: number;
+  readonly channels: number;
+  readonly factorDType: FactorDType;
+  readonly residualWidth: ResidualWidth;
+}
+
+/** The costs of a window's corrections, instruction by instruction. */
+export function correctionCosts(sizes: CorrectionSizes): Cost[] {
+  const { inputs, outputs, rank, channels, factorDType, residualWidth } = sizes;
+  return [
+    ...rank > 0 ? [factor(factorDType, rank, inputs), factor(factorDType, rank, outputs)] : [],
+    ...channels > 0 ? [choice(inputs), rows(residualWidth, channels, outputs)] : [],
+  ];
+}
+
 export function costOf(node: Node, inputs: readonly TensorType[]): Cost {
   // The row of a node's own op; TypeScript cannot see that the two agree.
   const rule = COSTS[node.op] as (node: Node, inputs: readonly TensorType[]) => Cost;
@@ -201,6 +220,11 @@ export function predict(
   }
   const seconds = Math.max(cost.bytesRead / bytesPerSecond, cost.operations / operationsPerSecond);
   return round(1e6 * seconds + overhead * cost.instructions);
+}
+
+/** Predicted microseconds until what one device has made is with the other: its latency, then its bytes. */
+export function transferTime({ gpu }: MachineProfile, bytes: number): number {
+  return gpu === undefined ? 0 : gpu.linkLatency + bytes / (1e3 * gpu.linkBandwidth);
 }
 
 /** Predictions are kept to 0.01 microseconds, which also keeps the graph's text short. */

@@ -3,19 +3,21 @@
  * token goes, stalls, and memory. As data that JSON can hold, and as text of 80 columns.
  */
 import { PREDICTED_CONTEXT } from "./cost.ts";
-import type { Lane } from "./ir/graph.ts";
 import { layerOf } from "./ir/naming.ts";
-import type { Op } from "./ir/ops.ts";
+import { usesGpu } from "./ir/graph.ts";
+import { CORRECTION_OPS, type Op } from "./ir/ops.ts";
+import { type Part, partsOf } from "./passes/devices.ts";
 import { correctionMode, type Plan } from "./plan.ts";
-import { genericProfile, MachineProfile } from "./profile.ts";
+import { genericProfile, type MachineProfile, profileOf } from "./profile.ts";
 import { type DeviceBytes, type HostBytes, type Limits, limitsOf, memoryOf } from "./memory.ts";
-import { type LaneTotal, timelineOf } from "./timeline.ts";
+import { type LaneTotal, type Timeline, timelineOf } from "./timeline.ts";
 
 export interface PredictedMode {
   readonly mode: "inline" | "async" | "off";
   readonly microseconds: number;
   readonly tokensPerSecond: number;
   readonly lanes: readonly LaneTotal[];
+  readonly corrections: Timeline["corrections"];
 }
 
 /** Microseconds of a token in a layer (null: embedding, last norm and head), by what they are spent on. */
@@ -38,6 +40,11 @@ export interface Prediction {
   /** How corrections run when nothing else is asked; the plan's choice, as far as the threads allow. */
   readonly defaultMode: PredictedMode["mode"];
   readonly modes: readonly PredictedMode[];
+  /** Of a prompt's corrections; the cause says what was predicted. */
+  readonly prefill: Plan["corrections"]["prefill"];
+  readonly prefillCause: string;
+  /** What is on the CPU beside a GPU, and why; empty on one device. */
+  readonly spilled: readonly { readonly what: string; readonly cause: string }[];
   readonly layers: readonly PredictedLayer[];
   readonly memory: HostBytes;
   /** Of the GPU; null where no node is on one. */
@@ -52,36 +59,48 @@ export interface PredictionOptions extends Partial<Limits> {
 
 /** A step of one token in all modes. */
 export function predictPlan(plan: Plan, options: PredictionOptions = {}): Prediction {
-  const { profile = profileOf(plan) } = options;
+  const { profile = profileOf(plan) ?? genericProfile(1) } = options;
   const threads = options.threads ?? profile.cpu.cores;
-  const corrected = plan.lanes.length > 1;
-  const modes = ["inline", "async", "off"] as const;
-  const possible = { inline: corrected, async: corrected && threads > 1, off: true };
-  const timelines = modes.filter((mode) => possible[mode]).map((mode) =>
-    timelineOf(plan, mode, { profile, threads })
-  );
-  const memory = memoryOf(plan, limitsOf(plan.model, options));
+  const timelines = (["inline", "async", "off"] as const)
+    .filter((mode) => correctionMode(plan, mode, threads) === mode)
+    .map((mode) => timelineOf(plan, mode, { profile, threads }));
+  const memory = memoryOf(plan, limitsOf(plan.model, options, usesGpu(plan.graph)));
   return {
     profile: profile.name,
     profileMeasured: profile.measured,
     threads,
     context: PREDICTED_CONTEXT,
     defaultMode: correctionMode(plan, "auto", threads),
-    modes: timelines.map(({ mode, microseconds, lanes }) => ({
+    modes: timelines.map(({ mode, microseconds, lanes, corrections }) => ({
       mode,
+      corrections,
       microseconds,
       tokensPerSecond: microseconds > 0 ? Math.round(1e7 / microseconds) / 10 : 0,
       lanes,
     })),
+    prefill: plan.corrections.prefill,
+    prefillCause: plan.corrections.prefillCause,
+    spilled: spilledOf(plan),
     layers: layersOf(plan),
     memory: memory.bytes,
     device: memory.device,
   };
 }
 
-function profileOf(plan: Plan): MachineProfile {
-  const kept = MachineProfile.safeParse(plan.provenance.profile);
-  return kept.success ? kept.data : genericProfile(1);
+/** Backbone nodes on the CPU of a plan that uses a GPU, by what they are of: the embedding, layers, the head. */
+function spilledOf({ graph }: Plan): Prediction["spilled"] {
+  if (!usesGpu(graph)) return [];
+  const parts = partsOf(graph);
+  const found = new Map<Part, string>();
+  graph.nodes.forEach(({ op, placement: { device, causes } }, i) => {
+    if (device !== "cpu" || CORRECTION_OPS.has(op)) return;
+    const cause = causes.find((text) => text.startsWith("cpu: "));
+    if (cause !== undefined) found.set(parts[i]!, cause.slice("cpu: ".length));
+  });
+  return [...found].map(([part, cause]) => ({
+    what: typeof part === "number" ? `layer ${part}` : `the ${part}`,
+    cause,
+  }));
 }
 
 /** Attention in a lowered graph: queries and keys made ready, then the sums over the cache. */
@@ -96,8 +115,7 @@ function layersOf(plan: Plan): PredictedLayer[] {
     else if ("path" in node.params) layer = layerOf(node.params.path) ?? null;
     const sums = spent.get(layer) ?? { linears: 0, attention: 0, other: 0, corrections: 0 };
     spent.set(layer, sums);
-    const lane: Lane = node.placement.lane ?? "backbone";
-    const kind = lane === "compensation"
+    const kind = CORRECTION_OPS.has(node.op)
       ? "corrections"
       : node.op === "linear"
       ? "linears"
@@ -126,7 +144,7 @@ export function predictionText(prediction: Prediction): string {
     threads === 1 ? "" : "s"
   }, ${context} positions cached`;
   const lines = ["predicted for " + shortened(profile, COLUMNS - 14 - where.length) + where];
-  for (const { mode, microseconds, tokensPerSecond, lanes } of modes) {
+  for (const { mode, microseconds, tokensPerSecond, lanes, corrections } of modes) {
     const chosen = mode === defaultMode ? "  (default)" : "";
     lines.push(
       `  ${mode.padEnd(8)}${time(microseconds)} a token, ${rate(tokensPerSecond)} tokens/s${chosen}`,
@@ -136,16 +154,48 @@ export function predictionText(prediction: Prediction): string {
       const where = devices.includes("gpu") ? "gpu" : `${threads} thread${threads === 1 ? "" : "s"}`;
       lines.push(`          ${lane} (${where}): busy ${time(busy)}, waiting ${time(stalled)}`);
     }
+    if (prediction.device !== null) {
+      lines.push(`          corrections: ${time(corrections.busy)}, hidden ${time(corrections.hidden)}`);
+    }
   }
+  const { device, spilled } = prediction;
   lines.push(
     `  memory  ${bytes(total)}: weights ${bytes(memory.weights)}, corrections ${bytes(memory.corrections)},`,
     `          cache ${bytes(memory.cache)}, activations ${bytes(memory.arena)}, logits ${
       bytes(memory.logits)
     }`,
-    "",
-    ...table(prediction.layers),
   );
+  if (device !== null) {
+    lines.push(
+      `  gpu     ${bytes(device.total)}: weights ${bytes(device.weights)}, cache ${bytes(device.cache)},`,
+      `          activations ${bytes(device.arena)}, logits ${bytes(device.logits)}, scratch ${
+        bytes(device.scratch + device.staging)
+      }`,
+      ...paragraph("on cpu", spilledText(spilled)),
+      ...paragraph("prompts", `corrections ${prediction.prefill}: ${prediction.prefillCause}`),
+    );
+  }
+  lines.push("", ...table(prediction.layers));
   return lines.join("\n");
+}
+
+/** "the embedding to layer 11: layer 11 of 32 does not fit: 3.9 GiB of 4.0 GiB are taken". */
+function spilledText(spilled: Prediction["spilled"]): string {
+  const [first] = spilled, last = spilled.at(-1);
+  if (first === undefined || last === undefined) return "";
+  return `${first === last ? first.what : `${first.what} to ${last.what}`}: ${last.cause}`;
+}
+
+/** Text in lines behind a name; none where there is no text. */
+function paragraph(name: string, text: string): string[] {
+  if (text === "") return [];
+  const lines = [`  ${name.padEnd(8)}`];
+  for (const word of text.split(" ")) {
+    const line = lines.at(-1)!;
+    if (line.length + word.length + 1 > COLUMNS) lines.push(" ".repeat(10) + word);
+    else lines[lines.length - 1] = line.length === 10 ? line + word : `${line} ${word}`;
+  }
+  return lines;
 }
 
 function shortened(name: string, most: number): string {

@@ -246,7 +246,7 @@ export function memoryText(bytes: number): string {
   let unit = 0;
   let value = bytes;
   while (value >= 1000 && unit < units.length - 1) [value, unit] = [value / 1024, unit + 1];
-  return `${unit === 0 ? value : value.toFixed(1)} ${units[unit]}`;
+  return `${unit === 0 ? value : Number(value.toPrecision(3))} ${units[unit]}`;
 }
 
 function sum(numbers: readonly number[]): number {

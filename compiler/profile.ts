@@ -146,6 +146,12 @@ export const PROFILES = {
   },
 } as const satisfies Record<string, MachineProfile>;
 
+/** The machine that a plan says it was made for, if any. */
+export function profileOf({ provenance }: { readonly provenance: Readonly<Record<string, unknown>> }) {
+  const kept = MachineProfile.safeParse(provenance.profile);
+  return kept.success ? kept.data : undefined;
+}
+
 /** The profile used where nothing was measured: by the machine's number of cores. */
 export function genericProfile(cores: number): MachineProfile {
   return cores <= 4 ? PROFILES["generic-2-core"] : PROFILES["generic-8-core"];

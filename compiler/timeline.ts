@@ -2,8 +2,11 @@
  * A step of one decoded token on paper: walks lanes with a clock. The null executor is this walk, and `inspect` and the
  * choice between asynchronous and in-line corrections read it. Nothing here was measured.
  */
-import { costs, predict, round, type Share } from "./cost.ts";
-import type { Device, Graph, Lane } from "./ir/graph.ts";
+import { HcinferError } from "./errors.ts";
+import { costs, predict, round, type Share, transferTime } from "./cost.ts";
+import { type Device, type Graph, type Lane, producers, reads, usesGpu, values } from "./ir/graph.ts";
+import { CORRECTION_OPS } from "./ir/ops.ts";
+import { arraysOf } from "./ir/types.ts";
 import { type CorrectionPlan, type LanePlan, splitThreads } from "./plan.ts";
 import { type MachineProfile, readBandwidth } from "./profile.ts";
 
@@ -31,6 +34,8 @@ export interface Timeline {
   readonly mode: "async" | "inline" | "off";
   readonly steps: readonly TraceStep[];
   readonly lanes: readonly LaneTotal[];
+  /** Microseconds of corrections, and those of them that nobody waited for. */
+  readonly corrections: { readonly busy: number; readonly hidden: number };
   /** Predicted microseconds of the whole step. */
   readonly microseconds: number;
 }
@@ -48,7 +53,7 @@ export interface TimelineOptions {
   readonly compensationThreads?: number;
 }
 
-/** Both lanes at once. @throws DeadlockError */
+/** Both lanes at once. A value of the other device is there once it has crossed the link. @throws DeadlockError */
 export function asyncTimeline(graph: Graph, lanes: readonly LanePlan[], options: TimelineOptions): Timeline {
   const { profile, threads = profile.cpu.cores } = options;
   const devices = lanes.map((lane) => devicesOf(graph, lane));
@@ -56,7 +61,10 @@ export function asyncTimeline(graph: Graph, lanes: readonly LanePlan[], options:
     laneShare(lane, devices, profile, threads, options.compensationThreads ?? 1)
   );
   const nodeCosts = costs(graph);
-  const latency = (profile.gpu?.linkLatency ?? 0) * (new Set(devices.flat()).size > 1 ? 1 : 0);
+  const crossings = crossingsOf(graph);
+  /** When each node was done. */
+  const ends = new Map<number, number>();
+  let exposed = 0;
   const signalled = new Map<number, number>();
   const state = lanes.map(() => ({ next: 0, clock: 0, busy: 0, stalled: 0, stall: 0 }));
   const steps: TraceStep[] = [];
@@ -70,10 +78,7 @@ export function asyncTimeline(graph: Graph, lanes: readonly LanePlan[], options:
         if ("wait" in step) {
           const ready = signalled.get(step.wait);
           if (ready === undefined) return;
-          const stall = Math.max(0, ready + latency - at.clock);
-          at.clock += stall;
-          at.stall += stall;
-          at.stalled += stall;
+          stallUntil(at, ready);
         } else if ("signal" in step) {
           signalled.set(step.signal, at.clock);
         } else {
@@ -81,7 +86,13 @@ export function asyncTimeline(graph: Graph, lanes: readonly LanePlan[], options:
           if (cost === undefined) {
             throw new Error(`lane ${lane.lane} runs node ${step.run}, which does not exist`);
           }
-          const time = predict(cost, profile, graph.nodes[step.run]?.placement.device ?? "cpu", share);
+          const { makers, bytes } = crossings[step.run] ?? { makers: [], bytes: 0 };
+          for (const maker of makers) {
+            stallUntil(at, (ends.get(maker) ?? 0) + transferTime(profile, bytes));
+          }
+          const node = graph.nodes[step.run];
+          if (node?.added?.some((deltas) => deltas.length > 0)) exposed += at.stall;
+          const time = predict(cost, profile, node?.placement.device ?? "cpu", share);
           steps.push({
             lane: lane.lane,
             node: step.run,
@@ -92,6 +103,7 @@ export function asyncTimeline(graph: Graph, lanes: readonly LanePlan[], options:
           at.clock += time;
           at.busy += time;
           at.stall = 0;
+          ends.set(step.run, at.clock);
         }
         at.next++;
         moved = true;
@@ -104,8 +116,10 @@ export function asyncTimeline(graph: Graph, lanes: readonly LanePlan[], options:
       throw new DeadlockError(`lane ${lane.lane} waits for event ${step.wait}, which is never signalled`);
     }
   });
+  const busy = correctionTime(graph, steps);
   return {
     mode: "async",
+    corrections: { busy: round(busy), hidden: round(Math.max(0, busy - exposed)) },
     steps: steps.sort((a, b) => a.start - b.start),
     lanes: lanes.map((lane, i) => ({
       lane: lane.lane,
@@ -116,6 +130,43 @@ export function asyncTimeline(graph: Graph, lanes: readonly LanePlan[], options:
     })),
     microseconds: round(Math.max(0, ...state.map((s) => s.clock))),
   };
+}
+
+function stallUntil(at: { clock: number; stall: number; stalled: number }, ready: number): void {
+  const stall = Math.max(0, ready - at.clock);
+  at.clock += stall;
+  at.stall += stall;
+  at.stalled += stall;
+}
+
+function correctionTime(graph: Graph, steps: readonly TraceStep[]): number {
+  return steps.filter(({ node }) => CORRECTION_OPS.has(graph.nodes[node]!.op))
+    .reduce((sum, { start, end }) => sum + end - start, 0);
+}
+
+/** What a node reads that another device has made: by whom, and how many bytes of one token. */
+interface Crossing {
+  readonly makers: readonly number[];
+  readonly bytes: number;
+}
+
+function crossingsOf(graph: Graph): readonly Crossing[] {
+  const types = values(graph);
+  const makers = producers(graph);
+  const index = new Map(graph.nodes.map((node, i) => [node, i]));
+  return graph.nodes.map((node): Crossing => {
+    const names = [...new Set(reads(node))].filter((name) => {
+      const maker = makers.get(name);
+      return maker !== undefined && maker.placement.device !== node.placement.device;
+    });
+    return {
+      makers: [...new Set(names.map((name) => index.get(makers.get(name)!)!))],
+      bytes: names.reduce(
+        (sum, name) => sum + Object.values(arraysOf(types.get(name)!.type)).reduce((a, b) => a + b, 0),
+        0,
+      ),
+    };
+  });
 }
 
 /** The devices of a lane's nodes. */
@@ -132,7 +183,8 @@ function laneShare(
   threads: number,
   compensationThreads: number,
 ): Share {
-  if (devices.filter((own) => own.includes("cpu")).length < 2) return { threads };
+  if (devices.some((own) => own.includes("gpu"))) return { threads: lane.lane === "backbone" ? 0 : threads };
+  if (devices.length < 2) return { threads };
   const own = Math.max(1, lane.lane === "compensation" ? compensationThreads : threads - compensationThreads);
   const bandwidth = Math.min(
     readBandwidth(profile.cpu, own),
@@ -146,10 +198,14 @@ export function serialTimeline(graph: Graph, mode: "inline" | "off", options: Ti
   const { profile, threads = profile.cpu.cores } = options;
   const steps: TraceStep[] = [];
   const devices = new Set<Device>();
+  const crossings = crossingsOf(graph);
   let clock = 0;
   costs(graph).forEach((cost, node) => {
-    const { device = "cpu", lane = "backbone" } = graph.nodes[node]?.placement ?? {};
-    if (mode === "off" && lane === "compensation") return;
+    const { op, placement: { device = "cpu", lane = "backbone" } } = graph.nodes[node]!;
+    if (mode === "off" && CORRECTION_OPS.has(op)) return;
+    const { makers, bytes } = crossings[node] ?? { makers: [], bytes: 0 };
+    const crossing = makers.some((maker) => mode === "inline" || !CORRECTION_OPS.has(graph.nodes[maker]!.op));
+    if (crossing) clock += transferTime(profile, bytes);
     const time = predict(cost, profile, device, { threads });
     devices.add(device);
     steps.push({ lane, node, start: round(clock), end: round(clock + time), stall: 0 });
@@ -158,18 +214,29 @@ export function serialTimeline(graph: Graph, mode: "inline" | "off", options: Ti
   const microseconds = round(clock);
   return {
     mode,
+    corrections: { busy: round(correctionTime(graph, steps)), hidden: 0 },
     steps,
     lanes: [{ lane: "backbone", devices: [...devices], threads, busy: microseconds, stalled: 0 }],
     microseconds,
   };
 }
 
-/** The timeline of a plan in a mode, with the plan's split of threads. */
+/**
+ * The timeline of a plan in a mode, with the plan's split of threads.
+ *
+ * @throws {HcinferError} "usage": a plan with nodes on a GPU, on a machine without one
+ */
 export function timelineOf(
   plan: { readonly graph: Graph; readonly lanes: readonly LanePlan[]; readonly corrections: CorrectionPlan },
   mode: Timeline["mode"],
   options: { readonly profile: MachineProfile; readonly threads: number },
 ): Timeline {
+  if (usesGpu(plan.graph) && options.profile.gpu === undefined) {
+    throw new HcinferError(
+      "usage",
+      `the plan has nodes on a GPU, and the machine ${options.profile.name} has none: plan it anew for that machine`,
+    );
+  }
   if (mode !== "async") return serialTimeline(plan.graph, mode, options);
   const compensationThreads = splitThreads(plan.corrections, options.threads).compensation;
   return asyncTimeline(plan.graph, plan.lanes, { ...options, compensationThreads });

@@ -9,6 +9,15 @@ import { ENGINE_FAILURE, STEP_STATUS } from "./symbols.ts";
 
 const MODES = ["prefill", "decode"] as const;
 
+/** What the native wait for another device needs: functions of its driver, handles of it, and the mailbox's abort flag. */
+export interface DeviceWait {
+  readonly setCurrent: Deno.PointerValue;
+  readonly synchronize: Deno.PointerValue;
+  readonly context: bigint;
+  readonly stream: bigint;
+  readonly abort: Int32Array;
+}
+
 export interface EngineOptions {
   /** 1 to 8 programs that run side by side and meet at events. Thread 0 of the first is the caller of a step. */
   readonly lanes: readonly { readonly program: readonly Instruction[]; readonly threads: number }[];
@@ -119,6 +128,29 @@ export class Engine implements Disposable {
       library().hc_engine_announce(engine);
       const status = await library().hc_engine_step_async(engine, ...numbers(counts));
       return this.#engine === null ? { status: "aborted" } : this.#status(status, counts);
+    } finally {
+      this.#running = false;
+    }
+  }
+
+  /** `stepAsync` beside a step that was ordered on another device: returns when both are over. */
+  async stepBeside(
+    counts: StepCounts,
+    { setCurrent, synchronize, context, stream, abort }: DeviceWait,
+  ): Promise<{
+    readonly status: StepStatus;
+    /** What the driver says of the wait: 0 is success. */
+    readonly driver: number;
+  }> {
+    const engine = this.#rest();
+    this.#running = true;
+    const driver = new Int32Array(new ArrayBuffer(4));
+    try {
+      library().hc_engine_announce(engine);
+      const wait = [setCurrent, synchronize, context, stream, bytesOf(abort), bytesOf(driver)] as const;
+      const status = await library().hc_device_step(engine, ...numbers(counts), ...wait);
+      const isClosed = this.#engine === null;
+      return { status: isClosed ? { status: "aborted" } : this.#status(status, counts), driver: driver[0]! };
     } finally {
       this.#running = false;
     }

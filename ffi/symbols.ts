@@ -122,6 +122,27 @@ export const measure = {
 } as const;
 
 export const device = {
+  /**
+   * (engine, tokens, rows, tiles, mode, cuCtxSetCurrent, cuStreamSynchronize, context, stream, abort flag u32[1], CUresult
+   * i32[1] out) -> STEP_STATUS, after the stream's work has ended, too.
+   */
+  hc_device_step: {
+    parameters: [
+      "pointer",
+      "i32",
+      "i32",
+      "i32",
+      "i32",
+      "pointer",
+      "pointer",
+      "u64",
+      "u64",
+      "buffer",
+      "buffer",
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
   /** (cuCtxSetCurrent, cuStreamSynchronize, context, stream) -> CUresult. */
   hc_device_wait: {
     parameters: ["pointer", "pointer", "u64", "u64"],

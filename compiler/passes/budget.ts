@@ -5,13 +5,17 @@
  * Guarantees: stage "budgeted". One budget per window in node order, each with the cause of its size; the bytes of
  *   all windows stay within a budget of bytes. Rows and factors of one window compete in one greedy: the gain of
  *   each falls as either grows, so the greedy on gain per byte is within a quantum of the best. Weights in bf16 get
- *   no rows.
- * Does not: insert nodes, look at weights, or (yet) know calibrated sensitivities and time: see `sensitivity`,
- *   `WindowStatistics.inputRms` and `BudgetOptions.microseconds`.
+ *   no rows. Where the window's linear is on the GPU, a budget of bytes also stops where corrections would no longer hide
+ *   beside it: their time on the CPU, and what goes over the link and back, stays within the linear's own time. Ranks and
+ *   channels that were asked for are kept, and the cause says whether they hide.
+ * Does not: insert nodes, look at weights, or (yet) know calibrated sensitivities: see `sensitivity` and
+ *   `WindowStatistics.inputRms`.
  */
+import { correctionCosts, predict, transferTime } from "../cost.ts";
 import { HcinferError } from "../errors.ts";
 import type { Graph, WindowBudget } from "../ir/graph.ts";
 import { verify } from "../ir/verify.ts";
+import type { MachineProfile } from "../profile.ts";
 import type { FactorDType, ResidualWidth } from "../weights/correction.ts";
 import { factorBytesRead, residualBytesRead } from "../weights/correction.ts";
 import { channelCurve, rankCurve } from "./gain.ts";
@@ -58,8 +62,10 @@ export interface BudgetOptions {
    * default makes windows comparable without: relative error energy times bytes of the backbone.
    */
   readonly sensitivity?: (window: WindowStatistics) => number;
-  /** Time each window may take beside the backbone. No time budgets yet: must be absent. */
-  readonly microseconds?: never;
+  /** The machine that predicts times; read only where linears are on a GPU. */
+  readonly profile: MachineProfile;
+  /** Threads of the CPU that predictions assume; default: all cores. */
+  readonly threads?: number;
 }
 
 /** Channels the greedy adds at a time, about 0.4 % of a window's inputs and even; ranks are added one by one. */
@@ -80,6 +86,10 @@ export function budget(graph: Graph, options: BudgetOptions): Graph {
   );
   const windows = linears.map((node) => node.params.window!);
   const bf16 = new Set(linears.filter((n) => n.params.format?.kind === "bf16").map((n) => n.params.window!));
+  const beside = new Map(
+    linears.filter((n) => n.placement.device === "gpu")
+      .map((n) => [n.params.window!, n.placement.microseconds ?? 0]),
+  );
   const budgets = options.correct === "none"
     ? windows.map((window) => ({ window, rank: 0, channels: 0, cause: "no correction: corrections are off" }))
     : allocate(
@@ -88,7 +98,7 @@ export function budget(graph: Graph, options: BudgetOptions): Graph {
         if (found === undefined) throw new Error(`no statistics of window ${window}`);
         return found;
       }),
-      bf16,
+      { bf16, beside },
       options,
     );
   const result: Graph = { ...graph, stage: "budgeted", budgets };
@@ -138,6 +148,8 @@ interface Account {
   readonly rankShare: (rank: number) => number;
   /** Share that channels win of what factors of a rank leave. */
   readonly channelShare: (rank: number, channels: number) => number;
+  /** Predicted microseconds of the window's linear on the GPU, beside which corrections run; undefined on the CPU. */
+  readonly beside: number | undefined;
   rank: number;
   channels: number;
 }
@@ -152,15 +164,36 @@ interface Step {
   readonly gainPerByte: number;
 }
 
+/** Predicted microseconds of a window's corrections beside the GPU: on the CPU, and over the link and back. */
+function besideTime({ window }: Account, rank: number, channels: number, options: BudgetOptions): number {
+  const { profile, threads = profile.cpu.cores, factorDType, residualWidth } = options;
+  const { inputs, outputs } = window;
+  const computing = correctionCosts({ inputs, outputs, rank, channels, factorDType, residualWidth })
+    .reduce((sum, cost) => sum + predict(cost, profile, "cpu", { threads }), 0);
+  return computing === 0
+    ? 0
+    : computing + transferTime(profile, 4 * inputs) + transferTime(profile, 4 * outputs);
+}
+
+/** Whether a window's corrections with a step more still hide. */
+function hides({ account, form, count }: Step, options: BudgetOptions): boolean {
+  if (account.beside === undefined) return true;
+  const more = { rank: account.rank, channels: account.channels, [form]: account[form] + count };
+  return besideTime(account, more.rank, more.channels, options) <= account.beside;
+}
+
 /** Share of the error's energy that is captured; rows work on what the factors leave. */
 function captured(account: Account, rank: number, channels: number): number {
   return 1 - (1 - account.rankShare(rank)) * (1 - account.channelShare(rank, channels));
 }
 
-/** @param bf16 windows whose weights no kernel can add rows to: they get none */
+/**
+ * @param windows bf16: those whose weights no kernel can add rows to: they get none; beside: microseconds of those whose
+ *   linear is on the GPU
+ */
 function allocate(
   statistics: readonly WindowStatistics[],
-  bf16: ReadonlySet<string>,
+  windows: { readonly bf16: ReadonlySet<string>; readonly beside: ReadonlyMap<string, number> },
   options: BudgetOptions,
 ): WindowBudget[] {
   const { budget, correct, sensitivity = defaultSensitivity } = options;
@@ -173,9 +206,10 @@ function allocate(
       window,
       sensitivity: sensitivity(window),
       maxRank,
-      maxChannels: exact || correct === "low_rank" || bf16.has(window.window) ? 0 : window.inputs,
+      maxChannels: exact || correct === "low_rank" || windows.bf16.has(window.window) ? 0 : window.inputs,
       rankShare: rankCurve(window.spectrum, window.errorEnergy),
       channelShare: channelShare(window),
+      beside: windows.beside.get(window.window),
       rank: 0,
       channels: 0,
     };
@@ -215,7 +249,9 @@ function channelShare({ inputs, norms, normsAfter, inputRms }: WindowStatistics)
 /** The greedy: always the step with the most loss per byte that still fits. */
 function spend(accounts: readonly Account[], bytes: number, options: BudgetOptions): void {
   let left = bytes;
-  const best = accounts.map((account) => bestStep(account, options, left));
+  const next = (account: Account) =>
+    bestStep(account, options, (step) => step.bytes <= left && hides(step, options));
+  const best = accounts.map(next);
   while (true) {
     let chosen = -1;
     let most = 0;
@@ -231,12 +267,16 @@ function spend(accounts: readonly Account[], bytes: number, options: BudgetOptio
       left -= step.bytes;
       step.account[step.form] += step.count;
     }
-    best[chosen] = bestStep(step.account, options, left);
+    best[chosen] = next(step.account);
   }
 }
 
-/** The best next step of a window among those that cost at most `limit` bytes. */
-function bestStep(account: Account, options: BudgetOptions, limit = Infinity): Step | undefined {
+/** The best next step of a window among those that are `allowed`. */
+function bestStep(
+  account: Account,
+  options: BudgetOptions,
+  allowed: (step: Step) => boolean = () => true,
+): Step | undefined {
   const { window, rank, channels } = account;
   const now = captured(account, rank, channels);
   const step = (form: Step["form"], count: number, share: number, bytes: number): Step => {
@@ -253,24 +293,38 @@ function bestStep(account: Account, options: BudgetOptions, limit = Infinity): S
     steps.push(step("channels", count, captured(account, rank, channels + count) - now, bytes));
   }
   return steps
-    .filter((s) => s.share > 0 && s.bytes <= limit)
+    .filter((s) => s.share > 0 && allowed(s))
     .sort((a, b) => b.gainPerByte - a.gainPerByte)[0];
 }
 
-/** "96 channels of 4096: next 8 would win 0.8 % of the error for 2.3 kB; stopped by the budget of 10 % bytes". */
+/**
+ * "96 channels of 4096: next 8 would win 0.8 % of the error for 2.3 kB; stopped by the budget of 10 % bytes", and on the GPU
+ * "; 9.8 us of 13.6 us beside the GPU, hidden".
+ */
 function cause(account: Account, options: BudgetOptions, stopped: string): string {
-  const { window, rank, channels } = account;
+  const { window, rank, channels, beside } = account;
   if (!(window.errorEnergy > 0)) return "no correction: the weights are exact";
   const spent = [
     ...(options.correct === "sparse" ? [] : [`rank ${rank} of ${account.maxRank}`]),
     ...(options.correct === "low_rank" ? [] : [`${channels} channels of ${account.maxChannels}`]),
   ].join(" and ");
   const next = bestStep(account, options);
-  if (next === undefined) return `${spent}: all there are`;
+  const hidden = beside === undefined ? "" : `; ${hiding(account, beside, options)}`;
+  if (next === undefined) return `${spent}: all there are${hidden}`;
   const what = next.form === "rank" ? "the next rank" : `next ${next.count}`;
-  return `${spent}: ${what} would win ${percent(next.share)} % of the error for ${
-    kilobytes(next.bytes)
-  }; ${stopped}`;
+  const isTime = options.budget.kind === "bytes" && !hides(next, options);
+  return `${spent}: ${what} would win ${percent(next.share)} % of the error for ${kilobytes(next.bytes)}; ${
+    isTime ? "stopped by the time of the window" : stopped
+  }${hidden}`;
+}
+
+function hiding(account: Account, beside: number, options: BudgetOptions): string {
+  const { rank, channels, window } = account;
+  const isNone = rank + channels === 0;
+  const least = options.correct === "sparse" ? [0, channelQuantum(window.inputs)] as const : [1, 0] as const;
+  const time = besideTime(account, ...isNone ? least : [rank, channels] as const, options);
+  const of = `${time.toFixed(1)} us of ${beside.toFixed(1)} us beside the GPU`;
+  return isNone ? `the least would take ${of}` : `${of}, ${time <= beside ? "hidden" : "not hidden"}`;
 }
 
 function percent(share: number): string {

@@ -20,6 +20,7 @@ const statistics = statisticsOf(placed);
 function run(options: Partial<BudgetOptions>): Graph {
   const { correct, residualWidth, factorDType, maxRank } = CHOICES;
   return budget(placed, {
+    profile,
     correct,
     residualWidth,
     factorDType,

@@ -62,7 +62,9 @@ export function usableMemory(gpu: GpuProfile): number {
  *
  * @throws {HcinferError} "usage": a GPU is asked for and there is none, or options contradict each other
  */
-export function gpuLimit({ profile, device = "auto", gpuMemory }: DeviceOptions): number | undefined {
+export function gpuLimit(
+  { profile, device = "auto", gpuMemory }: Pick<DeviceOptions, "profile" | "device" | "gpuMemory">,
+): number | undefined {
   const { gpu } = profile;
   const refuse = (message: string) => new HcinferError("usage", message);
   if (gpu === undefined && device === "gpu") {
@@ -149,6 +151,7 @@ export function chooseDevices(
     spilled,
     cause: (part) => {
       if (!spilled.has(part)) return "gpu: it fits";
+      if (part === "embedding" && fits > 1) return `cpu: before layers that do not fit: ${use}`;
       const what = typeof part === "number" ? `layer ${part} of ${layers.length}` : `the ${part}`;
       return `cpu: ${what} does not fit: ${use}`;
     },
@@ -165,7 +168,10 @@ export function withDevices(graph: Graph, placed: Placed, options: DeviceOptions
   const nodes = graph.nodes.map((node, i): Node => {
     const cost = allCosts[i];
     const part = parts[i];
-    if (cost === undefined || part === undefined || CORRECTION_OPS.has(node.op)) return node;
+    if (cost === undefined || part === undefined) return node;
+    if (CORRECTION_OPS.has(node.op)) {
+      return { ...node, placement: withCost({ ...node.placement, device: "cpu" }, cost, profile, threads) };
+    }
     const key = overrideOf(node, overrides);
     const forced = key === undefined ? undefined : overrides?.get(key);
     const own: readonly [Device, string] = [placed.spilled.has(part) ? "cpu" : "gpu", placed.cause(part)];
@@ -220,7 +226,7 @@ function ownPath(node: Node): string | undefined {
 }
 
 /** The part of every node; nodes without weights belong to that of the node before. */
-function partsOf(graph: Graph): Part[] {
+export function partsOf(graph: Graph): Part[] {
   const first = graph.nodes.findIndex((node) => layerOf(ownPath(node) ?? "") !== undefined);
   let part: Part = "embedding";
   return graph.nodes.map((node, i) => {

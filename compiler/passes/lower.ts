@@ -234,10 +234,11 @@ class Lowering {
   }
 
   #output(name: string): string {
-    this.#placement = { device: "cpu", causes: ["the rows whose logits are wanted"] };
     const x = this.#at(name);
     const type = this.#types.get(x.base);
     const maker = this.#nodes.find((n) => n.outputs.some((v) => v.name === x.base));
+    const { device = "cpu" } = maker?.placement ?? {};
+    this.#placement = { device, causes: ["the rows whose logits are wanted"] };
     const isPlain = x.deltas.length === 0 && x.norm === undefined && x.rope === undefined;
     if (isPlain && type?.shape[0] === "R" && maker?.op === "linear") return x.base;
     return this.#emit("copy", [x, plain(this.#rows.name)], {}, [`${name}_rows`])[0]!;

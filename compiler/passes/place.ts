@@ -5,44 +5,90 @@
  * Guarantees: stage "placed". Every node has a device and the cause of that choice, its bytes and its predicted
  *   time. A user's override is kept as it is; without one, what fits the GPU's memory is there (devices.ts). What does
  *   not fit the memory that was allowed is an error.
- * Does not: know corrections, which are made later and take little: `settle` (../replan.ts) counts again with them.
+ * Does not: know how large corrections will be. It counts the most they may be, so what is placed fits; `replan`
+ *   (../replan.ts) counts what they are.
  */
 import { HcinferError } from "../errors.ts";
-import type { Device, Graph, Node } from "../ir/graph.ts";
+import type { Device, Graph, Node, WindowBudget } from "../ir/graph.ts";
 import { verify } from "../ir/verify.ts";
+import type { Plan } from "../plan.ts";
+import { factorBytesRead, residualShape } from "../weights/correction.ts";
+import { inventory, type Matrix } from "../weights/inventory.ts";
+import type { BudgetOptions } from "./budget.ts";
 import { compensate } from "./compensate.ts";
 import { chooseDevices, type DeviceOptions, gpuLimit, overrideOf, paths, withDevices } from "./devices.ts";
 import { lower } from "./lower.ts";
 
+/** What is known of corrections before their budgets are; nothing: there are none. */
+type Corrections = Pick<BudgetOptions, "correct" | "budget" | "residualWidth" | "factorDType" | "maxRank">;
+
 export interface PlaceOptions extends DeviceOptions {
+  readonly corrections?: Corrections;
   /** Bytes of weights each device may hold; absent: no limit. */
   readonly memory?: { readonly [D in Device]?: number };
 }
 
 export function place(graph: Graph, options: PlaceOptions): Graph {
   checkOverrides(graph, options);
-  const placed = withDevices(graph, chooseDevices(draftOf(graph, options), [], options), options);
+  const draft = gpuLimit(options) === undefined ? { graph, windows: [] } : draftOf(graph, options);
+  const placed = withDevices(graph, chooseDevices(draft.graph, draft.windows, options), options);
   checkMemory(placed.nodes, options);
   const result: Graph = { ...placed, stage: "placed" };
   verify(result);
   return result;
 }
 
-/** The instructions of a graph without corrections; where a GPU is to be filled, its memory follows from these. */
-function draftOf(graph: Graph, options: PlaceOptions): Graph {
-  if (gpuLimit(options) === undefined) return graph;
+const NO_CORRECTIONS: Corrections = {
+  correct: "none",
+  budget: { kind: "bytes", share: 0 },
+  residualWidth: 4,
+  factorDType: "i8",
+  maxRank: 0,
+};
+
+/** The instructions of a graph with the largest corrections there may be: a GPU's memory is counted by these. */
+function draftOf(graph: Graph, options: PlaceOptions): Pick<Plan, "graph" | "windows"> {
+  const { corrections = NO_CORRECTIONS } = options;
+  const matrices = inventory(graph).matrices.filter((m) => m.window !== undefined);
+  const budgets = matrices.map((matrix) => mostOf(matrix, corrections));
   const nodes = graph.nodes.map((node): Node => ({
     ...node,
     placement: { ...node.placement, device: "cpu" },
   }));
-  const budgets = nodes.flatMap((node) =>
-    node.op === "linear" && node.params.window !== undefined
-      ? [{ window: node.params.window, rank: 0, channels: 0, cause: "a draft" }]
-      : []
-  );
-  const sizes = { residualWidth: 4, factorDType: "i8" } as const;
   const budgeted: Graph = { ...graph, stage: "budgeted", nodes, budgets };
-  return lower(compensate(budgeted, { ...options, ...sizes }), options);
+  const { residualWidth, factorDType } = corrections;
+  return {
+    graph: lower(compensate(budgeted, { ...options, residualWidth, factorDType }), options),
+    windows: matrices.map(({ window = "", inputs, rows }, i) => {
+      const { rank, channels } = budgets[i]!;
+      const factors = { dtype: factorDType, maxRank: rank };
+      const residual = inputs * residualShape(residualWidth, rows).rowBytes + 4 * (2 * inputs + rows);
+      return {
+        window,
+        inputs,
+        outputs: rows,
+        errorEnergy: 0,
+        residual: channels > 0 ? { width: residualWidth, bytes: residual } : null,
+        factors: rank > 0
+          ? { ...factors, bytes: factorBytesRead(factorDType, inputs, rows, rank) + 4 * rank }
+          : null,
+      };
+    }),
+  };
+}
+
+function mostOf(
+  { window = "", inputs, rows, format }: Matrix,
+  { correct, budget, maxRank }: Corrections,
+): WindowBudget {
+  const asked = { rank: maxRank, channels: inputs, ...budget };
+  const hasRows = (correct === "sparse" || correct === "both") && format?.kind !== "bf16";
+  return {
+    window,
+    rank: correct === "low_rank" || correct === "both" ? Math.min(asked.rank, inputs, rows) : 0,
+    channels: hasRows ? Math.min(asked.channels, inputs) : 0,
+    cause: "the most there may be",
+  };
 }
 
 /** @throws {HcinferError} "usage": an override that names nothing, or a GPU that is not there */

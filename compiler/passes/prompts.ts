@@ -79,7 +79,7 @@ export function choosePrompts(
 }
 
 function milliseconds(microseconds: number): string {
-  return (microseconds / 1000).toPrecision(3);
+  return `${Number((microseconds / 1000).toPrecision(3))}`;
 }
 
 const isOnGpu = (node: Node) => node.placement.device === "gpu";

@@ -202,5 +202,5 @@ function chooseMode(graph: Graph, lanes: readonly LanePlan[], options: ScheduleO
 }
 
 function milliseconds(microseconds: number): string {
-  return (microseconds / 1000).toPrecision(3);
+  return `${Number((microseconds / 1000).toPrecision(3))}`;
 }

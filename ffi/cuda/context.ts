@@ -117,13 +117,21 @@ export class Context implements Disposable {
   }
 
   /**
-   * After a sticky error: ends the context with all its memory, modules and streams, so that a new one can be retained.
+   * After a sticky error: ends the context with all its memory, modules and streams, those of other `Context`s of this
+   * device too, so that a new one can be retained. Throws where the driver cannot: then the process must be started again.
    * Views of pinned memory are invalid from here on.
    */
   reset(): void {
     if (!this.#open) return;
     this.#open = false;
-    this.driver.calls.cuDevicePrimaryCtxReset_v2(this.device.ordinal);
+    const { calls } = this.driver, { ordinal } = this.device;
+    calls.cuDevicePrimaryCtxReset_v2(ordinal);
+    try {
+      // A reset does not count as a release (cuda.h), where it leaves something to release.
+      calls.cuDevicePrimaryCtxRelease_v2(ordinal);
+    } catch (error) {
+      if (!(error instanceof DriverError)) throw error;
+    }
   }
 
   [Symbol.dispose](): void {

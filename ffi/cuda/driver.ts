@@ -126,7 +126,8 @@ export class Driver {
         version = versionOf(library);
       } catch (error) {
         if (!(error instanceof HcinferError)) throw error;
-        failures.push(error.message);
+        // What the system said of the library is enough; Deno's words before it are not needed.
+        failures.push(error.message.replace(/^.*Could not open library: /s, ""));
         continue;
       }
       if (version < LEAST_VERSION) {
@@ -151,13 +152,15 @@ export class Driver {
   }
 }
 
-/** Asked first, alone: an older driver may lack functions of the table, and then fails to load as a whole. */
+/**
+ * Asked first, alone: an older driver may lack functions of the table, and then fails to load as a whole. The library stays
+ * open, as it is opened next: thread-local memory of what is closed is lost to the process (glibc's static block).
+ */
 function versionOf(library: string): number {
   const { cuDriverGetVersion } = symbols;
   const probe = open(library, { cuDriverGetVersion });
   const version = new Int32Array(new ArrayBuffer(4));
   probe.symbols.cuDriverGetVersion(new Uint8Array(version.buffer));
-  probe.close();
   return version[0]!;
 }
 

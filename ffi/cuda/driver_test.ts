@@ -44,9 +44,7 @@ const environment = (message: RegExp) => (error: unknown) => {
 Deno.test("without a driver the error says what was looked for", () => {
   assert.throws(
     () => Driver.openFirst("device", ["libnodriver.so.1", "/no/such/libcuda.so"]),
-    environment(
-      /^no NVIDIA driver: libnodriver.so.1 does not load: .*; \/no\/such\/libcuda.so does not load/s,
-    ),
+    environment(/^no NVIDIA driver: libnodriver\.so\.1: .*; \/no\/such\/libcuda\.so: [^:]*: [^:]*$/),
   );
 });
 

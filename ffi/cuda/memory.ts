@@ -8,8 +8,12 @@ import {
   HOST_ALLOC_PORTABLE,
   type HostPointer,
   STATUS,
+  type StreamHandle,
 } from "./symbols.ts";
 import type { Stream } from "./stream.ts";
+
+/** The driver's own stream, which calls without one use. */
+const DEFAULT_STREAM = 0n as StreamHandle;
 
 /** Memory of the device. Nothing is known of its content until it is written. */
 export class DeviceMemory extends Resource<DevicePointer> {
@@ -38,10 +42,13 @@ export class DeviceMemory extends Resource<DevicePointer> {
   /** Copies `from` to `offset` on. Returns when it is done. */
   write(from: Uint8Array<ArrayBuffer>, offset = 0): void {
     if (from.length === 0) return;
-    this.context.calls.cuMemcpyHtoD_v2(this.at(offset, from.length), from, BigInt(from.length));
+    const { calls } = this.context;
+    calls.cuMemcpyHtoD_v2(this.at(offset, from.length), from, BigInt(from.length));
+    // The driver returns when it has read `from`; our streams do not wait for the rest.
+    calls.cuStreamSynchronize(DEFAULT_STREAM);
   }
 
-  /** Copies what lies from `offset` on into `to`. Returns when it is done. */
+  /** Copies what lies from `offset` on into `to`. Returns when it is done; streams that write there must be waited for before. */
   read(to: Uint8Array<ArrayBuffer>, offset = 0): void {
     if (to.length === 0) return;
     this.context.calls.cuMemcpyDtoH_v2(to, this.at(offset, to.length), BigInt(to.length));
@@ -78,7 +85,7 @@ export class DeviceMemory extends Resource<DevicePointer> {
     this.context.calls.cuMemcpyDtoDAsync_v2(to, source, BigInt(length), stream.handle);
   }
 
-  /** Sets `length` bytes from `offset` on to `value`: at once, or in the stream's order. */
+  /** Sets `length` bytes from `offset` on to `value`: in the stream's order, or, without one, before it returns. */
   fill(
     value: number,
     { offset = 0, length = this.byteLength - offset, stream }: {
@@ -89,8 +96,8 @@ export class DeviceMemory extends Resource<DevicePointer> {
   ): void {
     if (length === 0) return;
     const to = this.at(offset, length), { calls } = this.context;
-    if (stream === undefined) calls.cuMemsetD8_v2(to, value, BigInt(length));
-    else calls.cuMemsetD8Async(to, value, BigInt(length), stream.handle);
+    calls.cuMemsetD8Async(to, value, BigInt(length), stream?.handle ?? DEFAULT_STREAM);
+    if (stream === undefined) calls.cuStreamSynchronize(DEFAULT_STREAM);
   }
 
   /** The address of `offset`, from which `length` bytes must be there. */

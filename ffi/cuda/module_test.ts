@@ -106,8 +106,8 @@ Deno.test("parameters of other sizes than the kernel's are refused", () => {
       () => launch(mirror.kernel, SHAPE, mirror.stream, given),
       (error) => error instanceof HcinferError && message.test(error.message),
     );
-  refused([parameters!], /takes parameters of 24, 72 bytes, not 24: the kernels are of another version/);
-  refused([parameters!.subarray(8), call!], /not 16, 72/);
+  refused([parameters!], /takes parameters of 24, \d+ bytes, not 24: the kernels are of another version/);
+  refused([parameters!.subarray(8), call!], /bytes, not 16, \d+: /);
 });
 
 Deno.test("shared memory above 48 KiB is asked for, and no more than the device has", () => {
@@ -135,9 +135,7 @@ const isFault = (error: unknown) =>
 Deno.test("a kernel that faults loses its context, until it is reset", async () => {
   {
     using mirror = new Mirror();
-    const dangling = DeviceMemory.allocate(mirror.context, 16), { address } = dangling;
-    dangling[Symbol.dispose]();
-    launch(mirror.kernel, SHAPE, mirror.stream, mirror.parameters(address));
+    launch(mirror.kernel, SHAPE, mirror.stream, mirror.parameters(0n as DevicePointer));
     assert.throws(() => mirror.stream.synchronize(), isFault);
     await assert.rejects(() => mirror.stream.finished(), isFault);
     assert.throws(() => mirror.from.fill(0), isFault);
@@ -153,14 +151,23 @@ Deno.test("a kernel that faults loses its context, until it is reset", async () 
   assert.deepEqual(mirror.read(), Array(16).fill(1));
 });
 
-Deno.test("what a lost context owned is given up without an error", () => {
-  const mirror = new Mirror();
-  launch(mirror.kernel, SHAPE, mirror.stream, mirror.parameters(0n as DevicePointer));
-  assert.throws(() => mirror.stream.synchronize(), isFault);
-  const { context } = mirror;
-  const memory = mirror.to;
-  memory[Symbol.dispose]();
-  context.reset();
-  mirror[Symbol.dispose]();
-  context.reset();
-});
+// A GPU has whole pages for many allocations, and forgives.
+const onSimulator = { ignore: driverKind("sim") !== "sim" };
+
+Deno.test(
+  "a kernel that writes memory that was freed faults; what the context owned is given up",
+  onSimulator,
+  () => {
+    const mirror = new Mirror();
+    const dangling = DeviceMemory.allocate(mirror.context, 16), { address } = dangling;
+    dangling[Symbol.dispose]();
+    launch(mirror.kernel, SHAPE, mirror.stream, mirror.parameters(address));
+    assert.throws(() => mirror.stream.synchronize(), isFault);
+    const { context } = mirror;
+    const memory = mirror.to;
+    memory[Symbol.dispose]();
+    context.reset();
+    mirror[Symbol.dispose]();
+    context.reset();
+  },
+);

@@ -24,12 +24,18 @@ export class Stream extends Resource<StreamHandle> {
 
   /**
    * `synchronize` on another thread: JavaScript goes on meanwhile, but must not dispose of the stream or of what it works on.
+   * Throws what its work failed with.
    */
   async finished(): Promise<void> {
-    const { driver, handle } = this.context;
-    const { setCurrent, synchronize } = driver.addresses;
-    const status = await library().hc_device_wait(setCurrent, synchronize, handle, this.handle);
-    if (status !== 0) throw driver.error("cuStreamSynchronize", status);
+    const { setCurrent, synchronize, context, stream } = this.native;
+    const status = await library().hc_device_wait(setCurrent, synchronize, context, stream);
+    if (status !== 0) throw this.context.driver.error("cuStreamSynchronize", status);
+  }
+
+  /** What native code needs to wait for it. */
+  get native() {
+    const { driver: { addresses }, handle } = this.context;
+    return { ...addresses, context: handle, stream: this.handle };
   }
 
   /** What is ordered from here on waits for the event. */

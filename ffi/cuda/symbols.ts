@@ -73,7 +73,6 @@ export const symbols = {
   cuMemcpyHtoDAsync_v2: call(DEVICE_POINTER, HOST_POINTER, SIZE, STREAM),
   cuMemcpyDtoHAsync_v2: call(HOST_POINTER, DEVICE_POINTER, SIZE, STREAM),
   cuMemcpyDtoDAsync_v2: call(DEVICE_POINTER, DEVICE_POINTER, SIZE, STREAM),
-  cuMemsetD8_v2: call(DEVICE_POINTER, "u8", SIZE),
   cuMemsetD8Async: call(DEVICE_POINTER, "u8", SIZE, STREAM),
 
   cuModuleLoadDataEx: call(BUFFER, BUFFER, "u32", BUFFER, BUFFER),

@@ -3,9 +3,10 @@
  * planned for a machine that is not there; `trace` is the predicted timeline of one decoded token. Logits are zeros.
  */
 import { HcinferError } from "../../compiler/errors.ts";
+import { usesGpu } from "../../compiler/ir/graph.ts";
 import { limitsOf, type Memory, memoryOf } from "../../compiler/memory.ts";
 import { correctionMode, type ModelInfo, type Plan } from "../../compiler/plan.ts";
-import { genericProfile, type MachineProfile } from "../../compiler/profile.ts";
+import { genericProfile, type MachineProfile, profileOf } from "../../compiler/profile.ts";
 import { type Timeline, timelineOf } from "../../compiler/timeline.ts";
 import {
   checkStep,
@@ -41,12 +42,17 @@ export class NullExecutor implements Executor {
   readonly memory: Memory;
   #clock = 0;
 
-  /** @param options threads and corrections as for any executor; `profile` is the machine to pretend */
+  /**
+   * @param options threads and corrections as for any executor; `profile` is the machine to pretend. Default: a generic CPU,
+   *   or the machine of a plan that has nodes on a GPU
+   */
   constructor(plan: Plan, options: ExecutorOptions & { readonly profile?: MachineProfile }) {
-    const { threads, profile = genericProfile(threads) } = options;
+    const { threads } = options;
+    const withGpu = usesGpu(plan.graph);
+    const { profile = (withGpu ? profileOf(plan) : undefined) ?? genericProfile(threads) } = options;
     this.model = plan.model;
     this.trace = timelineOf(plan, correctionMode(plan, options.corrections, threads), { profile, threads });
-    this.memory = memoryOf(plan, limitsOf(plan.model, options));
+    this.memory = memoryOf(plan, limitsOf(plan.model, options, withGpu));
     this.capacity = this.memory.limits.capacity;
     this.contextLength = this.memory.limits.contextLength;
   }

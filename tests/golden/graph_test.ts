@@ -10,6 +10,8 @@ import process from "node:process";
 import { traceModel } from "../../compiler/frontend/trace.ts";
 import { parseGraph } from "../../compiler/ir/parse.ts";
 import { printGraph } from "../../compiler/ir/text.ts";
+import { transformer } from "../../compiler/ir/fixture.ts";
+import { PROFILES } from "../../compiler/profile.ts";
 import { CHOICES, passes } from "../fixtures/passes.ts";
 
 const read = (path: string) => readFileSync(new URL(path, import.meta.url), "utf8");
@@ -37,4 +39,35 @@ Deno.test("golden: tiny-dense after every pass", async () => {
 Deno.test("golden: tiny-dense with both forms of correction", async () => {
   const { schedule } = passes(await tinyDense(), { ...CHOICES, correct: "both" });
   await check("tiny-dense.both", printGraph(schedule.graph));
+});
+
+/** Two layers of Llama-3.1-8B's shape: windows of a GPU are long enough there for corrections to hide beside. */
+const LLAMA = {
+  layers: 2,
+  hidden: 4096,
+  heads: 32,
+  kvHeads: 8,
+  headDim: 128,
+  intermediate: 14336,
+  vocabulary: 128256,
+  tied: false,
+};
+const GPU = {
+  profile: PROFILES["rtx-4060-laptop"],
+  limits: { capacity: 512, contextLength: 8192, cachePositions: 8192 },
+};
+
+for (const correct of ["sparse", "low_rank"] as const) {
+  Deno.test(`golden: a plan with a GPU, ${correct}`, async () => {
+    const { schedule } = passes(transformer(LLAMA), { ...CHOICES, weights: "q4", correct }, GPU);
+    await check(`gpu.${correct}`, printGraph(schedule.graph));
+  });
+}
+
+Deno.test("golden: a plan with a GPU that is too small", async () => {
+  const { schedule } = passes(transformer(LLAMA), { ...CHOICES, weights: "q4" }, {
+    ...GPU,
+    gpuMemory: 1.4 * 2 ** 30,
+  });
+  await check("gpu.spilled", printGraph(schedule.graph));
 });

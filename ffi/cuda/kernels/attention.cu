@@ -7,19 +7,22 @@
 // Both forms do the same operations on the same numbers in the same order, and a row's are its own: a score sums over the
 // dimensions in order; a chunk's weights are summed by thread (two positions), by butterfly, by warp; its values by group of
 // threads (ascending positions), then by group. So a result depends on the row and its position alone, bit for bit.
-// Sums are fp32, of f16 keys and values and fp32 queries: products of f16 on tensor cores would round queries and weights to 11
-// bits and give every row of decode another arithmetic, for a part of prefill that is small beside the matrix products:
-// 2,048 tokens of Llama-3.1-8B's shape are 1.1 TFLOP here, 33 there.
 //
 // Threads: 4 warps, 4 pages of 64 positions. Scores: a thread owns 2 positions of its warp's page and reads 8 dimensions of
 // each in a load of 16 bytes, 512 bytes a warp (pages.h); queries come from shared memory, the same ones for all threads: 16
-// multiply-adds for two loads of 16 bytes. Values: headDim / 8 threads own a position's row, 16 bytes each: 64 multiply-adds
-// for one load of 16 bytes from the cache and two from shared memory.
+// multiply-adds a dimension for two loads of 16 bytes. Values: headDim / 8 threads own a position's row, 16 bytes each: 64
+// multiply-adds for one load of 16 bytes from the cache and two from shared memory.
 //
 // Bytes: 4 headDim a position and key-value head (128 KiB a block at headDim 128), read once by a unit; further units of a
 // tile find them in the L2 cache. Blocks for one token and 8 key-value heads: 16 at a context of 512, 128 at 4k, 1,024 at 32k.
 // A chip of 132 processors is not full below 4k; but 512 positions are 2 MiB a layer, of which a block reads 128 KiB in a
 // few microseconds. Prefill of 2,048 tokens, 4 heads a key-value head: 8,192 blocks, longest first.
+// 128 registers at most and 24.5 KiB of shared memory at headDim 128: 4 blocks a processor, 16 warps, each with 2 KiB of loads
+// under way; 32 KiB a processor is more than an H100 needs (14 bytes a clock for some 700 clocks).
+//
+// Sums are fp32, of f16 keys and values and fp32 queries. Tensor cores would round queries and weights to 11 bits, and decode
+// would have to do the same. Prefill of 2,048 tokens of Llama-3.1-8B's shape is 1.1 TFLOP here and 33 in the matrix products:
+// at half of an H100's peaks, 33 ms (estimated, not measured) beside some 70.
 #include "pages.h"
 #include "parameters.h"
 
@@ -92,9 +95,10 @@ HC_DEVICE bool pages_exist(const int32_t* table, int32_t from, int32_t to, int32
 
 // Whether its pages are of the cache is not looked at.
 HC_DEVICE Tile tile_of(const Attend& p, const Call& call, int32_t number) {
+  const Tile none = {nullptr, 0, 0, 0};
+  if (!within(number, call.tiles)) return none;
   const int32_t* tiles = p.tiles;
   const int32_t first = tiles[2 * number], count = tiles[2 * number + 1];
-  const Tile none = {nullptr, 0, 0, 0};
   if (!within(first, call.tokens) || count < 1 || count > TILE || count > call.tokens - first) return none;
   const int32_t sequence = static_cast<const int32_t*>(p.sequences)[first], position = static_cast<const int32_t*>(p.positions)[first];
   if (!within(sequence, p.mostSequences) || !within(position, p.context) || count > p.context - position) return none;
@@ -115,7 +119,7 @@ struct Unit {
 
 // Of this block. Tiles are taken from the last on: it has the longest context.
 HC_DEVICE Unit unit_of_block(const Attend& p, const Call& call) {
-  const int32_t block = static_cast<int32_t>(blockIdx.x), parts = static_cast<int32_t>(gridDim.x) / (call.tiles * p.kvHeads);
+  const int32_t block = static_cast<int32_t>(blockIdx.x), parts = static_cast<int32_t>(gridDim.x) / (max(call.tiles, 1) * p.kvHeads);
   const int32_t group = p.heads / p.kvHeads, first_row = block % parts * UNIT_ROWS;
   const Tile tile = tile_of(p, call, call.tiles - 1 - block / (parts * p.kvHeads));
   return {tile, block / parts % p.kvHeads, group, first_row, min(tile.count * group - first_row, UNIT_ROWS)};
@@ -136,7 +140,7 @@ struct Shared {
   }
 };
 
-// The last of the block's threads may not be there yet.
+// What `attend_chunk` reads; a barrier must follow.
 template <int ROWS> HC_DEVICE void stage(const Attend& p, const Unit& unit, const Shared& shared) {
   const float* q = p.q;
   const float factor = p.scale * LOG2_E;
@@ -179,7 +183,7 @@ HC_DEVICE void score(const half* keys, const float* queries, int head_dim, int s
     }
   };
   const int whole = head_dim / 8, rest = head_dim % 8;
-#pragma unroll 2
+#pragma unroll(ROWS == 4 ? 4 : 2)
   for (int block = 0; block < whole; block++) {
     add(block, load_eight(keys + key_block(slot, block, 8), 8, true), load_eight(keys + key_block(slot + 32, block, 8), 8, true), 8);
   }
@@ -258,7 +262,7 @@ HC_DEVICE void attend_chunk(const Attend& p, const Unit& unit, const Shared& sha
   // is infinite, would be NaN.
   int position = group < groups ? group : CHUNK;
   const int all_see = min(shared.seen[0] - start, seen);
-#pragma unroll 2
+#pragma unroll(ROWS == 4 ? 4 : 2)
   for (; position < all_see; position += groups) add(position, [](int) { return true; });
 #pragma unroll 1
   for (; position < seen; position += groups) add(position, [&](int r) { return start + position < shared.seen[r]; });
@@ -390,21 +394,21 @@ HC_DEVICE void merge_row(const Attend& p, const Call& call) {
 }  // namespace
 }  // namespace hc
 
-using hc::Attend, hc::Call;
+using hc::Attend, hc::Call, hc::THREADS;
 
-extern "C" __global__ void attend_walk(const Attend p, const Call call) {
+extern "C" __global__ void __launch_bounds__(THREADS, 4) attend_walk(const Attend p, const Call call) {
   if (!hc::begin(call)) return;
   hc::walk_unit(p, call);
   hc::finish(call);
 }
 
-extern "C" __global__ void attend_split(const Attend p, const Call call) {
+extern "C" __global__ void __launch_bounds__(THREADS, 4) attend_split(const Attend p, const Call call) {
   if (!hc::begin(call)) return;
   hc::split_unit(p, call);
   hc::finish(call);
 }
 
-extern "C" __global__ void attend_merge(const Attend p, const Call call) {
+extern "C" __global__ void __launch_bounds__(THREADS, 4) attend_merge(const Attend p, const Call call) {
   if (!hc::begin(call)) return;
   hc::merge_row(p, call);
   hc::finish(call);

@@ -16,17 +16,27 @@ extern "C" __global__ void __launch_bounds__(PIECE_THREADS) quantize(const Quant
   finish(call);
 }
 
+namespace {
+
+template <bool WHOLE> HC_DEVICE Four gated(const Corrected& gate, const Corrected& up, int i, int width) {
+  const Loading gates = load_four<WHOLE>(gate, i, width), ups = load_four<WHOLE>(up, i, width);
+  Four product = value_of(gate, gates);
+  const Four factor = value_of(up, ups);
+#pragma unroll
+  for (int k = 0; k < 4; k++) product.at[k] = silu(product.at[k]) * factor.at[k];
+  return product;
+}
+
+}  // namespace
+
 extern "C" __global__ void __launch_bounds__(PIECE_THREADS) silu_mul(const SiluMul p, const Call call) {
   if (!begin(call)) return;
   const Piece piece = piece_of(p.width);
   if (piece.token < call.n) {
     const Corrected gate = row_of({p.gate, p.gateLowRank, p.gateSparse}, piece.token * p.gateStride);
     const Corrected up = row_of({p.up, p.upLowRank, p.upSparse}, piece.token * p.upStride);
-    const Loading gates = load_four(gate, piece.first, p.width), ups = load_four(up, piece.first, p.width);
-    Four product = value_of(gate, gates);
-    const Four factor = value_of(up, ups);
-#pragma unroll
-    for (int k = 0; k < 4; k++) product.at[k] = silu(product.at[k]) * factor.at[k];
+    const bool whole = is_whole(gate, p.width) && is_whole(up, p.width);
+    const Four product = whole ? gated<true>(gate, up, piece.first, p.width) : gated<false>(gate, up, piece.first, p.width);
     float* out = p.out;
     put_four(call, out + piece.token * p.width, piece.first, p.width, product);
     // What the row lacks was loaded as 0, and silu(0) * 0 is 0.

@@ -41,20 +41,27 @@ HC_DEVICE Four load_four_past_caches(const float* at) {
   return four;
 }
 
-// Elements [i, i + 4) of a row; 0 for those that it lacks.
-HC_DEVICE Four load_four(const float* row, int i, int width) {
-  if (i + 4 <= width && takes_four(row + i)) return *reinterpret_cast<const Four*>(row + i);
-  Four four;
+// Elements [i, i + 4) of a row; 0 for those that it lacks. WHOLE: the row is known to consist of aligned fours. Then a load
+// is one instruction without branches, and a thread has many under way; else each looks for itself.
+template <bool WHOLE = false> HC_DEVICE Four load_four(const float* row, int i, int width) {
+  Four four = {};
+  if (WHOLE ? i < width : i + 4 <= width && takes_four(row + i)) {
+    four = *reinterpret_cast<const Four*>(row + i);
+  } else if (!WHOLE) {
 #pragma unroll
-  for (int k = 0; k < 4; k++) four.at[k] = i + k < width ? row[i + k] : 0.0f;
+    for (int k = 0; k < 4; k++) four.at[k] = i + k < width ? row[i + k] : 0.0f;
+  }
   return four;
 }
 
-HC_DEVICE Four load_four_of_delta(const float* row, int i, int width) {
-  if (i + 4 <= width && takes_four(row + i)) return load_four_past_caches(row + i);
-  Four four;
+template <bool WHOLE = false> HC_DEVICE Four load_four_of_delta(const float* row, int i, int width) {
+  Four four = {};
+  if (WHOLE ? i < width : i + 4 <= width && takes_four(row + i)) {
+    four = load_four_past_caches(row + i);
+  } else if (!WHOLE) {
 #pragma unroll
-  for (int k = 0; k < 4; k++) four.at[k] = i + k < width ? load_past_caches(row + i + k) : 0.0f;
+    for (int k = 0; k < 4; k++) four.at[k] = i + k < width ? load_past_caches(row + i + k) : 0.0f;
+  }
   return four;
 }
 
@@ -78,12 +85,15 @@ HC_DEVICE Corrected row_of(const Corrected& x, int64_t offset) {
 struct Loading {
   Four base, low_rank, sparse;
 };
-HC_DEVICE Loading load_four(const Corrected& row, int i, int width) {
-  Loading loading;
-  if (row.low_rank) loading.low_rank = load_four_of_delta(row.low_rank, i, width);
-  if (row.sparse) loading.sparse = load_four_of_delta(row.sparse, i, width);
-  loading.base = load_four(row.base, i, width);
+template <bool WHOLE = false> HC_DEVICE Loading load_four(const Corrected& row, int i, int width) {
+  Loading loading = {};
+  if (row.low_rank) loading.low_rank = load_four_of_delta<WHOLE>(row.low_rank, i, width);
+  if (row.sparse) loading.sparse = load_four_of_delta<WHOLE>(row.sparse, i, width);
+  loading.base = load_four<WHOLE>(row.base, i, width);
   return loading;
+}
+HC_DEVICE bool is_whole(const Corrected& row, int width) {
+  return width % 4 == 0 && takes_four(row.base) && takes_four(row.low_rank) && takes_four(row.sparse);
 }
 HC_DEVICE Four value_of(const Corrected& row, const Loading& loading) {
   Four four = loading.base;

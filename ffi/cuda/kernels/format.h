@@ -1,7 +1,7 @@
 // Packed formats as kernels read them (layout, bit by bit: compiler/weights/format.ts). The one place to add a format to.
 //
 // A thread reads "pairs": the codes of quads 2i and 2i + 1 (8 inputs) of 4 rows that lie beside each other, in one or two
-// 16-byte loads. `chunk` counts the 32 inputs of a group that 4 pairs make. A word of `word` is four signed 8-bit codes, an
+// 16-byte loads from a Tile (in memory, or staged: linear_matrix.h). `chunk` counts the 32 inputs of a group that 4 pairs make. A word of `word` is four signed 8-bit codes, an
 // operand of dp4a and of mma alike: what it stands for is scale * (code - zero), or scale * code where there is no zero point.
 #pragma once
 #include "device.h"
@@ -10,22 +10,23 @@ namespace hc {
 
 constexpr int TILE_ROWS = 16, CHUNK = 32, QUAD_BYTES = 64;
 
-#ifdef __CUDACC__
-// Past the first-level cache: each sector is read by one load.
+// 16 bytes that nobody else reads: past the first-level cache.
 HC_DEVICE uint4 load_streaming(const uint8_t* at) {
+#ifdef __CUDACC__
   uint4 v;
   asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
   return v;
-}
-// Codes that several warps of a block read.
-HC_DEVICE uint4 load_shared_codes(const uint8_t* at) { return __ldg(reinterpret_cast<const uint4*>(at)); }
 #else
-HC_DEVICE uint4 load_streaming(const uint8_t* at) { return *reinterpret_cast<const uint4*>(at); }
-HC_DEVICE uint4 load_shared_codes(const uint8_t* at) { return load_streaming(at); }
+  return *reinterpret_cast<const uint4*>(at);
 #endif
+}
 
-enum class Reuse { none, block };
-template <Reuse R> HC_DEVICE uint4 load16(const uint8_t* at) { return R == Reuse::none ? load_streaming(at) : load_shared_codes(at); }
+// A tile's codes in memory, as a thread sees them: 16 bytes, those of its 4 rows, of each 64.
+struct TileInMemory {
+  const uint8_t* codes;  // of the thread's rows
+  HC_DEVICE uint4 operator[](int vector) const { return load_streaming(codes + QUAD_BYTES * vector); }
+};
+template <typename F> HC_DEVICE TileInMemory in_memory(const uint8_t* tile, int row_quad) { return {tile + F::header + 16 * row_quad}; }
 
 HC_DEVICE uint32_t component(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
@@ -63,12 +64,8 @@ struct Q8 : Packed<8, false> {
   struct Pair {
     uint4 even, odd;
   };
-  template <Reuse R> HC_DEVICE static Pair load_codes(const uint8_t* codes, int chunk, int pair, int row_quad) {
-    const uint8_t* at = codes + QUAD_BYTES * (8 * chunk + 2 * pair) + 16 * row_quad;
-    return {load16<R>(at), load16<R>(at + QUAD_BYTES)};
-  }
-  template <Reuse R> HC_DEVICE static Pair load(const uint8_t* tile, int, int chunk, int pair, int row_quad) {
-    return load_codes<R>(tile + header, chunk, pair, row_quad);
+  template <typename Tile> HC_DEVICE static Pair load(const Tile& tile, int, int chunk, int pair) {
+    return {tile[8 * chunk + 2 * pair], tile[8 * chunk + 2 * pair + 1]};
   }
   HC_DEVICE static uint32_t word(const Pair& p, int, int odd, int row) {
     return component(odd ? p.odd : p.even, row) ^ 0x80808080u;  // code - 128
@@ -79,9 +76,7 @@ struct Q4 : Packed<4, true> {
   struct Pair {
     uint4 both;
   };
-  template <Reuse R> HC_DEVICE static Pair load(const uint8_t* tile, int, int chunk, int pair, int row_quad) {
-    return {load16<R>(tile + header + QUAD_BYTES * (4 * chunk + pair) + 16 * row_quad)};
-  }
+  template <typename Tile> HC_DEVICE static Pair load(const Tile& tile, int, int chunk, int pair) { return {tile[4 * chunk + pair]}; }
   HC_DEVICE static uint32_t word(const Pair& p, int, int odd, int row) { return component(p.both, row) >> (4 * odd) & 0x0F0F0F0Fu; }
 };
 
@@ -89,9 +84,7 @@ struct Q2 : Packed<2, true> {
   struct Pair {
     uint4 low;  // of pairs 2i and 2i + 1
   };
-  template <Reuse R> HC_DEVICE static Pair load(const uint8_t* tile, int, int chunk, int pair, int row_quad) {
-    return {load16<R>(tile + header + QUAD_BYTES * (2 * chunk + pair / 2) + 16 * row_quad)};
-  }
+  template <typename Tile> HC_DEVICE static Pair load(const Tile& tile, int, int chunk, int pair) { return {tile[2 * chunk + pair / 2]}; }
   HC_DEVICE static uint32_t word(const Pair& p, int pair, int odd, int row) {
     return component(p.low, row) >> (4 * (pair % 2) + 2 * odd) & 0x03030303u;
   }
@@ -101,9 +94,8 @@ struct Q3 : Packed<3, true> {
   struct Pair {
     uint4 low, third;  // third bits: of the chunk
   };
-  template <Reuse R> HC_DEVICE static Pair load(const uint8_t* tile, int group, int chunk, int pair, int row_quad) {
-    const uint8_t* codes = tile + header + 16 * row_quad;
-    return {load16<R>(codes + QUAD_BYTES * (2 * chunk + pair / 2)), load16<R>(codes + 4 * group + QUAD_BYTES * chunk)};
+  template <typename Tile> HC_DEVICE static Pair load(const Tile& tile, int group, int chunk, int pair) {
+    return {tile[2 * chunk + pair / 2], tile[group / 16 + chunk]};
   }
   HC_DEVICE static uint32_t word(const Pair& p, int pair, int odd, int row) {
     const uint32_t low = component(p.low, row) >> (4 * (pair % 2) + 2 * odd) & 0x03030303u;
@@ -124,8 +116,8 @@ struct Combined {
     return {{__uint_as_float(h.scale.x), __uint_as_float(h.scale.y), __uint_as_float(h.scale.z), __uint_as_float(h.scale.w)}};
   }
   HC_DEVICE static Four zeros(const Header&) { return {}; }
-  template <Reuse R> HC_DEVICE static Pair load(const uint8_t* tile, int, int chunk, int pair, int row_quad) {
-    return Q8::load_codes<R>(tile + header, chunk, pair, row_quad);
+  template <typename Tile> HC_DEVICE static Pair load(const Tile& tile, int group, int chunk, int pair) {
+    return Q8::load(tile, group, chunk, pair);
   }
   HC_DEVICE static uint32_t word(const Pair& p, int, int odd, int row) { return component(odd ? p.odd : p.even, row); }
 };

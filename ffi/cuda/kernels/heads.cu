@@ -6,7 +6,7 @@
 //
 // Moved per token, in bytes: 4 (read) + 4 or 2 (written) for each of (heads + 2 kvHeads) headDim values, and the deltas, which
 // cross the bus; 40 KiB for 32 + 2 * 8 heads of 128. One token is 12 blocks of 4 warps: time is the latency of two
-// dependent reads. 2,048 tokens are 24,576 blocks: time is bandwidth. Registers: 40 at most; occupancy is full.
+// dependent reads. 2,048 tokens are 24,576 blocks: time is bandwidth. 45 registers at most: 40 warps a processor.
 #include "pages.h"
 #include "parameters.h"
 

@@ -32,46 +32,81 @@ template <int Bytes> HC_DEVICE void copy_async(void* shared, const void* global)
   if constexpr (Bytes == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(global) : "memory");
   else asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(at), "l"(global) : "memory");
 }
-HC_DEVICE void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+HC_DEVICE void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits for all this thread's copies but those of the last `pending` ends: 0, 1 or 2.
+HC_DEVICE void wait_for_copies(int pending) {
+  if (pending == 0) asm volatile("cp.async.wait_group 0;" ::: "memory");
+  else if (pending == 1) asm volatile("cp.async.wait_group 1;" ::: "memory");
+  else asm volatile("cp.async.wait_group 2;" ::: "memory");
+}
 #else
 template <int Bytes> HC_DEVICE void copy_async(void* shared, const void* global) {
   if constexpr (Bytes == 16) *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
   else memcpy(shared, global, Bytes);
 }
-HC_DEVICE void copies_done() {}
+HC_DEVICE void end_of_copies() {}
+HC_DEVICE void wait_for_copies(int) {}
 #endif
 
-// 128 inputs of 64 tokens: codes, and per group what XGroup has; until `prepare`, the scale and the sum as they were copied.
-struct alignas(16) Stage {
-  uint8_t codes[BLOCK_TOKENS * STAGE_STRIDE];
-  alignas(16) float groups[MOST_STAGE_GROUPS][BLOCK_TOKENS][2];
+// Codes of two tiles, 64 bytes of each beside each other, turned so that the 8 threads whose 16 bytes move together (4 pairs
+// of 2 quads of rows) find them in different banks, whether a pair is one vector (4 bits) or two (8).
+struct StagedTile {
+  const uint8_t* codes;
+  int quad;  // 4 * tile + row quad
+  HC_DEVICE static int place(int vector, int quad) { return 128 * vector + 16 * ((quad + 2 * (vector ^ vector >> 2)) & 7); }
+  HC_DEVICE uint4 operator[](int vector) const { return *reinterpret_cast<const uint4*>(codes + place(vector, quad)); }
+};
 
-  HC_DEVICE void copy(const Linear& p, int n, int first_token, int stage) {
-    const int8_t* source = p.codes;
+// 128 inputs in shared memory: codes of x of 64 tokens; per group and token what XGroup has (until `prepare` the scale and the
+// sum, as they were copied); then, for each pair of tiles and each group, both headers and the codes of W.
+template <typename F> struct Stage {
+  static constexpr int X_BYTES = BLOCK_TOKENS * STAGE_STRIDE, GROUP_BYTES = 8 * BLOCK_TOKENS;
+  static constexpr int W_AT = X_BYTES + MOST_STAGE_GROUPS * GROUP_BYTES;
+  uint8_t* at;
+
+  // Of one group of two tiles.
+  HC_DEVICE static int w_bytes(int group) { return 2 * F::tile_bytes(group); }
+  HC_DEVICE static int bytes(int group, int tile_pairs) { return W_AT + tile_pairs * (STAGE / group) * w_bytes(group); }
+  HC_DEVICE float* x_group(int g, int token) const { return reinterpret_cast<float*>(at + X_BYTES + g * GROUP_BYTES) + 2 * token; }
+  HC_DEVICE uint8_t* w(int group, int tile_pair, int g) const { return at + W_AT + (tile_pair * (STAGE / group) + g) * w_bytes(group); }
+
+  HC_DEVICE void copy(const Linear& p, const uint8_t* packed, int n, int first_token, int first_tile, int stage) const {
+    const int count = min(STAGE / p.group, p.groups - stage * (STAGE / p.group)), first_group = stage * (STAGE / p.group);
+    const int8_t* codes = p.codes;
+    for (int i = threadIdx.x; i < BLOCK_TOKENS * STAGE / 16; i += blockDim.x) {
+      const int token = i / (STAGE / 16), from = i % (STAGE / 16) * 16;
+      if (from >= count * p.group) continue;
+      const int64_t row = static_cast<int64_t>(min(first_token + token, n - 1)) * p.codeStride;
+      copy_async<16>(at + token * STAGE_STRIDE + from, codes + row + stage * STAGE + from);
+    }
     const float* scales = p.scales;
     const int32_t* sums = p.sums;
-    const int inputs = min(STAGE, p.groups * p.group - stage * STAGE);
-    for (int i = threadIdx.x; i < BLOCK_TOKENS * STAGE / 16; i += blockDim.x) {
-      const int token = i / (STAGE / 16), at = i % (STAGE / 16) * 16;
-      if (at >= inputs) continue;
-      const int64_t row = static_cast<int64_t>(min(first_token + token, n - 1)) * p.codeStride;
-      copy_async<16>(codes + token * STAGE_STRIDE + at, source + row + stage * STAGE + at);
-    }
-    const int count = inputs / p.group, first_group = stage * (STAGE / p.group);
     for (int i = threadIdx.x; i < BLOCK_TOKENS * count; i += blockDim.x) {
       const int token = i % BLOCK_TOKENS, g = i / BLOCK_TOKENS;
       const int64_t from = static_cast<int64_t>(min(first_token + token, n - 1)) * p.groups + first_group + g;
-      copy_async<4>(&groups[g][token][0], scales + from);
-      copy_async<4>(&groups[g][token][1], sums + from);
+      copy_async<4>(x_group(g, token), scales + from);
+      copy_async<4>(x_group(g, token) + 1, sums + from);
     }
+    // A warp copies a tile's groups, which follow each other.
+    const int tile = threadIdx.x / 32, last_tile = (p.rows - 1) / TILE_ROWS, units = F::tile_bytes(p.group) / 16;
+    const uint8_t* source = packed + (static_cast<int64_t>(min(first_tile + tile, last_tile)) * p.groups + first_group) * (16 * units);
+    for (int g = 0; g < count; g++, source += 16 * units) {
+      uint8_t* to = w(p.group, tile / 2, g);
+      for (int unit = threadIdx.x % 32; unit < units; unit += 32) {
+        const int code_unit = unit - F::header / 16;
+        const int place = code_unit < 0 ? F::header * (tile % 2) + 16 * unit
+                                        : 2 * F::header + StagedTile::place(code_unit / 4, 4 * (tile % 2) + code_unit % 4);
+        copy_async<16>(to + place, source + 16 * unit);
+      }
+    }
+    end_of_copies();
   }
   // Every thread prepares what it copied itself.
-  HC_DEVICE void prepare(const Linear& p) {
-    copies_done();
-    for (int i = threadIdx.x; i < BLOCK_TOKENS * (STAGE / p.group); i += blockDim.x) {
-      float(&at)[2] = groups[i / BLOCK_TOKENS][i % BLOCK_TOKENS];
-      const XGroup x = XGroup::of(at[0], __float_as_int(at[1]));
-      at[0] = x.scale, at[1] = x.negative_sum;
+  HC_DEVICE void prepare(int group) const {
+    for (int i = threadIdx.x; i < BLOCK_TOKENS * (STAGE / group); i += blockDim.x) {
+      float* values = x_group(i / BLOCK_TOKENS, i % BLOCK_TOKENS);
+      const XGroup x = XGroup::of(values[0], __float_as_int(values[1]));
+      values[0] = x.scale, values[1] = x.negative_sum;
     }
   }
 };
@@ -99,65 +134,64 @@ HC_DEVICE void store_rows(float* y, int rows, const float (&values)[4]) {
   }
 }
 
-// grid: blocks of rows, blocks of 64 tokens.
+// grid: blocks of rows, blocks of 64 tokens; call.chunks: stages in shared memory, 2 to 4.
 template <typename F> HC_DEVICE void linear_matrix(const Linear& p, const Call& call, const void* packed) {
   if (!begin(call)) return;
-  __shared__ Stage stages[2];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, row_quad = lane / 4 % 4;
   const int first_token = blockIdx.y * BLOCK_TOKENS, warp_token = warp % 2 * WARP_TOKENS;
   if (first_token < call.n) {
-    const int tiles = (p.rows + TILE_ROWS - 1) / TILE_ROWS;
-    const int tile = (blockIdx.x * (blockDim.x / 64) + warp / 2) * 2 + lane / 16;
-    const int group = p.group, tile_bytes = F::tile_bytes(group), chunks = p.groups * (group / CHUNK);
-    const int segment_chunks = Segments(p.inputs).inputs / CHUNK;
+    const int tile_pairs = blockDim.x / 64, first_tile = blockIdx.x * tile_pairs * 2, group = p.group;
+    const int stage_count = (p.groups * group + STAGE - 1) / STAGE, depth = call.chunks;
+    const int segment_stages = Segments(p.inputs).inputs / STAGE;
     const bool idle = first_token + warp_token >= call.n;  // this warp has no token
-    const uint8_t* at = static_cast<const uint8_t*>(packed) + static_cast<int64_t>(min(tile, tiles - 1)) * p.groups * tile_bytes;
+    const auto stage_at = [&](int stage) {
+      return Stage<F>{reinterpret_cast<uint8_t*>(hc_shared) + stage % depth * Stage<F>::bytes(group, tile_pairs)};
+    };
+    const auto copy = [&](int stage) {
+      if (stage < stage_count) stage_at(stage).copy(p, static_cast<const uint8_t*>(packed), call.n, first_token, first_tile, stage);
+      else end_of_copies();
+    };
 
     Accumulators<float> total, acc;
     Accumulators<int32_t> dots;
     total.fill(0);
     acc.fill(0);
     dots.fill(MAGIC_BITS);
-    typename F::Pair pair, next_pair = F::template load<Reuse::block>(at, group, 0, c, row_quad);
-    Header header, next_header = F::load_header(at, row_quad);
-    int in_group = 0;  // chunk of the group
-
-    stages[0].copy(p, call.n, first_token, 0);
-    stages[0].prepare(p);
-    __syncthreads();
-    for (int stage = 0; stage * STAGE_CHUNKS < chunks; stage++) {
-      const Stage& x = stages[stage % 2];
-      const bool more = (stage + 1) * STAGE_CHUNKS < chunks;
-      if (more) stages[(stage + 1) % 2].copy(p, call.n, first_token, stage + 1);
-      const int end = idle ? 0 : min(STAGE_CHUNKS, chunks - stage * STAGE_CHUNKS);
-      int g = 0;  // group of the stage
-      for (int chunk = 0; chunk < end; chunk++) {
-        pair = next_pair;
-        if (in_group++ == 0) header = next_header;
-        const bool group_ends = in_group * CHUNK == group;
-        if (group_ends) in_group = 0;
-        if (stage * STAGE_CHUNKS + chunk + 1 < chunks) {
-          if (group_ends) next_header = F::load_header(at += tile_bytes, row_quad);
-          next_pair = F::template load<Reuse::block>(at, group, in_group, c, row_quad);
+#pragma unroll 1
+    for (int stage = 1 - depth; stage < stage_count; stage++) {
+      const Stage<F> x = stage_at(max(stage, 0));
+      if (stage >= 0) {
+        wait_for_copies(depth - 2);
+        x.prepare(group);
+        __syncthreads();
+      }
+      copy(stage + depth - 1);
+      if (stage < 0 || idle) continue;
+      const int groups = min(STAGE / group, p.groups - stage * (STAGE / group));
+      const uint8_t* codes = x.at + (warp_token + lane / 4) * STAGE_STRIDE + 8 * c;
+      for (int g = 0; g < groups; g++) {
+        const uint8_t* w = x.w(group, warp / 2, g);
+        const StagedTile tile{w + 2 * F::header, lane / 4};
+        for (int chunk = 0; chunk < group / CHUNK; chunk++, codes += CHUNK) {
+          const auto pair = F::load(tile, group, chunk, c);
+          uint32_t a[2][4];
+#pragma unroll
+          for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int k = 0; k < 4; k++) a[i][k] = F::word(pair, c, k / 2, 2 * i + k % 2);
+#pragma unroll
+          for (int j = 0; j < 4; j++) {
+            const uint2 two = *reinterpret_cast<const uint2*>(codes + 8 * j * STAGE_STRIDE);
+            const uint32_t b[2] = {two.x, two.y};
+#pragma unroll
+            for (int i = 0; i < 2; i++) mma_s8(dots.at[i][j], a[i], b);
+          }
         }
-        uint32_t a[2][4];
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-#pragma unroll
-          for (int k = 0; k < 4; k++) a[i][k] = F::word(pair, c, k / 2, 2 * i + k % 2);
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-          const uint8_t* codes = x.codes + (warp_token + 8 * j + lane / 4) * STAGE_STRIDE + CHUNK * chunk + 8 * c;
-          const uint2 two = *reinterpret_cast<const uint2*>(codes);
-          const uint32_t b[2] = {two.x, two.y};
-#pragma unroll
-          for (int i = 0; i < 2; i++) mma_s8(dots.at[i][j], a[i], b);
-        }
-        if (!group_ends) continue;
+        const Header header = F::load_header(w + F::header * (lane / 16), row_quad);
         const Four scales = F::scales(header), zeros = F::zeros(header);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-          const float4 v = *reinterpret_cast<const float4*>(x.groups[g][warp_token + 8 * j + 2 * c]);
+          const float4 v = *reinterpret_cast<const float4*>(x.x_group(g, warp_token + 8 * j + 2 * c));
           const XGroup x_group[2] = {{v.x, v.y}, {v.z, v.w}};
           const float offset[2] = {x_group[0].offset(), x_group[1].offset()};
 #pragma unroll
@@ -170,9 +204,8 @@ template <typename F> HC_DEVICE void linear_matrix(const Linear& p, const Call& 
             }
         }
         dots.fill(MAGIC_BITS);
-        g++;
       }
-      if (!more || (stage + 1) * STAGE_CHUNKS % segment_chunks == 0) {
+      if (stage + 1 == stage_count || (stage + 1) % segment_stages == 0) {
 #pragma unroll
         for (int i = 0; i < 2; i++)
 #pragma unroll
@@ -181,10 +214,9 @@ template <typename F> HC_DEVICE void linear_matrix(const Linear& p, const Call& 
             for (int k = 0; k < 4; k++) total.at[i][j][k] += acc.at[i][j][k];
         acc.fill(0);
       }
-      if (more) stages[(stage + 1) % 2].prepare(p);
-      __syncthreads();
     }
 
+    const int tile = first_tile + warp / 2 * 2 + lane / 16;
     const int row = tile * TILE_ROWS + 4 * row_quad;
 #pragma unroll
     for (int j = 0; j < 4; j++)

@@ -5,18 +5,18 @@
 //   segment_k = acc, from acc = 0, acc = fma(scale_g, term_g, acc) for the segment's groups in ascending order
 //   y         = ((0 + segment_0) + segment_1) + ...
 //
-// A segment is a whole number of 128 inputs, and a row has 64 of them at most: how a row is cut depends on its length alone.
+// A segment is a whole number of 128 inputs, and a row has 32 of them at most: how a row is cut depends on its length alone.
 // bf16 weights: acc = fma(w_i, x_i, acc) over the segment's inputs in ascending order.
 //
 // Three float operations a group, no conversion: dot_g starts from MAGIC's bits, so that it reads as the float MAGIC + dot_g
 // (exact below 2^22; a group's largest is 128 * 15 * 128 < 2^18, at 8 bits 2^21), and fma(MAGIC + dot_g, s_g, -MAGIC * s_g)
 // is s_g * dot_g rounded once, because MAGIC = 3 * 2^22 times 22 bits is exact. The cut costs 2^-21 of s_g at most.
 #pragma once
-#include "device.h"
+#include "parameters.h"
 
 namespace hc {
 
-constexpr int SEGMENT_STEP = 128, MOST_SEGMENTS = 64;  // ffi/cuda/kernels/linear.ts has them too
+constexpr int SEGMENT_STEP = 128, MOST_SEGMENTS = 32;  // ffi/cuda/kernels/linear.ts has them too
 
 struct Segments {
   int inputs;  // of a segment
@@ -46,6 +46,18 @@ template <typename F> HC_DEVICE float accumulate(float acc, int32_t dot, float s
   float term = fmaf(__int_as_float(dot), x.scale, offset);
   if (F::zero_points) term = fmaf(zero, x.negative_sum, term);
   return fmaf(scale, term, acc);
+}
+
+// y of a block's rows and tokens from hc_shared, float [segments][tokens][rows], after a barrier.
+HC_DEVICE void add_segments(const Linear& p, const Call& call, int segments, int first_token, int tokens, int first_row, int rows) {
+  const auto* sums = reinterpret_cast<const float*>(hc_shared);
+  float* y = p.y;
+  for (int i = threadIdx.x; i < tokens * rows; i += blockDim.x) {
+    const int token = first_token + i / rows, row = first_row + i % rows;
+    float total = 0;
+    for (int s = 0; s < segments; s++) total += sums[s * tokens * rows + i];
+    if (token < call.n && row < p.rows) y[static_cast<int64_t>(token) * p.yStride + row] = total;
+  }
 }
 
 }  // namespace hc

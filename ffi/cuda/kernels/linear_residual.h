@@ -3,7 +3,7 @@
 //   W' = scale * (code - zero) + output_scale * channel_scale * e;  scale' = max|W'| / 127, code' = round(W' / scale')
 // Layouts: compiler/weights/correction.ts, and Combined of format.h.
 //
-// A warp makes one group of one tile, a thread 4 rows x 8 inputs (x 2 with group 128). Warps beside each other take tiles
+// A warp makes one group of one tile, a thread 4 rows x 8 inputs (twice with group 128). Warps beside each other take tiles
 // beside each other, whose residual codes share sectors.
 #pragma once
 #include "format.h"
@@ -37,58 +37,59 @@ template <typename F> HC_DEVICE void combine_group(const Linear& p, uint8_t* out
   const float* output_scale = p.outputScale;
   const Header header = F::load_header(packed, row_quad);
   const Four scales = F::scales(header), zeros = F::zeros(header);
-  float outputs[4], values[2][8][4], largest[4] = {};
+  float outputs[4], largest[4] = {}, inverse[4];
 #pragma unroll
   for (int r = 0; r < 4; r++) outputs[r] = words.at != nullptr && row + r < p.rows ? output_scale[row + r] : 0.0f;
+
+  // W' of 4 rows at input 4 * odd + i of a pair.
+  const auto value = [&](const typename F::Pair& codes, int pair, int odd, int i, float (&w)[4]) {
+    const int input = g * group + 8 * pair + 4 * odd + i;
+    float e[4] = {}, channel = 0;
+    if (words.at != nullptr && input < p.inputs) {
+      words.decode(input, e);
+      channel = channel_scale[input];
+    }
 #pragma unroll
-  for (int pass = 0; pass < 2; pass++) {
-    const int pair = 8 * pass + lane / 4;
-    if (8 * pair >= group) continue;
-    const auto codes = F::template load<Reuse::block>(packed, group, pair / 4, pair % 4, row_quad);
-#pragma unroll
+    for (int r = 0; r < 4; r++) {
+      const auto code = static_cast<int8_t>(F::word(codes, pair % 4, odd, r) >> (8 * i));
+      w[r] = __fmul_rn(scales.row[r], __fsub_rn(static_cast<float>(code), zeros.row[r]));
+      w[r] = fmaf(__fmul_rn(outputs[r], channel), e[r], w[r]);
+    }
+  };
+  for (int pair = lane / 4; pair < group / 8; pair += 8) {
+    const auto codes = F::load(in_memory<F>(packed, row_quad), group, pair / 4, pair % 4);
+#pragma unroll 4
     for (int i = 0; i < 8; i++) {
-      const int input = g * group + 8 * pair + i;
-      float e[4] = {}, channel = 0;
-      if (words.at != nullptr && input < p.inputs) {
-        words.decode(input, e);
-        channel = channel_scale[input];
-      }
+      float w[4];
+      value(codes, pair, i / 4, i % 4, w);
 #pragma unroll
-      for (int r = 0; r < 4; r++) {
-        const auto code = static_cast<int8_t>(F::word(codes, pair % 4, i / 4, r) >> (8 * (i % 4)));
-        const float w = __fmul_rn(scales.row[r], __fsub_rn(static_cast<float>(code), zeros.row[r]));
-        values[pass][i][r] = fmaf(__fmul_rn(outputs[r], channel), e[r], w);
-        largest[r] = fmaxf(largest[r], fabsf(values[pass][i][r]));
-      }
+      for (int r = 0; r < 4; r++) largest[r] = fmaxf(largest[r], fabsf(w[r]));
     }
   }
 #pragma unroll
-  for (int r = 0; r < 4; r++)
+  for (int r = 0; r < 4; r++) {
 #pragma unroll
     for (int across = 4; across < 32; across *= 2) largest[r] = fmaxf(largest[r], __shfl_xor_sync(~0u, largest[r], across));
-  float inverse[4];
-#pragma unroll
-  for (int r = 0; r < 4; r++) inverse[r] = 127.0f / fmaxf(largest[r], 1e-30f);
+    inverse[r] = 127.0f / fmaxf(largest[r], 1e-30f);
+  }
 
   uint8_t* to = out + (static_cast<int64_t>(tile) * p.groups + g) * Combined::tile_bytes(group);
   if (lane < 4) {
     *reinterpret_cast<float4*>(to + 16 * row_quad) =
         make_float4(largest[0] / 127.0f, largest[1] / 127.0f, largest[2] / 127.0f, largest[3] / 127.0f);
   }
-#pragma unroll
-  for (int pass = 0; pass < 2; pass++) {
-    const int pair = 8 * pass + lane / 4;
-    if (8 * pair >= group) continue;
-#pragma unroll
+  for (int pair = lane / 4; pair < group / 8; pair += 8) {
+    const auto codes = F::load(in_memory<F>(packed, row_quad), group, pair / 4, pair % 4);
+#pragma unroll 1
     for (int odd = 0; odd < 2; odd++) {
       uint32_t rows[4] = {};
 #pragma unroll
-      for (int r = 0; r < 4; r++)
+      for (int i = 0; i < 4; i++) {
+        float w[4];
+        value(codes, pair, odd, i, w);
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const int code = __float2int_rn(__fmul_rn(values[pass][4 * odd + i][r], inverse[r]));
-          rows[r] |= static_cast<uint32_t>(code & 0xFF) << (8 * i);
-        }
+        for (int r = 0; r < 4; r++) rows[r] |= static_cast<uint32_t>(__float2int_rn(__fmul_rn(w[r], inverse[r])) & 0xFF) << (8 * i);
+      }
       *reinterpret_cast<uint4*>(to + Combined::header + QUAD_BYTES * (2 * pair + odd) + 16 * row_quad) =
           make_uint4(rows[0], rows[1], rows[2], rows[3]);
     }

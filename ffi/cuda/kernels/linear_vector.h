@@ -30,12 +30,14 @@ template <typename F, int T> struct SegmentSum {
 
     typename F::Pair pairs[4], next_pairs[4];
     Header header, next_header;
+    const int most = (last - first) * chunks;
     const auto fetch = [&](int chunk) {
 #pragma unroll
-      for (int k = 0; k < 4; k++) next_pairs[k] = F::template load<Reuse::none>(at, group, chunk, k, row_quad);
+      for (int k = 0; k < 4; k++) next_pairs[k] = F::load(in_memory<F>(at, row_quad), group, chunk, k);
       if (chunk == 0) next_header = F::load_header(at, row_quad);
     };
     fetch(0);
+    int fetched = 1, next_chunk = 0;
     for (int g = first; g < last; g++) {
       int32_t dots[T][4];
 #pragma unroll
@@ -46,11 +48,9 @@ template <typename F, int T> struct SegmentSum {
       for (int chunk = 0; chunk < chunks; chunk++) {
 #pragma unroll
         for (int k = 0; k < 4; k++) pairs[k] = next_pairs[k];
-        if (chunk + 1 < chunks) {
-          fetch(chunk + 1);
-        } else if (g + 1 < last) {
-          at += tile_bytes;
-          fetch(0);
+        if (fetched++ < most) {
+          if (++next_chunk == chunks) at += tile_bytes, next_chunk = 0;
+          fetch(next_chunk);
         }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -91,7 +91,7 @@ template <int T> struct SegmentSum<BF16, T> {
     const int first = segment * segment_inputs, last = min(first + segment_inputs, p.inputs);
     const uint8_t* at = packed + (tile * pairs + first / 2) * 64 + 16 * (threadIdx.x % 4);
     const float* x = p.x;
-#pragma unroll 8
+#pragma unroll 4
     for (int i = first; i < last; i += 2, at += 64) {
       const uint4 w = load_streaming(at);
 #pragma unroll
@@ -131,14 +131,7 @@ template <typename F, int T> HC_DEVICE void linear_vector(const Linear& p, const
         hc_shared[(segment * T + t) * 4 + row_quad] = make_float4(acc[t][0], acc[t][1], acc[t][2], acc[t][3]);
     }
     __syncthreads();
-    const auto* sums = reinterpret_cast<const float*>(hc_shared);
-    float* y = p.y;
-    for (int i = threadIdx.x; i < TILE_ROWS * T; i += blockDim.x) {
-      const int token = first_token + i / TILE_ROWS, row = tile * TILE_ROWS + i % TILE_ROWS;
-      float total = 0;
-      for (int s = 0; s < segments.count; s++) total += sums[s * TILE_ROWS * T + i];
-      if (token < call.n && row < p.rows) y[static_cast<int64_t>(token) * p.yStride + row] = total;
-    }
+    add_segments(p, call, segments.count, first_token, T, tile * TILE_ROWS, TILE_ROWS);
   }
   finish(call);
 }

@@ -45,6 +45,19 @@ HC_DEVICE Four total_of(const Corrected& a, const Loading& of_a, const Corrected
   return total;
 }
 
+// The first elements of a thread, all loads before the first use; 0 beyond the width.
+template <bool WHOLE> HC_DEVICE void load_totals(const Corrected& a, const Corrected& b, int width, Four (&totals)[KEPT]) {
+  const int first = 4 * static_cast<int>(threadIdx.x), step = 4 * static_cast<int>(blockDim.x);
+  Loading of_a[KEPT], of_b[KEPT];
+#pragma unroll
+  for (int n = 0; n < KEPT; n++) {
+    of_a[n] = load_four<WHOLE>(a, first + n * step, width);
+    if (b.base) of_b[n] = load_four<WHOLE>(b, first + n * step, width);
+  }
+#pragma unroll
+  for (int n = 0; n < KEPT; n++) totals[n] = total_of(a, of_a[n], b, of_b[n]);
+}
+
 HC_DEVICE void norm_row(const Norm& p, const Call& call, int64_t item) {
   const int width = p.width, first = 4 * static_cast<int>(threadIdx.x), step = 4 * static_cast<int>(blockDim.x);
   const int64_t row = gathered(p.rows, item / p.heads, call.tokens), column = item % p.heads * width;
@@ -55,22 +68,14 @@ HC_DEVICE void norm_row(const Norm& p, const Call& call, int64_t item) {
   out += item * width;
   if (sum) sum += item * width;
 
-  Loading of_a[KEPT], of_b[KEPT];
-#pragma unroll
-  for (int n = 0; n < KEPT; n++) {
-    if (first + n * step >= width) continue;
-    of_a[n] = load_four(a, first + n * step, width);
-    if (b.base) of_b[n] = load_four(b, first + n * step, width);
-  }
+  Four kept[KEPT];
+  if (is_whole(a, width) && is_whole(b, width)) load_totals<true>(a, b, width, kept);
+  else load_totals<false>(a, b, width, kept);
   float squares = 0.0f;
-  Four kept[KEPT] = {};
 #pragma unroll
   for (int n = 0; n < KEPT; n++) {
-    const int i = first + n * step;
-    if (i >= width) continue;
-    kept[n] = total_of(a, of_a[n], b, of_b[n]);
     squares = sum_of_squares(kept[n], squares);
-    if (sum) put_four(call, sum, i, width, kept[n]);
+    if (sum) put_four(call, sum, first + n * step, width, kept[n]);
   }
   // What is read again lies where the thread itself wrote it.
   float* again = sum ? sum : out;

@@ -76,7 +76,9 @@ export class CudaDevice implements StepDevice {
     this.#stream = owned.use(new Stream(context));
     this.#copies = owned.use(new Stream(context));
     const device = (bytes: number, what: string) => this.#take(owned, bytes, what);
-    const pinned = (bytes: number) => owned.use(PinnedMemory.allocate(context, Math.max(64, bytes)));
+    // Whole cache lines, at least one.
+    const pinned = (bytes: number) =>
+      owned.use(PinnedMemory.allocate(context, 64 * Math.max(1, Math.ceil(bytes / 64))));
 
     const sizes = memory.device!;
     const weights = device(sizes.weights, "weights");
@@ -102,7 +104,7 @@ export class CudaDevice implements StepDevice {
     fillRotations(hostTables, bundle.plan, memory);
     if (tables) tables.write(hostTables.view(0, sizes.tables));
     if (weights) upload(context, memory, (tensor) => bundle.tensor(tensor).bytes, weights, this.#copies);
-    if (stagingMemory) staging.attach(context, stagingMemory);
+    if (stagingMemory && staging.bytes > 0) staging.attach(context, stagingMemory);
     owned.use(staging);
 
     const bases: { readonly [S in Segment]?: bigint | undefined } = {
@@ -168,8 +170,8 @@ export class CudaDevice implements StepDevice {
   }
 
   get logits(): Float32Array {
-    const bytes = this.#logits.view(0, this.#logits.byteLength);
-    return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+    const { buffer, byteOffset, length } = this.#logits.view(0, this.#parts.memory.bytes.logits);
+    return new Float32Array(buffer, byteOffset, length / 4);
   }
 
   step(counts: StepCounts, runs: readonly PagedRun[]): StepStatus {
@@ -183,11 +185,26 @@ export class CudaDevice implements StepDevice {
 
   async stepAsync(counts: StepCounts, runs: readonly PagedRun[]): Promise<StepStatus> {
     this.#guarded(counts, () => this.#order(counts, runs));
-    const status = this.#heard(await this.#engines[counts.mode]?.stepAsync(counts) ?? DONE);
+    const status = await this.#ended(this.#engines[counts.mode], counts).catch((error: unknown) => error);
     if (this.#isClosed) return { status: "aborted" };
-    await this.#stream.finished();
-    if (this.#isClosed) return { status: "aborted" };
-    return this.#guarded(counts, () => this.#outcome(status));
+    return this.#guarded(counts, () => {
+      if (!isStatus(status)) throw status;
+      return this.#outcome(status);
+    });
+  }
+
+  /** Waits for both sides of a step on a thread that is not JavaScript's. */
+  async #ended(engine: Engine | undefined, counts: StepCounts): Promise<StepStatus> {
+    if (engine === undefined) {
+      await this.#stream.finished();
+      return DONE;
+    }
+    const { status, driver } = await engine.stepBeside(counts, {
+      ...this.#stream.native,
+      abort: this.#abortFlag,
+    });
+    if (driver !== 0) throw this.#parts.context.driver.error("cuStreamSynchronize", driver);
+    return status;
   }
 
   /** An error of the driver ends the executor: what was in the GPU's memory may be gone. */
@@ -373,6 +390,11 @@ export class CudaDevice implements StepDevice {
 
 const KINDS: readonly StepKind[] = ["decode", "prefill"];
 const DONE: StepStatus = { status: "done" };
+
+function isStatus(outcome: unknown): outcome is StepStatus {
+  return typeof outcome === "object" && outcome !== null && "status" in outcome &&
+    !(outcome instanceof Error);
+}
 
 /** The instructions of the common table, as the native check of operands reads them. */
 function tableInstructions(steps: readonly KernelStep[]): Instruction[] {

@@ -47,7 +47,8 @@ function launchesOf(step: KernelStep, shape: Shape, device: DeviceShape): readon
   const { op, integers } = step.instruction;
   const n = step.over === "rows" ? shape.rows : shape.tokens;
   const kernelShape: StepShape = { n, tokens: shape.tokens, tiles: shape.tiles, context: shape.context };
-  const launches = n === 0 || integers["rowBytes"] === 0 ? [] : LAUNCHES[op](integers, kernelShape, device);
+  const isIdle = n === 0 || (op === "mirror" && integers["rowBytes"] === 0);
+  const launches = isIdle ? [] : LAUNCHES[op](integers, kernelShape, device);
   if (launches.length > 0 || (step.wait === undefined && step.signal === undefined)) return launches;
   return [HANDSHAKE];
 }
