@@ -19,7 +19,8 @@ export const rules = {
     const heads = integers["heads"]!, kvHeads = integers["kvHeads"]!, headDim = integers["headDim"]!;
     checkHeadDim(headDim);
     if (n === 0 || tiles === 0) return [];
-    const tileTokens = Math.min(ATTENTION_TILE, n);
+    // Every tile has a token.
+    const tileTokens = Math.min(ATTENTION_TILE, n - tiles + 1);
     const unitsOf = (tile: number) => tiles * kvHeads * Math.ceil(tile * heads / kvHeads / UNIT_ROWS);
     const units = unitsOf(tileTokens);
     // Rows of q and of sums, how much each sees, then weights or partial sums (a thread has 8 dimensions).
