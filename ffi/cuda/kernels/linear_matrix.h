@@ -1,19 +1,18 @@
 // y = x W^T for many tokens, on the tensor cores (mma.m16n8k32 of signed bytes): the sums of linear_vector.h, bit for bit.
 //
-// A warp computes 32 rows x 32 tokens. W is operand A, straight from the packed tiles: of two tiles of 16 rows, thread
-// (r, c) = (lane / 4, lane % 4) loads for every 32 inputs the pair c of rows 4 (r % 4) .. + 3 of tile r / 4: that is one 16-byte
-// load at 4 bits, and exactly its rows r and r + 8 of two fragments, when fragment rows are numbered so; results of a thread
-// are then 4 consecutive rows of y. Operand B, the codes of x, is staged in shared memory, 128 inputs at a time, double-buffered.
-// A block's warps lie as (blockDim.x / 64) x 2: 2 warps share rows, the others tokens, so a block covers 128 rows x 64 tokens,
-// and fewer rows where the grid would be small otherwise.
+// A warp computes 32 rows x 32 tokens. W is operand A: of two tiles of 16 rows, thread (r, c) = (lane / 4, lane % 4) reads for
+// every 32 inputs the pair c of rows 4 (r % 4) .. + 3 of tile r / 4. That is one 16-byte load at 4 bits, and exactly its rows r
+// and r + 8 of two fragments, when fragment rows are numbered so; a thread's results are then 4 consecutive rows of y. Both
+// operands are staged in shared memory as they are, 128 inputs at a time. A block's warps lie as (blockDim.x / 64) x 2: up to
+// 128 rows x 64 tokens, and fewer rows, with more stages under way, where the grid would be small otherwise.
 //
 // What limits it is the float pipe: per group, row and token one multiply-add makes a float of the integer dot, one adds the
-// zero point, one accumulates (linear_order.h), so with group 64 a multiprocessor of 128 lanes does 128 * 64 / 3 = 2730
-// multiplications of weights a cycle at most; a segment's end adds 1/2 operation a group of 64. Issue slots: per 32 inputs a
-// warp has 8 mma, 4 loads of B and about 15 instructions of unpacking; per group 96 float operations and 16 for x's scales: 170
-// for 32 * 32 * 64 multiplications, 4 * 65536 / 170 = 1540 a cycle. bf16 on an H100 has 2048 a cycle, of which a good library gets
-// about 1500; half of that, the aim, is 750. Operand B needs 32 * 32 + 32 * 8 bytes a warp and 32 inputs from shared memory: 8 to
-// 10 cycles for 32768 multiplications.
+// zero point, one accumulates (linear_order.h); segments add 1/4 to 1/2. With group 64 a multiprocessor of 128 float lanes has
+// at most 64 * 128 / 3.5 = 2340 multiplications of weights a cycle (group 32: half of that). Issue slots: per 64 inputs a warp
+// has 16 mma, 8 loads of B, 2 of A with 32 instructions of unpacking, 112 float operations, 12 for x's scales and some 20 more:
+// 200 for 32 * 32 * 64 multiplications, so 4 * 65536 / 200 = 1310 a cycle. bf16 on an H100 peaks at 2048 a cycle, of which good
+// libraries reach 1500; half of that, the aim, is 750. Shared memory: 32 x 32 bytes of B and 512 of A per 32768 multiplications,
+// 12 cycles of 128 bytes. Memory: 64 tokens of x and 128 rows of W at 4 bits are 128 bytes for 8192 multiplications.
 #pragma once
 #include "format.h"
 #include "linear_order.h"
