@@ -66,8 +66,12 @@ template <typename F> struct Stage {
   // Of one group of two tiles.
   HC_DEVICE static int w_bytes(int group) { return 2 * F::tile_bytes(group); }
   HC_DEVICE static int bytes(int group, int tile_pairs) { return W_AT + tile_pairs * (STAGE / group) * w_bytes(group); }
-  HC_DEVICE float* x_group(int g, int token) const { return reinterpret_cast<float*>(at + X_BYTES + g * GROUP_BYTES) + 2 * token; }
-  HC_DEVICE uint8_t* w(int group, int tile_pair, int g) const { return at + W_AT + (tile_pair * (STAGE / group) + g) * w_bytes(group); }
+  HC_DEVICE float* x_group(int g, int token) const {
+    return reinterpret_cast<float*>(at + X_BYTES + g * GROUP_BYTES) + 2 * token;
+  }
+  HC_DEVICE uint8_t* w(int group, int tile_pair, int g) const {
+    return at + W_AT + (tile_pair * (STAGE / group) + g) * w_bytes(group);
+  }
 
   HC_DEVICE void copy(const Linear& p, const uint8_t* packed, int n, int first_token, int first_tile, int stage) const {
     const int count = min(STAGE / p.group, p.groups - stage * (STAGE / p.group)), first_group = stage * (STAGE / p.group);
@@ -90,7 +94,8 @@ template <typename F> struct Stage {
     }
     // A warp copies a tile's groups, which follow each other.
     const int tile = threadIdx.x / 32, last_tile = (p.rows - 1) / TILE_ROWS, units = F::tile_bytes(p.group) / 16;
-    const uint8_t* source = packed + (static_cast<int64_t>(min(first_tile + tile, last_tile)) * p.groups + first_group) * (16 * units);
+    const int64_t first_unit = (static_cast<int64_t>(min(first_tile + tile, last_tile)) * p.groups + first_group) * units;
+    const uint8_t* source = packed + 16 * first_unit;
 #pragma unroll 1
     for (int g = 0; g < count; g++, source += 16 * units) {
       uint8_t* to = w(p.group, tile / 2, g);
@@ -227,7 +232,8 @@ template <typename F> HC_DEVICE void linear_matrix(const Linear& p, const Call& 
       for (int e = 0; e < 2; e++) {
         const int token = first_token + warp_token + 8 * j + 2 * c + e;
         const float values[4] = {total.at[0][j][e], total.at[0][j][2 + e], total.at[1][j][e], total.at[1][j][2 + e]};
-        if (token < call.n && row < p.rows) store_rows(static_cast<float*>(p.y) + static_cast<int64_t>(token) * p.yStride + row, p.rows - row, values);
+        float* y = static_cast<float*>(p.y) + static_cast<int64_t>(token) * p.yStride + row;
+        if (token < call.n && row < p.rows) store_rows(y, p.rows - row, values);
       }
   }
   finish(call);

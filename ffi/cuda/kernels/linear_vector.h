@@ -47,6 +47,14 @@ template <typename F, int T> struct SegmentSum {
 #pragma unroll
         for (int r = 0; r < 4; r++) dots[t][r] = MAGIC_BITS;
       header = next_header;
+      float x_scale[T];
+      int32_t x_sum[T];
+#pragma unroll
+      for (int t = 0; t < T; t++) {
+        const int64_t i = static_cast<int64_t>(tokens[t]) * p.groups + g;
+        x_scale[t] = x_scales[i];
+        x_sum[t] = F::zero_points ? sums[i] : 0;
+      }
       for (int chunk = 0; chunk < chunks; chunk++) {
 #pragma unroll
         for (int k = 0; k < 4; k++) pairs[k] = next_pairs[k];
@@ -58,8 +66,10 @@ template <typename F, int T> struct SegmentSum {
         for (int half = 0; half < 2; half++) {
           uint4 x[T];
 #pragma unroll
-          for (int t = 0; t < T; t++)
-            x[t] = *reinterpret_cast<const uint4*>(codes + static_cast<int64_t>(tokens[t]) * p.codeStride + g * group + CHUNK * chunk + 16 * half);
+          for (int t = 0; t < T; t++) {
+            const int64_t row = static_cast<int64_t>(tokens[t]) * p.codeStride;
+            x[t] = *reinterpret_cast<const uint4*>(codes + row + g * group + CHUNK * chunk + 16 * half);
+          }
 #pragma unroll
           for (int q = 0; q < 4; q++)
 #pragma unroll
@@ -74,8 +84,7 @@ template <typename F, int T> struct SegmentSum {
       const Four scales = F::scales(header), zeros = F::zeros(header);
 #pragma unroll
       for (int t = 0; t < T; t++) {
-        const int64_t i = static_cast<int64_t>(tokens[t]) * p.groups + g;
-        const XGroup x = XGroup::of(x_scales[i], F::zero_points ? sums[i] : 0);
+        const XGroup x = XGroup::of(x_scale[t], x_sum[t]);
         const float offset = x.offset();
 #pragma unroll
         for (int r = 0; r < 4; r++) acc[t][r] = accumulate<F>(acc[t][r], dots[t][r], scales.row[r], zeros.row[r], x, offset);
