@@ -12,13 +12,14 @@ import { printGraph } from "../../compiler/ir/text.ts";
 import { type Budget, budget } from "../../compiler/passes/budget.ts";
 import { compensate } from "../../compiler/passes/compensate.ts";
 import { fuse } from "../../compiler/passes/fuse.ts";
+import { layout } from "../../compiler/passes/layout.ts";
 import { lower } from "../../compiler/passes/lower.ts";
 import { place } from "../../compiler/passes/place.ts";
 import { quantize } from "../../compiler/passes/quantize.ts";
+import { schedule } from "../../compiler/passes/schedule.ts";
 import { limitsOf } from "../../compiler/memory.ts";
 import type { DeviceChoice } from "../../compiler/passes/devices.ts";
 import { type PackedWeight, type Plan, PLAN_VERSION, type WindowStore } from "../../compiler/plan.ts";
-import { settle } from "../../compiler/replan.ts";
 import type { MachineProfile } from "../../compiler/profile.ts";
 import { fileChecksum } from "../../compiler/weights/checksum.ts";
 import { type Config, parseConfig } from "../../compiler/weights/config.ts";
@@ -109,11 +110,11 @@ export async function planRandomModel(options: RandomModelOptions): Promise<Plan
   const needs = inventory(quantized);
   const specs = tensorSpecs(needs, forms);
   const windows = needs.matrices.flatMap((matrix) => storeOf(matrix, specs, forms));
-  const settled = settle(lowered, windows, { ...options, limits });
+  const { graph, lanes, corrections: mode } = schedule(lowered, { profile });
   const plan: Plan = {
     version: PLAN_VERSION,
     model: {
-      architecture: settled.graph.architecture,
+      architecture: graph.architecture,
       name: shape.name,
       hiddenSize: config.hidden_size,
       layers: config.num_hidden_layers,
@@ -126,7 +127,10 @@ export async function planRandomModel(options: RandomModelOptions): Promise<Plan
       bosToken: null,
       parameters: needs.matrices.reduce((sum, matrix) => sum + elementsOf(matrix), 0),
     },
-    ...settled,
+    graph,
+    lanes,
+    memory: layout(graph),
+    corrections: mode,
     weights: needs.matrices.map(describe),
     vectors: Object.fromEntries(
       [...needs.vectors.values()].map(({ path, length }) => [`${path}.weight`, length]),
@@ -134,7 +138,7 @@ export async function planRandomModel(options: RandomModelOptions): Promise<Plan
     windows,
     provenance: { compiler: "random weights", profile },
   };
-  return { plan, graphText: printGraph(settled.graph), specs, inventory: needs };
+  return { plan, graphText: printGraph(graph), specs, inventory: needs };
 }
 
 /** Writes a planned model as a bundle; returns its bytes. @param threads of the checksum */
