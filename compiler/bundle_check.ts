@@ -5,11 +5,11 @@
  * once more where the memory is known, when native code binds a program.
  */
 import { isDeepStrictEqual } from "node:util";
-import { type Node, usesGpu, values } from "./ir/graph.ts";
+import { type Node, usesGpu, values, windowOf } from "./ir/graph.ts";
 import { packedName } from "./ir/naming.ts";
 import { isLowered, verify } from "./ir/verify.ts";
 import { layout } from "./passes/layout.ts";
-import { makeLanes, windowOf } from "./passes/schedule.ts";
+import { makeLanes } from "./passes/schedule.ts";
 import type { Plan, WindowStore } from "./plan.ts";
 import { factorStride, RESIDUAL_WIDTHS, residualShape } from "./weights/correction.ts";
 import { formatText, packedShape } from "./weights/format.ts";
@@ -42,6 +42,12 @@ export function checkGraph({ graph, lanes, memory, corrections }: Plan): string 
     const { threads, compensationThreads } = corrections;
     if (usesGpu(graph) ? compensationThreads !== threads : compensationThreads >= threads) {
       return `its lanes have ${compensationThreads} of ${threads} threads for corrections, which does not fit its devices`;
+    }
+    const hasRows = graph.nodes.some((node) =>
+      node.op === "linear" && node.placement.device === "gpu" && node.params.residual !== undefined
+    );
+    if (corrections.prefill === "cpu" && hasRows) {
+      return "its prompts have rows from the CPU for the GPU, which nothing computes";
     }
     return undefined;
   } catch (error) {

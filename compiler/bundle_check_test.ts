@@ -5,13 +5,14 @@ import { join } from "node:path";
 import { openBundle } from "./bundle.ts";
 import { checkGraph, checkTensors } from "./bundle_check.ts";
 import { COMPILE_DEFAULTS, compileModel } from "./compile.ts";
-import type { Graph, Node, NodeOf, RopeTable } from "./ir/graph.ts";
+import type { Device, Graph, Lane, Node, NodeOf, RopeTable } from "./ir/graph.ts";
 import type { Op, Params } from "./ir/ops.ts";
 import { tensor } from "./ir/types.ts";
 import { layout } from "./passes/layout.ts";
 import { makeLanes } from "./passes/schedule.ts";
 import { type Plan, Plan as PlanSchema } from "./plan.ts";
-import { genericProfile } from "./profile.ts";
+import { genericProfile, PROFILES } from "./profile.ts";
+import { replan } from "./replan.ts";
 import { readSafetensors } from "./weights/safetensors.ts";
 import { writeTinyModel } from "../tests/fixtures/tiny_model.ts";
 
@@ -83,6 +84,48 @@ Deno.test("a plan as it was compiled has no fault", () =>
     assert.equal(problem((plan) => plan), "");
     assert.equal(problem(withGraph((graph) => graph)), "");
   }));
+
+Deno.test("a plan with a GPU: its lanes, memory and threads are those that follow from its devices", () =>
+  withChecker((problem) => {
+    const onGpu: Edit = (plan) => replan(plan, { profile: PROFILES["rtx-4060-laptop"] });
+    const edited = (change: Edit): Edit => (plan) => change(onGpu(plan));
+    assert.equal(problem(onGpu), "");
+    assert.equal(problem(edited(withGraph((graph) => graph))), "");
+    const another: Edit = (plan) => ({
+      ...plan,
+      graph: { ...plan.graph, nodes: plan.graph.nodes.map((node) => onLane(node, "gpu", "backbone")) },
+    });
+    assert.match(problem(another), /its graph is not sound: .*corrections run on the CPU, not on the GPU/);
+    assert.match(
+      problem(edited(first("embedding", (node) => onLane(node, "gpu", "compensation")))),
+      /is on the lane "compensation", expected backbone/,
+    );
+    const moved = edited((plan) => ({
+      ...plan,
+      graph: {
+        ...plan.graph,
+        nodes: plan.graph.nodes.map((node, i) => i === 0 ? onLane(node, "cpu", "compensation") : node),
+      },
+    }));
+    assert.equal(problem(moved), "its lanes are not those of its graph");
+    assert.match(
+      problem(edited(first("attend", (node) => onLane(node, "cpu", "compensation")))),
+      /runs on the cpu, and the cache of layer 0 is on the gpu/,
+    );
+    const threads = (compensationThreads: number): Edit => (plan) => ({
+      ...plan,
+      corrections: { ...plan.corrections, compensationThreads },
+    });
+    assert.match(problem(edited(threads(1))), /which does not fit its devices/);
+    assert.match(problem(threads(2)), /which does not fit its devices/);
+    const prefill: Edit = (plan) => ({ ...plan, corrections: { ...plan.corrections, prefill: "cpu" } });
+    assert.match(problem(edited(prefill)), /its prompts have rows from the CPU/);
+    assert.equal(problem(prefill), "");
+  }));
+
+function onLane(node: Node, device: Device, lane: Lane): Node {
+  return { ...node, placement: { ...node.placement, device, lane } };
+}
 
 Deno.test("a name stands for one weight and one store", () =>
   withChecker((problem) => {

@@ -6,9 +6,10 @@ import { fileURLToPath } from "node:url";
 import { openBundle } from "./bundle.ts";
 import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "./compile.ts";
 import { HcinferError } from "./errors.ts";
-import { STAGES } from "./ir/graph.ts";
+import { type Node, STAGES, windowOf } from "./ir/graph.ts";
 import { moduleTensor } from "./ir/naming.ts";
-import { genericProfile } from "./profile.ts";
+import { limitsOf, memoryOf } from "./memory.ts";
+import { genericProfile, PROFILES } from "./profile.ts";
 import { openCheckpoint } from "./weights/checkpoint.ts";
 import { RESIDUAL_WIDTHS } from "./weights/correction.ts";
 import { decodeFactors, decodeResidual } from "./weights/correction_reference.ts";
@@ -16,6 +17,7 @@ import { FORMAT_KINDS, parseFormat } from "./weights/format.ts";
 import { widen } from "./weights/half.ts";
 import { dequantize } from "./weights/reference.ts";
 import { checkpointSource, valuesOf } from "./weights/source.ts";
+import { refusal } from "../tests/fixtures/errors.ts";
 import { type TinyModel, writeTinyModel } from "../tests/fixtures/tiny_model.ts";
 
 async function inFolder(work: (folder: string) => Promise<void>): Promise<void> {
@@ -309,3 +311,30 @@ Deno.test("a bundle's run.ts hands its arguments to hcinfer run", async () => {
     assert.match(new TextDecoder().decode(stdout), /--max-tokens/);
   });
 });
+
+Deno.test("compiled for a GPU: what fits is there, within the limit, and the bundle opens", () =>
+  inFolder(async (folder) => {
+    const profile = PROFILES["rtx-4060-laptop"];
+    const devices = (nodes: readonly Node[]) =>
+      new Set(nodes.filter((n) => windowOf(n) === undefined).map((n) => n.placement.device));
+    const budget = { kind: "channels", channels: 4 } as const;
+    const { plan, graphText } = await compile(folder, { profile, budget });
+    assert.deepEqual([...devices(plan.graph.nodes)], ["gpu"]);
+    assert.match(graphText, /because gpu: it fits/);
+    using bundle = openBundle(join(folder, "bundle"));
+    assert.deepEqual(bundle.plan, plan);
+    assert.equal(bundle.plan.corrections.mode, "async");
+
+    const onCpu = await compile(folder, { profile, budget, device: "cpu" });
+    assert.deepEqual([...devices(onCpu.plan.graph.nodes)], ["cpu"]);
+    const limits = limitsOf(plan.model, { contextLength: 20 }, true);
+    const { total } = memoryOf(plan, limits).device!;
+    const part = await compile(folder, { profile, budget, gpuMemory: total - 1, contextLength: 20 });
+    assert.deepEqual([...devices(part.plan.graph.nodes)].sort(), ["cpu", "gpu"]);
+    assert.ok(memoryOf(part.plan, limits).device!.total < total);
+    const refused = compile(folder, { profile, gpuMemory: 1e6 });
+    await assert.rejects(
+      refused,
+      refusal("usage", /the smallest plan on the GPU, its head and one layer, takes/),
+    );
+  }));

@@ -1,10 +1,13 @@
 import assert from "node:assert/strict";
-import { tinyPlan } from "../tests/fixtures/passes.ts";
+import { CHOICES, limits, passes, tinyPlan } from "../tests/fixtures/passes.ts";
+import { TINY, transformer } from "./ir/fixture.ts";
+import { windowOf } from "./ir/graph.ts";
+import { layout } from "./passes/layout.ts";
 import { predictionText, predictPlan } from "./inspect.ts";
 import { limitsOf, memoryOf } from "./memory.ts";
 import { schedule } from "./passes/schedule.ts";
 import { type Plan, splitThreads } from "./plan.ts";
-import { PROFILES } from "./profile.ts";
+import { type MachineProfile, PROFILES } from "./profile.ts";
 import { asyncTimeline, serialTimeline } from "./timeline.ts";
 
 const plan = tinyPlan();
@@ -106,8 +109,8 @@ Deno.test("the times of layers are those of a token in line", () => {
 
 Deno.test("memory is that of the limits an executor would have", () => {
   assert.deepEqual(predictPlan(plan).memory, memoryOf(plan, limitsOf(plan.model)).bytes);
-  const limits = { capacity: 16, contextLength: 100, cachePositions: 640 };
-  assert.deepEqual(predictPlan(plan, limits).memory, memoryOf(plan, limits).bytes);
+  const asked = { capacity: 16, contextLength: 100, cachePositions: 640 };
+  assert.deepEqual(predictPlan(plan, asked).memory, memoryOf(plan, asked).bytes);
   assert.throws(() => predictPlan(plan, { contextLength: 129 }), /context of 129 tokens: expected 1 to 128/);
 });
 
@@ -139,4 +142,60 @@ Deno.test("the text of a prediction", () => {
   assert.ok(text.includes(`memory  ${(total / 1000).toFixed(1)} kB: weights 49.4 kB, corrections 8.0 kB,`));
   // Layers that are alike stand in one line.
   assert.match(lines.at(-1)!, /^ {2}0-1 +\d/);
+});
+
+/** A model whose windows are long enough on a GPU for corrections to hide, in the GPU's memory or with layers spilled. */
+function gpuPlan(gpuMemory?: number): Plan {
+  const sizes = { ...TINY, layers: 3, hidden: 2048, intermediate: 8192, vocabulary: 4096 };
+  const profile = PROFILES["rtx-4060-laptop"];
+  const limit = gpuMemory === undefined ? {} : { gpuMemory };
+  const made =
+    passes(transformer(sizes), { ...CHOICES, weights: "q4" }, { profile, limits, ...limit }).schedule;
+  return { ...plan, ...made, memory: layout(made.graph), provenance: { profile } };
+}
+
+Deno.test("with a GPU: both devices' memory, what is hidden, what was spilled and why, and what prompts do", () => {
+  const whole = gpuPlan();
+  const prediction = predictPlan(whole);
+  const memory = memoryOf(whole, limitsOf(whole.model, {}, true));
+  assert.deepEqual([prediction.memory, prediction.device], [memory.bytes, memory.device]);
+  assert.deepEqual(prediction.spilled, []);
+  const async = prediction.modes.find(({ mode }) => mode === "async")!;
+  assert.equal(prediction.defaultMode, "async");
+  assert.deepEqual(async.lanes.map((l) => [l.devices, l.threads]), [[["gpu"], 0], [["cpu"], 8]]);
+  assert.ok(async.corrections.busy > 0 && async.corrections.hidden === async.corrections.busy);
+  const text = predictionText(prediction);
+  assert.match(text, /^predicted for rtx-4060-laptop \(not measured\)/);
+  assert.match(text, /^ {10}backbone \(gpu\): busy \S+ us, waiting 0\.0 us$/m);
+  assert.match(text, /^ {10}corrections: (\S+ us), hidden \1$/m);
+  assert.match(text, /^ {2}gpu {5}\S+ MB: weights \S+ MB, cache \S+ kB,$/m);
+  assert.match(text, /^ {2}prompts {1}corrections stream: 512 tokens are predicted to take/m);
+  assert.doesNotMatch(text, /on cpu|(?<!not )measured/);
+
+  const part = gpuPlan(memory.device!.total);
+  assert.deepEqual(predictPlan(part).spilled.map((s) => s.what), ["the embedding", "layer 0"]);
+  const partText = predictionText(predictPlan(part));
+  assert.match(
+    partText,
+    /^ {2}on cpu {2}the embedding to layer 0: layer 0 of 3 does not fit: \S+ MiB of \S+/m,
+  );
+  for (const line of [...text.split("\n"), ...partText.split("\n")]) assert.ok(line.length <= 80, line);
+  // Spilled layers stay when corrections are off.
+  const off = serialTimeline(part.graph, "off", { profile: PROFILES["rtx-4060-laptop"] });
+  assert.equal(off.steps.length, part.graph.nodes.filter((n) => windowOf(n) === undefined).length);
+  assert.throws(
+    () => predictPlan(whole, { profile: PROFILES["generic-8-core"] }),
+    /the plan has nodes on a GPU, and the machine generic-8-core has none/,
+  );
+});
+
+Deno.test("what crosses the link takes its latency and its bytes", () => {
+  const { graph, lanes } = gpuPlan();
+  const profile = PROFILES["rtx-4060-laptop"];
+  const slow = { ...profile, gpu: { ...profile.gpu, linkLatency: 1000, linkBandwidth: 1 } };
+  const time = (machine: MachineProfile) => asyncTimeline(graph, lanes, { profile: machine });
+  const merges = graph.budgets.filter((b) => b.channels > 0).length;
+  const { microseconds, corrections } = time(slow);
+  assert.ok(microseconds > time(profile).microseconds + 2000 * merges, `${microseconds}`);
+  assert.equal(corrections.hidden, 0);
 });

@@ -4,7 +4,16 @@
  */
 import { HcinferError } from "./errors.ts";
 import { costs, predict, round, type Share, transferTime } from "./cost.ts";
-import { type Device, type Graph, type Lane, producers, reads, usesGpu, values } from "./ir/graph.ts";
+import {
+  type Device,
+  type Graph,
+  type Lane,
+  producers,
+  reads,
+  usesGpu,
+  values,
+  windowOf,
+} from "./ir/graph.ts";
 import { CORRECTION_OPS } from "./ir/ops.ts";
 import { arraysOf } from "./ir/types.ts";
 import { type CorrectionPlan, type LanePlan, splitThreads } from "./plan.ts";
@@ -64,7 +73,6 @@ export function asyncTimeline(graph: Graph, lanes: readonly LanePlan[], options:
   const crossings = crossingsOf(graph);
   /** When each node was done. */
   const ends = new Map<number, number>();
-  let exposed = 0;
   const signalled = new Map<number, number>();
   const state = lanes.map(() => ({ next: 0, clock: 0, busy: 0, stalled: 0, stall: 0 }));
   const steps: TraceStep[] = [];
@@ -91,7 +99,6 @@ export function asyncTimeline(graph: Graph, lanes: readonly LanePlan[], options:
             stallUntil(at, (ends.get(maker) ?? 0) + transferTime(profile, bytes));
           }
           const node = graph.nodes[step.run];
-          if (node?.added?.some((deltas) => deltas.length > 0)) exposed += at.stall;
           const time = predict(cost, profile, node?.placement.device ?? "cpu", share);
           steps.push({
             lane: lane.lane,
@@ -116,10 +123,9 @@ export function asyncTimeline(graph: Graph, lanes: readonly LanePlan[], options:
       throw new DeadlockError(`lane ${lane.lane} waits for event ${step.wait}, which is never signalled`);
     }
   });
-  const busy = correctionTime(graph, steps);
   return {
     mode: "async",
-    corrections: { busy: round(busy), hidden: round(Math.max(0, busy - exposed)) },
+    corrections: { busy: round(correctionTime(graph, steps)), hidden: round(hiddenTime(graph, steps)) },
     steps: steps.sort((a, b) => a.start - b.start),
     lanes: lanes.map((lane, i) => ({
       lane: lane.lane,
@@ -142,6 +148,32 @@ function stallUntil(at: { clock: number; stall: number; stalled: number }, ready
 function correctionTime(graph: Graph, steps: readonly TraceStep[]): number {
   return steps.filter(({ node }) => CORRECTION_OPS.has(graph.nodes[node]!.op))
     .reduce((sum, { start, end }) => sum + end - start, 0);
+}
+
+/**
+ * Of each window whose linear is on another lane than its corrections: their time, less what the first who adds them
+ * waited for.
+ */
+function hiddenTime(graph: Graph, steps: readonly TraceStep[]): number {
+  const makers = producers(graph);
+  const linears = new Map(
+    graph.nodes.flatMap((n) => n.op === "linear" ? [[n.params.window, n.placement.lane] as const] : []),
+  );
+  const times = new Map<string, number>();
+  const stalls = new Map<string, number>();
+  for (const { node: index, start, end, stall } of steps) {
+    const node = graph.nodes[index]!;
+    const window = windowOf(node);
+    if (window !== undefined && linears.get(window) !== node.placement.lane) {
+      times.set(window, (times.get(window) ?? 0) + end - start);
+    }
+    for (const delta of node.added?.flat() ?? []) {
+      const maker = makers.get(delta);
+      const added = maker && windowOf(maker);
+      if (added !== undefined && !stalls.has(added)) stalls.set(added, stall);
+    }
+  }
+  return [...times].reduce((sum, [window, time]) => sum + Math.max(0, time - (stalls.get(window) ?? 0)), 0);
 }
 
 /** What a node reads that another device has made: by whom, and how many bytes of one token. */

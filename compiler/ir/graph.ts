@@ -136,6 +136,11 @@ export function laneOf(node: Node, withGpu: boolean): Lane {
   return isAside ? "compensation" : "backbone";
 }
 
+/** The window of a correction. */
+export function windowOf(node: Node): string | undefined {
+  return CORRECTION_OPS.has(node.op) && "window" in node.params ? node.params.window : undefined;
+}
+
 /** Every value of the graph by name, inputs included. */
 export function values(graph: Graph): ReadonlyMap<string, Value> {
   const map = new Map(graph.inputs.map((v) => [v.name, v]));

@@ -170,9 +170,9 @@ function besideTime({ window }: Account, rank: number, channels: number, options
   const { inputs, outputs } = window;
   const computing = correctionCosts({ inputs, outputs, rank, channels, factorDType, residualWidth })
     .reduce((sum, cost) => sum + predict(cost, profile, "cpu", { threads }), 0);
-  return computing === 0
-    ? 0
-    : computing + transferTime(profile, 4 * inputs) + transferTime(profile, 4 * outputs);
+  const deltas = Number(rank > 0) + Number(channels > 0);
+  if (deltas === 0) return 0;
+  return computing + transferTime(profile, 4 * inputs) + transferTime(profile, 4 * outputs * deltas);
 }
 
 /** Whether a window's corrections with a step more still hide. */

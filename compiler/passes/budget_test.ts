@@ -5,7 +5,16 @@ import { TINY, transformer } from "../ir/fixture.ts";
 import type { Graph } from "../ir/graph.ts";
 import { factorBytesRead, residualBytesRead } from "../weights/correction.ts";
 import { budget, type BudgetOptions } from "./budget.ts";
-import { arbitraryChoices, CHOICES, limits, profile, statisticsOf } from "../../tests/fixtures/passes.ts";
+import { PROFILES } from "../profile.ts";
+import { asyncTimeline } from "../timeline.ts";
+import {
+  arbitraryChoices,
+  CHOICES,
+  limits,
+  passes,
+  profile,
+  statisticsOf,
+} from "../../tests/fixtures/passes.ts";
 import { fuse } from "./fuse.ts";
 import { channelCurve, laplaceShare, rankCurve } from "./gain.ts";
 import { place } from "./place.ts";
@@ -176,4 +185,56 @@ Deno.test("the curves: Laplace's share, measured and concave", () => {
   for (const x of [10, 30, 150]) assert.ok(Math.abs(equal(x) - laplaceShare(x / 300)) < 4e-3);
   // Unequal ones win more.
   assert.ok((curves[1]?.(30) ?? 0) > laplaceShare(0.1));
+});
+
+Deno.test("beside a GPU: bytes that hide, of the form that wins most; what was asked for is kept and said not to hide", () => {
+  const sizes = {
+    ...TINY,
+    layers: 1,
+    hidden: 4096,
+    intermediate: 14336,
+    heads: 32,
+    kvHeads: 8,
+    headDim: 128,
+  };
+  const machine = { profile: PROFILES["rtx-4090"], limits };
+  const compiled = (choices: Partial<typeof CHOICES>) =>
+    passes(transformer(sizes), { ...CHOICES, weights: "q4", ...choices }, machine).schedule;
+  const share = (share: number) => ({ budget: { kind: "bytes", share } }) as const;
+  for (const correct of ["sparse", "low_rank", "both"] as const) {
+    const { graph, lanes } = compiled({ correct, maxRank: 64, ...share(0.5) });
+    for (const { cause } of graph.budgets) {
+      const [, time, beside] = /; ([\d.]+) us of ([\d.]+) us beside the GPU, hidden$/.exec(cause) ?? [];
+      assert.ok(Number(time) > 0 && Number(time) <= Number(beside), cause);
+    }
+    assert.ok(
+      graph.budgets.some(({ cause }) => /stopped by the time of the window|all there are/.test(cause)),
+    );
+    // The timeline finds the same: nobody waits for a correction.
+    const { corrections, lanes: [backbone] } = asyncTimeline(graph, lanes, machine);
+    assert.ok(backbone!.stalled < 0.05, `${correct}: ${backbone!.stalled} us`);
+    assert.equal(corrections.hidden, corrections.busy);
+    assert.ok(corrections.busy > 0);
+  }
+  const fewer = compiled(share(0.001)).graph.budgets, more = compiled(share(0.5)).graph.budgets;
+  assert.ok(fewer.every((b, i) => b.channels < more[i]!.channels));
+  const fixed = compiled({ budget: { kind: "channels", channels: 2000 } });
+  assert.ok(
+    fixed.graph.budgets.every((b) => b.channels === 2000 && / beside the GPU, not hidden$/.test(b.cause)),
+  );
+  const stalled = asyncTimeline(fixed.graph, fixed.lanes, machine);
+  assert.ok(stalled.lanes[0]!.stalled > 100);
+  assert.ok(stalled.corrections.hidden < stalled.corrections.busy);
+});
+
+Deno.test("a window too short for any correction has none, and says what the least would take", () => {
+  const { graph, corrections } = passes(transformer(), CHOICES, { profile: PROFILES["h200"] }).schedule;
+  for (const { rank, channels, cause } of graph.budgets) {
+    assert.deepEqual([rank, channels], [0, 0]);
+    assert.match(
+      cause,
+      /stopped by the time of the window; the least would take \S+ us of \S+ us beside the GPU$/,
+    );
+  }
+  assert.equal(corrections.mode, "off");
 });

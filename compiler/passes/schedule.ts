@@ -44,10 +44,7 @@ export function schedule(graph: Graph, options: ScheduleOptions): Schedule {
   return { graph: result, lanes, corrections: chooseMode(result, lanes, options) };
 }
 
-/** The window of a correction's instruction. */
-export function windowOf(node: Node): string | undefined {
-  return CORRECTION_OPS.has(node.op) && "window" in node.params ? node.params.window : undefined;
-}
+export { windowOf } from "../ir/graph.ts";
 
 /** A value's maker in the other lane that a node waits for, right before it runs. */
 export interface Meeting {

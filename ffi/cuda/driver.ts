@@ -3,6 +3,7 @@
  * an error. Objects with owners stand on top of it (context.ts and the files that it names).
  */
 import { existsSync } from "node:fs";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import process from "node:process";
 import { HcinferError } from "../../compiler/errors.ts";
@@ -11,11 +12,11 @@ import { addresses, type Arguments, type CallName, STICKY, symbols } from "./sym
 
 /** The oldest driver that compiles our kernels' PTX: 1000 * major + 10 * minor of the CUDA version. */
 const LEAST_VERSION = 12_000;
-/** Where the build puts what stands in for a GPU. */
-const BUILD = new URL("../build/cuda/", import.meta.url);
-const SIMULATOR = fileURLToPath(new URL("libcuda_sim.so", BUILD));
+/** Where the build puts what stands in for a GPU; HCINFER_SIMULATOR names the folder of another build of it. */
+const BUILD = process.env["HCINFER_SIMULATOR"] || fileURLToPath(new URL("../build/cuda", import.meta.url));
+const SIMULATOR = join(BUILD, "libcuda_sim.so");
 /** The kernels, compiled for the simulator. */
-export const SIMULATOR_KERNELS = fileURLToPath(new URL("libkernels.so", BUILD));
+export const SIMULATOR_KERNELS = join(BUILD, "libkernels.so");
 
 const LIBRARIES = process.platform === "win32"
   ? ["nvcuda.dll"]

@@ -3,6 +3,7 @@ import { HcinferError } from "../../compiler/errors.ts";
 import { TINY } from "../../compiler/ir/fixture.ts";
 import { memoryOf } from "../../compiler/memory.ts";
 import { predictPlan } from "../../compiler/inspect.ts";
+import { replan } from "../../compiler/replan.ts";
 import { genericProfile, PROFILES } from "../../compiler/profile.ts";
 import { profile, tinyPlan } from "../../tests/fixtures/passes.ts";
 import { refusal } from "../../tests/fixtures/errors.ts";
@@ -133,4 +134,20 @@ Deno.test("without a profile it pretends a generic machine", () => {
   assert.deepEqual(genericProfile(8), PROFILES["generic-8-core"]);
   const expected = createNullExecutor(plan, { ...options, profile: PROFILES["generic-8-core"] }).trace;
   assert.deepEqual(createNullExecutor(plan, options).trace, expected);
+});
+
+Deno.test("a plan with a GPU: its own machine unless another is asked for, lanes on both devices, stalls where they are", () => {
+  const onGpu = replan(plan, { profile: PROFILES["rtx-4060-laptop"] });
+  const { trace, memory } = createNullExecutor(onGpu, { threads: 8, corrections: "auto" });
+  assert.equal(trace.mode, "async");
+  assert.deepEqual(trace.lanes.map((lane) => lane.devices), [["gpu"], ["cpu"]]);
+  assert.ok(memory.device!.total > 0);
+  // The tiny model's windows are over before a correction could be back: what adds one waits.
+  const adds = trace.steps.filter(({ node }) => onGpu.graph.nodes[node]!.added !== undefined);
+  assert.ok(adds.length > 0 && adds.every(({ stall }) => stall > 0));
+  assert.ok(trace.corrections.hidden < trace.corrections.busy);
+  assert.throws(
+    () => createNullExecutor(onGpu, { threads: 8, corrections: "auto", profile }),
+    refusal("usage", /the plan has nodes on a GPU, and the machine generic-2-core has none/),
+  );
 });

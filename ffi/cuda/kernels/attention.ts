@@ -1,4 +1,5 @@
 /** Launches of attention (attention.cu): one that walks over the context, or one split over it and one that merges. */
+import { ATTENTION_SCRATCH } from "../../../compiler/memory.ts";
 import { ATTENTION_TILE } from "../../instructions.ts";
 import type { LaunchRules } from "../launch.ts";
 import { checkHeadDim } from "./heads.ts";
@@ -10,8 +11,6 @@ const CHUNK = 256;
 const UNIT_ROWS = 8, REDUCED = 4;
 /** Units for each multiprocessor from which on the chip is full without a split: as many blocks as its registers hold. */
 const UNITS_TO_FILL = 4;
-/** Scratch for the results of chunks, in bytes; from there on there are so many tokens, or chunks, that blocks walk. */
-export const MOST_SCRATCH = 32 * 2 ** 20;
 /** Blocks of a grid in y. */
 const MOST_CHUNKS = 65535;
 
@@ -21,14 +20,14 @@ export const rules = {
     checkHeadDim(headDim);
     if (n === 0 || tiles === 0) return [];
     const tileTokens = Math.min(ATTENTION_TILE, n);
-    const unitsOf = (tokens: number) => tiles * kvHeads * Math.ceil(tokens * heads / kvHeads / UNIT_ROWS);
+    const unitsOf = (tile: number) => tiles * kvHeads * Math.ceil(tile * heads / kvHeads / UNIT_ROWS);
     const units = unitsOf(tileTokens);
-    // Rows of q and sums, 8 positions, weights or partial sums (a thread has 8 dimensions).
+    // Rows of q and of sums, how much each sees, then weights or partial sums (a thread has 8 dimensions).
     const shared = 4 * (2 * UNIT_ROWS * headDim + UNIT_ROWS + REDUCED * THREADS * 8);
     const unit = { module: "attention", block: THREADS, shared };
     const chunks = Math.ceil(Math.min(context, integers["context"]!) / CHUNK);
     const scratch = 4 * chunks * tokens * heads * (headDim + 2);
-    const full = unitsOf(n / tiles) >= UNITS_TO_FILL * multiprocessors || scratch > MOST_SCRATCH ||
+    const full = unitsOf(n / tiles) >= UNITS_TO_FILL * multiprocessors || scratch > ATTENTION_SCRATCH ||
       chunks > MOST_CHUNKS;
     if (full || chunks <= 1) return [{ ...unit, kernel: "attend_walk", grid: [units, 1, 1] }];
     const both = { chunks, scratch };

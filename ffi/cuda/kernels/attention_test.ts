@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
-import { PAGE_POSITIONS } from "../../../compiler/memory.ts";
+import { ATTENTION_SCRATCH, PAGE_POSITIONS } from "../../../compiler/memory.ts";
 import { normals } from "../../../tests/fixtures/packing.ts";
 import type { Launch } from "../launch.ts";
-import { MOST_SCRATCH, rules } from "./attention.ts";
+import { rules } from "./attention.ts";
 import { runInstruction } from "./fixture.ts";
 import { bitsOf, cacheOf, type HeadShape, keyAt, near, valueAt } from "./pages_fixture.ts";
 
@@ -279,7 +279,7 @@ Deno.test("attend is split where few units have a long context", () => {
   assert.deepEqual(launch(0, 0, 512), []);
   assert.deepEqual(launch(1, 1, 32768)[0]!.grid, [8, 128, 1]);
   for (const n of [1, 4, 16, 64]) {
-    assert.ok(launch(n, n, 131072).every(({ scratch = 0 }) => scratch <= MOST_SCRATCH));
+    assert.ok(launch(n, n, 131072).every(({ scratch = 0 }) => scratch <= ATTENTION_SCRATCH));
   }
   assert.throws(
     () => rules.attend({ ...integers, headDim: 258 }, { n: 1, tokens: 1, tiles: 1, context: 1 }, device),

@@ -51,16 +51,16 @@ struct Call {
   void* scratch;         // device memory; who needs some says how much in its launch rule
 };
 
-// Waits for the other lane. False: the step was stopped, leave.
+// Waits for the other lane. False: the step was stopped, leave; to all threads of a block alike, as one looks for all.
 HC_DEVICE bool begin(const Call& call) {
   __shared__ uint32_t stopped;
   // A read of memory before everything else would cost a decode step's small kernels a tenth of their time.
-  if (call.wait == nullptr) return call.checks == 0 || load_volatile(&call.report->stopped) == 0;
+  if (call.wait == nullptr && call.checks == 0) return true;
   if (thread_in_block() == 0) {
     const uint64_t number = load_volatile(&call.report->number);
     uint64_t since = clock_ns(), heartbeat = 0;
     stopped = load_volatile(&call.report->stopped);
-    for (unsigned pause = 0; !stopped && load_acquire_system(call.wait) < number; pause = pause < 256 ? pause + 32 : pause) {
+    for (unsigned pause = 0; call.wait != nullptr && !stopped && load_acquire_system(call.wait) < number; pause = pause < 256 ? pause + 32 : pause) {
       if (load_acquire_system(&call.mailbox->abort) != 0) store_volatile(&call.report->stopped, stopped = 1);
       const uint64_t beat = load_acquire_system(&call.mailbox->heartbeat);
       if (beat != heartbeat) heartbeat = beat, since = clock_ns();

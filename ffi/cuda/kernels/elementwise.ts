@@ -2,7 +2,7 @@
 import type { Launch, LaunchRules } from "../launch.ts";
 
 /** Elements and threads of a block, where rows are cut into pieces (elementwise.h); whole groups of any size. */
-export const PIECE = 512, PIECE_THREADS = PIECE / 4;
+const PIECE = 512, PIECE_THREADS = PIECE / 4;
 
 /** One block for each piece of each of `rows` rows. */
 export function inPieces(module: string, kernel: string, rows: number, width: number): readonly Launch[] {

@@ -21,7 +21,6 @@ extern "C" __global__ void linear_q3_1(const Linear p, const Call call) { linear
 extern "C" __global__ void linear_q3_4(const Linear p, const Call call) { linear_vector<Q3, 4>(p, call, p.packed); }
 extern "C" __global__ void linear_q2_1(const Linear p, const Call call) { linear_vector<Q2, 1>(p, call, p.packed); }
 extern "C" __global__ void linear_q2_4(const Linear p, const Call call) { linear_vector<Q2, 4>(p, call, p.packed); }
-extern "C" __global__ void linear_combined_1(const Linear p, const Call call) { linear_vector<Combined, 1>(p, call, call.scratch); }
 extern "C" __global__ void linear_combined_4(const Linear p, const Call call) { linear_vector<Combined, 4>(p, call, call.scratch); }
 
 // With them: some tokens.

@@ -22,6 +22,8 @@ const PAIR_ROWS = 32, PAIR_THREADS = 64, MOST_PAIRS = 4, BLOCK_TOKENS = 64;
 /** Of linear_matrix.h: a stage's bytes for x; stages by pairs of tiles. Small blocks have more of their inputs under way. */
 const STAGE_X_BYTES = 12288, STAGES: Readonly<Record<number, number>> = { 1: 4, 2: 3, 4: 2 };
 const COMBINE_WARPS = 8;
+/** Of format.h: f32 scales, then codes of 8 bits. */
+const COMBINED = "combined";
 
 /** What is multiplied with: a packed matrix, or one with its residual added. */
 interface Weights {
@@ -74,7 +76,7 @@ function matrix({ format, rows, group, tileBytes }: Weights, n: number, device: 
 
 function product(weights: Weights, n: number, device: DeviceShape): Launch {
   const tensorCores = device.capability >= TENSOR_CORES && weights.format !== "bf16";
-  if (n === 1) return vector(weights, n, 1);
+  if (n === 1 && weights.format !== COMBINED) return vector(weights, n, 1);
   if (!tensorCores) return vector(weights, n, VECTOR_TOKENS);
   return n <= MOST_FEW ? few(weights, n, device) : matrix(weights, n, device);
 }
@@ -89,8 +91,7 @@ export const rules = {
     const segments = Math.ceil(steps / Math.ceil(steps / MOST_SEGMENTS));
     const weights: Weights = { format, rows, tiles, group, tileBytes, segments };
     if (residualWidth === 0) return [product(weights, n, device)];
-    // Combined of format.h: f32 scales, then codes of 8 bits.
-    const combined: Weights = { ...weights, format: "combined", tileBytes: TILE_ROWS * (4 + group) };
+    const combined: Weights = { ...weights, format: COMBINED, tileBytes: TILE_ROWS * (4 + group) };
     return [{
       kernel: `linear_${format}_combine`,
       module: "linear",

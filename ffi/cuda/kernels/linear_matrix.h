@@ -73,6 +73,7 @@ template <typename F> struct Stage {
   HC_DEVICE void copy(const Linear& p, const uint8_t* packed, int n, int first_token, int first_tile, int stage) const {
     const int count = min(STAGE / p.group, p.groups - stage * (STAGE / p.group)), first_group = stage * (STAGE / p.group);
     const int8_t* codes = p.codes;
+#pragma unroll 1
     for (int i = threadIdx.x; i < BLOCK_TOKENS * STAGE / 16; i += blockDim.x) {
       const int token = i / (STAGE / 16), from = i % (STAGE / 16) * 16;
       if (from >= count * p.group) continue;
@@ -81,6 +82,7 @@ template <typename F> struct Stage {
     }
     const float* scales = p.scales;
     const int32_t* sums = p.sums;
+#pragma unroll 1
     for (int i = threadIdx.x; i < BLOCK_TOKENS * count; i += blockDim.x) {
       const int token = i % BLOCK_TOKENS, g = i / BLOCK_TOKENS;
       const int64_t from = static_cast<int64_t>(min(first_token + token, n - 1)) * p.groups + first_group + g;
@@ -90,8 +92,10 @@ template <typename F> struct Stage {
     // A warp copies a tile's groups, which follow each other.
     const int tile = threadIdx.x / 32, last_tile = (p.rows - 1) / TILE_ROWS, units = F::tile_bytes(p.group) / 16;
     const uint8_t* source = packed + (static_cast<int64_t>(min(first_tile + tile, last_tile)) * p.groups + first_group) * (16 * units);
+#pragma unroll 1
     for (int g = 0; g < count; g++, source += 16 * units) {
       uint8_t* to = w(p.group, tile / 2, g);
+#pragma unroll 1
       for (int unit = threadIdx.x % 32; unit < units; unit += 32) {
         const int code_unit = unit - F::header / 16;
         const int place = code_unit < 0 ? F::header * (tile % 2) + 16 * unit
@@ -99,10 +103,10 @@ template <typename F> struct Stage {
         copy_async<16>(to + place, source + 16 * unit);
       }
     }
-    end_of_copies();
   }
   // Every thread prepares what it copied itself.
   HC_DEVICE void prepare(int group) const {
+#pragma unroll 1
     for (int i = threadIdx.x; i < BLOCK_TOKENS * (STAGE / group); i += blockDim.x) {
       float* values = x_group(i / BLOCK_TOKENS, i % BLOCK_TOKENS);
       const XGroup x = XGroup::of(values[0], __float_as_int(values[1]));
@@ -147,10 +151,6 @@ template <typename F> HC_DEVICE void linear_matrix(const Linear& p, const Call& 
     const auto stage_at = [&](int stage) {
       return Stage<F>{reinterpret_cast<uint8_t*>(hc_shared) + stage % depth * Stage<F>::bytes(group, tile_pairs)};
     };
-    const auto copy = [&](int stage) {
-      if (stage < stage_count) stage_at(stage).copy(p, static_cast<const uint8_t*>(packed), call.n, first_token, first_tile, stage);
-      else end_of_copies();
-    };
 
     Accumulators<float> total, acc;
     Accumulators<int32_t> dots;
@@ -165,13 +165,17 @@ template <typename F> HC_DEVICE void linear_matrix(const Linear& p, const Call& 
         x.prepare(group);
         __syncthreads();
       }
-      copy(stage + depth - 1);
+      const int ahead = stage + depth - 1;
+      if (ahead < stage_count) stage_at(ahead).copy(p, static_cast<const uint8_t*>(packed), call.n, first_token, first_tile, ahead);
+      end_of_copies();
       if (stage < 0 || idle) continue;
       const int groups = min(STAGE / group, p.groups - stage * (STAGE / group));
       const uint8_t* codes = x.at + (warp_token + lane / 4) * STAGE_STRIDE + 8 * c;
+#pragma unroll 1
       for (int g = 0; g < groups; g++) {
         const uint8_t* w = x.w(group, warp / 2, g);
         const StagedTile tile{w + 2 * F::header, lane / 4};
+#pragma unroll 1
         for (int chunk = 0; chunk < group / CHUNK; chunk++, codes += CHUNK) {
           const auto pair = F::load(tile, group, chunk, c);
           uint32_t a[2][4];

@@ -58,7 +58,7 @@ template <typename F> HC_DEVICE void combine_group(const Linear& p, uint8_t* out
   };
   for (int pair = lane / 4; pair < group / 8; pair += 8) {
     const auto codes = F::load(in_memory<F>(packed, row_quad), group, pair / 4, pair % 4);
-#pragma unroll 4
+#pragma unroll 2
     for (int i = 0; i < 8; i++) {
       float w[4];
       value(codes, pair, i / 4, i % 4, w);
@@ -83,7 +83,7 @@ template <typename F> HC_DEVICE void combine_group(const Linear& p, uint8_t* out
 #pragma unroll 1
     for (int odd = 0; odd < 2; odd++) {
       uint32_t rows[4] = {};
-#pragma unroll
+#pragma unroll 2
       for (int i = 0; i < 4; i++) {
         float w[4];
         value(codes, pair, odd, i, w);

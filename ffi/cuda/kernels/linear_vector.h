@@ -91,7 +91,7 @@ template <int T> struct SegmentSum<BF16, T> {
     const int first = segment * segment_inputs, last = min(first + segment_inputs, p.inputs);
     const uint8_t* at = packed + (tile * pairs + first / 2) * 64 + 16 * (threadIdx.x % 4);
     const float* x = p.x;
-#pragma unroll 4
+#pragma unroll T == 1 ? 8 : 2
     for (int i = first; i < last; i += 2, at += 64) {
       const uint4 w = load_streaming(at);
 #pragma unroll

@@ -45,8 +45,9 @@ HC_DEVICE Four total_of(const Corrected& a, const Loading& of_a, const Corrected
   return total;
 }
 
-// The first elements of a thread, all loads before the first use; 0 beyond the width.
-template <bool WHOLE> HC_DEVICE void load_totals(const Corrected& a, const Corrected& b, int width, Four (&totals)[KEPT]) {
+// The first elements of a thread, all loads before the first use, and their weights; 0 beyond the width.
+template <bool WHOLE>
+HC_DEVICE void load_row(const Corrected& a, const Corrected& b, const float* weight, int width, Four (&totals)[KEPT], Four (&weights)[KEPT]) {
   const int first = 4 * static_cast<int>(threadIdx.x), step = 4 * static_cast<int>(blockDim.x);
   Loading of_a[KEPT], of_b[KEPT];
 #pragma unroll
@@ -56,6 +57,8 @@ template <bool WHOLE> HC_DEVICE void load_totals(const Corrected& a, const Corre
   }
 #pragma unroll
   for (int n = 0; n < KEPT; n++) totals[n] = total_of(a, of_a[n], b, of_b[n]);
+#pragma unroll
+  for (int n = 0; n < KEPT; n++) weights[n] = load_four<WHOLE>(weight, first + n * step, width);
 }
 
 HC_DEVICE void norm_row(const Norm& p, const Call& call, int64_t item) {
@@ -68,9 +71,9 @@ HC_DEVICE void norm_row(const Norm& p, const Call& call, int64_t item) {
   out += item * width;
   if (sum) sum += item * width;
 
-  Four kept[KEPT];
-  if (is_whole(a, width) && is_whole(b, width)) load_totals<true>(a, b, width, kept);
-  else load_totals<false>(a, b, width, kept);
+  Four kept[KEPT], weights[KEPT];
+  if (is_whole(a, width) && is_whole(b, width) && takes_four(weight)) load_row<true>(a, b, weight, width, kept, weights);
+  else load_row<false>(a, b, weight, width, kept, weights);
   float squares = 0.0f;
 #pragma unroll
   for (int n = 0; n < KEPT; n++) {
@@ -88,9 +91,6 @@ HC_DEVICE void norm_row(const Norm& p, const Call& call, int64_t item) {
     put_four(call, again, i, width, total);
   }
 
-  Four weights[KEPT];
-#pragma unroll
-  for (int n = 0; n < KEPT; n++) weights[n] = load_four(weight, first + n * step, width);
   const float mean = block_sum(squares) / static_cast<float>(width);
   const float inverse = 1.0f / sqrtf(mean + p.epsilon);
   const Codes codes = codes_of(p, item);

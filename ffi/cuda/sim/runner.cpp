@@ -13,6 +13,7 @@
 #include <numeric>
 #include <utility>
 #ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -30,11 +31,21 @@ long long setting(const char* name, long long otherwise) {
   return text && *text ? strtoll(text, nullptr, 0) : otherwise;
 }
 
+// For the address sanitizer: frames were abandoned there, with what marks the room between their variables.
+static void unpoison([[maybe_unused]] const Stack& stack) {
+#ifdef __SANITIZE_ADDRESS__
+  ASAN_UNPOISON_MEMORY_REGION(stack.bottom, stack.size);
+#endif
+}
+
 Runner::Runner() { prepare_thread(); }
 
 Runner::~Runner() {
   release_thread();
-  for (const Stack& stack : all_stacks_) munmap(stack.bottom - page_size, stack_size + page_size);
+  for (const Stack& stack : all_stacks_) {
+    unpoison(stack);
+    munmap(stack.bottom - page_size, stack_size + page_size);
+  }
 }
 
 void Runner::fail_deadlock() {
@@ -71,6 +82,7 @@ Stack Runner::take_stack() {
   }
   const Stack stack = free_stacks_.back();
   free_stacks_.pop_back();
+  unpoison(stack);
   return stack;
 }
 
@@ -272,6 +284,7 @@ Fault Runner::run(const Grid& grid) {
   }
   running = nullptr;
   arm_watchdog(0);
+  release_shared();
   return fault_;
 }
 

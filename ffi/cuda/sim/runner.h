@@ -58,6 +58,7 @@ class Runner {
   void find_shared();
   void prepare_shared();
   void check_shared();
+  void release_shared();
   // Signals and the timer of a launch (faults.cpp).
   void prepare_thread();
   void release_thread();

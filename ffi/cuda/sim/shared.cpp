@@ -54,4 +54,11 @@ void Runner::check_shared() {
 #endif
 }
 
+// The segment outlives neither the thread nor the module; who has its memory then must not find it poisoned.
+void Runner::release_shared() {
+#ifdef __SANITIZE_ADDRESS__
+  if (shared_) ASAN_UNPOISON_MEMORY_REGION(dynamic_, grid_->module->dynamic_shared_size);
+#endif
+}
+
 }  // namespace sim

@@ -65,6 +65,7 @@ export class CudaDevice implements StepDevice {
   #taken = 0;
   #isOrdered = false;
   #isClosed = false;
+  #isLost = false;
   #failure: unknown;
 
   constructor(parts: CudaParts) {
@@ -214,6 +215,7 @@ export class CudaDevice implements StepDevice {
       return work();
     } catch (error) {
       if (!(error instanceof DriverError)) throw error;
+      this.#isLost = error.lost;
       this.#failure = new HcinferError(
         "environment",
         `a ${counts.mode} step of ${counts.tokens} tokens failed on the GPU: ${error.message}`,
@@ -360,6 +362,11 @@ export class CudaDevice implements StepDevice {
       );
     }
     return owned.use(DeviceMemory.allocate(context, bytes));
+  }
+
+  /** Whether the GPU's context is lost: nothing can be computed in it any more. */
+  get isLost(): boolean {
+    return this.#isLost;
   }
 
   /** Bytes of the GPU's memory that it holds. */

@@ -5,7 +5,7 @@ import { HcinferError } from "../../../compiler/errors.ts";
 import { limitsOf, type Memory, memoryOf } from "../../../compiler/memory.ts";
 import { correctionMode, type Plan } from "../../../compiler/plan.ts";
 import { Context, devices } from "../../../ffi/cuda/context.ts";
-import { Driver } from "../../../ffi/cuda/driver.ts";
+import { Driver, DriverError } from "../../../ffi/cuda/driver.ts";
 import { checkThreads, type MappedBundle } from "../cpu/executor.ts";
 import type { ProgramMode } from "../cpu/program.ts";
 import type { ExecutorOptions } from "../../executor.ts";
@@ -30,14 +30,22 @@ export function createCudaExecutor(bundle: MappedBundle, options: CudaOptions): 
   checkThreads(options.threads);
   const { plan } = bundle;
   const driver = Driver.open();
-  using owned = new DisposableStack();
-  const context = owned.use(Context.retain(driver, devices(driver)[0]!, { schedule: "spin" }));
   // One thread is enough for a CPU that only corrects.
   const mode = correctionMode(plan, options.corrections, Math.max(2, options.threads));
-  const memory = memoryOf(plan, limitsOf(plan.model, options));
-  const device = owned.use(putOn(context, bundle, plan, memory, mode, options));
-  owned.move();
-  return new CudaExecutor(plan, memory, mode, context, device);
+  const memory = memoryOf(plan, limitsOf(plan.model, options, true));
+  const context = Context.retain(driver, devices(driver)[0]!, { schedule: "spin" });
+  try {
+    return new CudaExecutor(plan, memory, mode, context, putOn(context, bundle, plan, memory, mode, options));
+  } catch (error) {
+    leave(context, error instanceof DriverError && error.lost);
+    throw error;
+  }
+}
+
+/** A lost context fails every later call of this process, unless it is reset. */
+function leave(context: Context, isLost: boolean): void {
+  if (isLost) context.reset();
+  else context[Symbol.dispose]();
 }
 
 function putOn(
@@ -100,6 +108,6 @@ export class CudaExecutor extends PagedExecutor {
 
   override [Symbol.dispose](): void {
     super[Symbol.dispose]();
-    this.#context[Symbol.dispose]();
+    leave(this.#context, this.#device.isLost);
   }
 }
