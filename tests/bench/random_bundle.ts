@@ -12,14 +12,14 @@ import { printGraph } from "../../compiler/ir/text.ts";
 import { type Budget, budget } from "../../compiler/passes/budget.ts";
 import { compensate } from "../../compiler/passes/compensate.ts";
 import { fuse } from "../../compiler/passes/fuse.ts";
+import { layout } from "../../compiler/passes/layout.ts";
 import { lower } from "../../compiler/passes/lower.ts";
 import { place } from "../../compiler/passes/place.ts";
 import { quantize } from "../../compiler/passes/quantize.ts";
+import { schedule } from "../../compiler/passes/schedule.ts";
 import { limitsOf } from "../../compiler/memory.ts";
 import type { DeviceChoice } from "../../compiler/passes/devices.ts";
 import { type PackedWeight, type Plan, PLAN_VERSION, type WindowStore } from "../../compiler/plan.ts";
-import { layout } from "../../compiler/passes/layout.ts";
-import { schedule } from "../../compiler/passes/schedule.ts";
 import type { MachineProfile } from "../../compiler/profile.ts";
 import { fileChecksum } from "../../compiler/weights/checksum.ts";
 import { type Config, parseConfig } from "../../compiler/weights/config.ts";
@@ -110,7 +110,7 @@ export async function planRandomModel(options: RandomModelOptions): Promise<Plan
   const needs = inventory(quantized);
   const specs = tensorSpecs(needs, forms);
   const windows = needs.matrices.flatMap((matrix) => storeOf(matrix, specs, forms));
-  const { graph, lanes, corrections: prompts } = schedule(lowered, options);
+  const { graph, lanes, corrections: mode } = schedule(lowered, { profile });
   const plan: Plan = {
     version: PLAN_VERSION,
     model: {
@@ -130,7 +130,7 @@ export async function planRandomModel(options: RandomModelOptions): Promise<Plan
     graph,
     lanes,
     memory: layout(graph),
-    corrections: prompts,
+    corrections: mode,
     weights: needs.matrices.map(describe),
     vectors: Object.fromEntries(
       [...needs.vectors.values()].map(({ path, length }) => [`${path}.weight`, length]),

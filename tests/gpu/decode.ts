@@ -1,6 +1,6 @@
 /** (e) A whole model: a decode step beside the bytes that it must read, a prompt, and both under a cap of 8 GiB. */
 import { secondsText } from "../../cli/terminal.ts";
-import { measureModel, PROMPT, randomBundle } from "./model.ts";
+import { measureModel, PROMPT, randomBundle, thisMachine } from "./model.ts";
 import { linearsOf, type Part, type Row, type Setting, shapeOf, shareText } from "./setting.ts";
 
 const CAP = 8 * 2 ** 30;
@@ -9,7 +9,12 @@ const NO_BUDGET = { kind: "bytes", share: 0.1 } as const;
 export const decode: Part = {
   title: "The whole model in q4, without corrections",
   async measure(setting) {
-    const path = await randomBundle(setting, "q4", { weights: "q4", correct: "none", budget: NO_BUDGET });
+    const { path } = await randomBundle(setting, "q4", {
+      weights: "q4",
+      correct: "none",
+      budget: NO_BUDGET,
+      profile: thisMachine(setting.threads),
+    });
     const free = measureModel(path, setting, "off");
     const rows: Row[] = [
       {

@@ -1,7 +1,6 @@
 /** A model of random weights on this device: decode steps, and prompts. */
-import { existsSync } from "node:fs";
 import { join } from "node:path";
-import type { CorrectionMode } from "../../compiler/plan.ts";
+import type { CorrectionMode, Plan } from "../../compiler/plan.ts";
 import type { MachineProfile } from "../../compiler/profile.ts";
 import { describeFirstGpu } from "../../runtime/gpu_machine.ts";
 import { genericProfile } from "../../compiler/profile.ts";
@@ -18,22 +17,16 @@ const DECODED = 64;
 export const PROMPT = 2048;
 const REPEATS = 3;
 
-const made = new Map<string, string>();
-
-/** A bundle of the setting's shape, written once a run. */
+/** Writes a bundle of the setting's shape. */
 export async function randomBundle(
   setting: Setting,
   name: string,
-  options: Pick<RandomModelOptions, "weights" | "correct" | "budget">,
-): Promise<string> {
+  options: Pick<RandomModelOptions, "weights" | "correct" | "budget" | "profile">,
+): Promise<{ readonly path: string; readonly plan: Plan }> {
   const path = join(cacheFolder(), setting.isSmoke ? "gpu-smoke" : "gpu", name);
-  if (made.has(path) && existsSync(path)) return path;
-  const shape = shapeOf(setting);
-  const profile = thisMachine(setting.threads);
-  const model = await planRandomModel({ shape, head: options.weights, profile, ...options });
+  const model = await planRandomModel({ shape: shapeOf(setting), head: options.weights, ...options });
   writeRandomBundle(path, model, setting.threads);
-  made.set(path, name);
-  return path;
+  return { path, plan: model.plan };
 }
 
 /** This machine as far as its driver describes it. */
@@ -73,8 +66,8 @@ export function measureModel(
   const repeats = setting.isSmoke ? 1 : REPEATS;
   for (let repeat = setting.isSmoke ? 1 : 0; repeat <= repeats; repeat++) {
     const whole = fill(executor, prompt);
-    using sequence = fill(executor, context).sequence;
     whole.sequence[Symbol.dispose]();
+    using sequence = fill(executor, context).sequence;
     const started = performance.now();
     for (let position = context; position < context + decoded; position++) {
       const tokens = Int32Array.of((position * 97 + 5) % executor.model.vocabularySize);

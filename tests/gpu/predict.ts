@@ -3,8 +3,9 @@ import { table } from "./report.ts";
 import { predictPlan } from "../../compiler/inspect.ts";
 import { PROFILES } from "../../compiler/profile.ts";
 import { figures } from "../../cli/summary.ts";
+import { percentText } from "../../cli/terminal.ts";
 import { LLAMA_8B, planRandomModel } from "../bench/random_bundle.ts";
-import { hideable } from "./corrections.ts";
+import { AS_MUCH_AS_HIDES } from "./corrections.ts";
 
 const MACHINES = ["rtx-4060-laptop", "rtx-4090", "h200"] as const;
 
@@ -13,14 +14,13 @@ export async function predictions(): Promise<string> {
   const columns: string[][] = [];
   for (const name of MACHINES) {
     const profile = PROFILES[name];
-    const { share, bytes } = await hideable("sparse", profile, { isSmoke: false });
-    const budget = { kind: "bytes", share } as const;
+    const budget = AS_MUCH_AS_HIDES;
     const model = { shape: LLAMA_8B, weights: "q4", head: "q4", correct: "sparse", budget, profile } as const;
     const { plan } = await planRandomModel(model);
     const { modes, device, context } = predictPlan(plan);
     const mode = (which: "off" | "async") => modes.find(({ mode }) => mode === which);
     const without = mode("off"), beside = mode("async");
-    const { backboneBytes, headBytes } = figures(plan);
+    const { backboneBytes, headBytes, correctionBytesRead: read } = figures(plan);
     const onCpu = plan.graph.nodes.filter(({ placement }) =>
       placement.device === "cpu" && placement.lane !== "compensation"
     ).length;
@@ -32,7 +32,7 @@ export async function predictions(): Promise<string> {
       device === null ? "none" : `${(device.total / 2 ** 30).toFixed(2)} GiB`,
       `${onCpu} of ${plan.graph.nodes.length}`,
       stepText(without, context),
-      `${(bytes / 1e6).toPrecision(3)} MB a token (${(100 * share).toFixed(0)} % of the backbone's)`,
+      `${(read / 1e6).toPrecision(3)} MB a token (${percentText(read / backboneBytes)} of the backbone's)`,
       stepText(beside, context),
       without && beside ? `${(without.microseconds / beside.microseconds).toFixed(3)}x` : "-",
       plan.corrections.prefill,

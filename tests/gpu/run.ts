@@ -6,6 +6,7 @@
  *   deno task gpu --predict            the null executor's figures for machines that are not here, into RESULTS.md
  *   HCINFER_CUDA=sim deno task gpu --smoke    tests this script itself: tiny sizes, no file is written
  */
+import { execFile } from "node:child_process";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -23,7 +24,7 @@ import { parity, sanitizer } from "./parity.ts";
 import { peers } from "./peers.ts";
 import { predictions } from "./predict.ts";
 import { measuredTable, writeSection } from "./report.ts";
-import { notMeasured, type Part, type Row, type Setting } from "./setting.ts";
+import { type Known, notMeasured, type Part, type Row, type Setting } from "./setting.ts";
 
 const RESULTS = fileURLToPath(new URL("./RESULTS.md", import.meta.url));
 
@@ -66,7 +67,7 @@ async function run(): Promise<void> {
     throw new HcinferError("usage", `${unknown} is no part; the parts are ${Object.keys(PARTS).join(", ")}`);
   }
   requireDevice("cuda");
-  const setting: Setting = {
+  let setting: Setting = {
     isSmoke: values.smoke,
     threads: values.threads === undefined ? physicalCores() : whole()(values.threads),
     llamaBench: values["llama-bench"],
@@ -75,8 +76,9 @@ async function run(): Promise<void> {
   };
   const found: { title: string; rows: readonly Row[] }[] = [];
   for (const name of names) {
-    const { title, rows } = await measure(PARTS[name]!, setting);
-    found.push({ title, rows });
+    const { rows, known } = await measureApart(name, setting);
+    setting = { ...setting, known };
+    found.push({ title: PARTS[name]!.title, rows });
     for (const { what, found } of rows) process.stderr.write(`${name}: ${what}: ${found}\n`);
   }
   const text = measuredTable(found);
@@ -86,16 +88,56 @@ async function run(): Promise<void> {
   if (isWhole && !values["no-write"]) writeSection(RESULTS, "measured", text);
 }
 
-async function measure({ title, measure }: Part, setting: Setting) {
-  try {
-    return { title, rows: await measure(setting) };
-  } catch (error) {
-    return { title, rows: [{ what: title, found: notMeasured(error) }] };
-  }
+/** What a part's process answers. */
+interface Answer {
+  readonly rows: readonly Row[];
+  readonly known: Known;
 }
 
+/** A part in a process of its own: a fault of the device, which ends its context, ends that part alone. */
+async function measureApart(name: string, setting: Setting): Promise<Answer> {
+  const args = [
+    "run",
+    "-A",
+    "--no-check",
+    fileURLToPath(import.meta.url),
+    CHILD,
+    name,
+    JSON.stringify(setting),
+  ];
+  const env = { ...process.env, HCINFER_CUDA: process.env["HCINFER_CUDA"] ?? "device" };
+  const limits = { timeout: PART_MS, killSignal: "SIGKILL", maxBuffer: 2 ** 26, env } as const;
+  return await new Promise((resolve) => {
+    execFile(Deno.execPath(), args, limits, (error, out, err) => {
+      const last = out.trim().split("\n").at(-1) ?? "";
+      if (error === null && last.startsWith("{")) return resolve(JSON.parse(last) as Answer);
+      const why = error?.killed
+        ? `it took longer than ${PART_MS / 60_000} minutes`
+        : err.trim() || `${error}`;
+      resolve({ rows: [{ what: PARTS[name]!.title, found: notMeasured(why) }], known: setting.known });
+    });
+  });
+}
+
+/** In that process: the last line of standard output is the answer. */
+async function answer([name = "", text = ""]: readonly string[]): Promise<void> {
+  const setting = JSON.parse(text) as Setting, part = PARTS[name]!;
+  let rows: readonly Row[];
+  try {
+    rows = await part.measure(setting);
+  } catch (error) {
+    rows = [{ what: part.title, found: notMeasured(error) }];
+  }
+  const found: Answer = { rows, known: setting.known };
+  process.stdout.write(`\n${JSON.stringify(found)}\n`);
+}
+
+const CHILD = "part";
+const PART_MS = 10 * 60_000;
+
 try {
-  await run();
+  const [first, ...rest] = process.argv.slice(2);
+  await (first === CHILD ? answer(rest) : run());
 } catch (error) {
   process.exitCode = reportFailure(error, process.argv.includes("--debug"));
 }
