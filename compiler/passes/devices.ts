@@ -14,7 +14,7 @@ import { layerOf, packedName } from "../ir/naming.ts";
 import { CORRECTION_OPS } from "../ir/ops.ts";
 import { isLowered } from "../ir/verify.ts";
 import { type Limits, memoryOf, memoryText } from "../memory.ts";
-import type { Plan } from "../plan.ts";
+import type { MemoryLayout, Plan } from "../plan.ts";
 import type { GpuProfile, MachineProfile } from "../profile.ts";
 import { layout } from "./layout.ts";
 
@@ -108,16 +108,27 @@ export function chooseDevices(
   const order: Part[] = ["embedding", ...layers.slice(0, -1)];
   const spilling = (count: number): Placed => ({ spilled: new Set(order.slice(0, count)), cause: () => "" });
   const isCorrected = graph.nodes.some((node) => CORRECTION_OPS.has(node.op));
-  const taken = (count: number): number => {
+  const prefill = isCorrected ? "stream" : "none";
+  /** With the arena of another number of spilled parts it is an estimate, close and cheap. */
+  const taken = (count: number, arena?: MemoryLayout): number => {
     const placed = withDevices(graph, spilling(count), options);
-    const memory = memoryOf({
-      graph: placed,
-      memory: layout(placed),
-      windows,
-      corrections: { prefill: isCorrected ? "stream" : "none" },
-    }, limits);
-    return memory.device?.total ?? 0;
+    const memory = arena ?? layout(placed);
+    return memoryOf({ graph: placed, memory, windows, corrections: { prefill } }, limits).device?.total ?? 0;
   };
+  const fitting = (count: number): Placed => {
+    const use = `${memoryText(taken(count))} of ${memoryText(limit)} are taken`;
+    const { spilled } = spilling(count);
+    return {
+      spilled,
+      cause: (part) => {
+        if (!spilled.has(part)) return "gpu: it fits";
+        if (part === "embedding" && count > 1) return `cpu: before layers that do not fit: ${use}`;
+        const what = typeof part === "number" ? `layer ${part} of ${layers.length}` : `the ${part}`;
+        return `cpu: ${what} does not fit: ${use}`;
+      },
+    };
+  };
+  if (taken(0) <= limit) return fitting(0);
   const least = taken(order.length);
   if (least > limit) {
     const what =
@@ -136,24 +147,17 @@ export function chooseDevices(
       } of GPU memory are allowed, and ${what}: allow as much, shorten the context, or use the CPU`,
     );
   }
-  // Fewer spilled layers never take less.
-  let [fits, doesNot] = [order.length, -1];
+  // Fewer spilled layers never take less; the estimate may be a layer off.
+  const arena = layout(withDevices(graph, spilling(order.length), options));
+  let [fits, doesNot] = [order.length, 0];
   while (fits - doesNot > 1) {
     const middle = (fits + doesNot) >> 1;
-    if (taken(middle) <= limit) fits = middle;
+    if (taken(middle, arena) <= limit) fits = middle;
     else doesNot = middle;
   }
-  const use = `${memoryText(taken(fits))} of ${memoryText(limit)} are taken`;
-  const { spilled } = spilling(fits);
-  return {
-    spilled,
-    cause: (part) => {
-      if (!spilled.has(part)) return "gpu: it fits";
-      if (part === "embedding" && fits > 1) return `cpu: before layers that do not fit: ${use}`;
-      const what = typeof part === "number" ? `layer ${part} of ${layers.length}` : `the ${part}`;
-      return `cpu: ${what} does not fit: ${use}`;
-    },
-  };
+  while (taken(fits) > limit) fits++;
+  while (fits > 1 && taken(fits - 1) <= limit) fits--;
+  return fitting(fits);
 }
 
 /** A graph of any stage with its nodes on their devices; corrections stay on the CPU, and attention is where its cache is. */
