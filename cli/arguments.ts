@@ -7,6 +7,7 @@ import { readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import type { Budget } from "../compiler/compile.ts";
 import { HcinferError } from "../compiler/errors.ts";
+import { DEVICE_CHOICES, type DeviceChoice } from "../runtime/devices.ts";
 import type { CorrectionMode } from "../runtime/executor.ts";
 
 /** A whole number of at least `least` (default 1). */
@@ -67,16 +68,61 @@ export function tokenIds(text: string): Int32Array {
   return Int32Array.from(ids, Number);
 }
 
+const BYTE_UNITS: Readonly<Record<string, number>> = {
+  "": 1,
+  kib: 2 ** 10,
+  mib: 2 ** 20,
+  gib: 2 ** 30,
+  kb: 1e3,
+  mb: 1e6,
+  gb: 1e9,
+};
+
+/** `8GiB`, `7.5GB`, `512MiB` or plain bytes; a fraction of a byte is dropped. */
+export function bytes(text: string): number {
+  const [, number = "", unit = ""] = /^(\d+(?:\.\d+)?) ?([a-z]*)$/i.exec(text.trim()) ?? [];
+  const value = Math.floor(Number(number) * (BYTE_UNITS[unit.toLowerCase()] ?? NaN));
+  if (number === "" || !Number.isSafeInteger(value) || value < 1) {
+    throw new InvalidArgumentError("Expected bytes with a unit, like 8GiB, 7.5GB or 512MiB, or plain bytes.");
+  }
+  return value;
+}
+
+/** The options that say where a model runs. */
+export interface PlaceOptions {
+  readonly device: DeviceChoice;
+  /** Most bytes to take of the GPU's memory. */
+  readonly gpuMemory?: number;
+}
+
 /** The options every command that runs a model shares. */
-export interface RunOptions {
+export interface RunOptions extends PlaceOptions {
   readonly threads: number;
   readonly corrections: CorrectionMode;
   /** Most tokens of a sequence. Default: what the model was made for. */
   readonly context?: number;
 }
 
+export function deviceOption(): Option {
+  return new Option("--device <device>", "where the backbone runs; auto: a GPU where there is one")
+    .choices(DEVICE_CHOICES).default("auto");
+}
+
+export function gpuMemoryOption(): Option {
+  return new Option(
+    "--gpu-memory <bytes>",
+    "most of the GPU's memory to take, like 8GiB; the rest is the CPU's",
+  )
+    .argParser(bytes);
+}
+
+/** A `preAction` hook of commands that have both options. */
+export function checkDevice(command: Command): void {
+  if (command.getOptionValue("device") === "cpu") refuse(command, "--device cpu uses no GPU", "gpuMemory");
+}
+
 export function threadsOption(): Option {
-  return new Option("--threads <n>", "threads to compute with").argParser(whole())
+  return new Option("--threads <n>", "threads of the CPU to compute with").argParser(whole())
     .default(physicalCores(), "physical cores");
 }
 

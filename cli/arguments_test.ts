@@ -4,9 +4,13 @@ import { HcinferError } from "../compiler/errors.ts";
 import {
   between,
   budget,
+  bytes,
+  checkDevice,
   contextOption,
   correctionsOption,
+  deviceOption,
   given,
+  gpuMemoryOption,
   physicalCores,
   refuse,
   threadsOption,
@@ -81,6 +85,36 @@ Deno.test("budgets", () => {
   );
 });
 
+Deno.test("bytes", () => {
+  assert.equal(bytes("8GiB"), 8 * 2 ** 30);
+  assert.equal(bytes("7.5 GB"), 7.5e9);
+  assert.equal(bytes("512mib"), 512 * 2 ** 20);
+  assert.equal(bytes("3KiB"), 3072);
+  assert.equal(bytes("0.3KB"), 300);
+  assert.equal(bytes("1073741824"), 2 ** 30);
+  assert.equal(bytes("1.0000001KiB"), 1024);
+  refused(
+    bytes,
+    /like 8GiB, 7.5GB or 512MiB/,
+    "",
+    "GiB",
+    "0",
+    "0GiB",
+    "0.1",
+    "-1GiB",
+    "8G",
+    "8 GiB free",
+    "8GiBs",
+    "1e9",
+    "0x10",
+    "1,5GiB",
+    ".5GiB",
+    "NaN",
+    "Infinity",
+    "99999999GiB",
+  );
+});
+
 Deno.test("token ids", () => {
   assert.deepEqual(tokenIds("0"), Int32Array.of(0));
   assert.deepEqual(tokenIds("1, 2 ,300000000"), Int32Array.of(1, 2, 300000000));
@@ -90,15 +124,21 @@ Deno.test("token ids", () => {
 function parsed(...args: string[]): Command {
   return new Command().exitOverride().configureOutput({ writeErr: () => {} })
     .addOption(threadsOption()).addOption(correctionsOption()).addOption(contextOption())
+    .addOption(deviceOption()).addOption(gpuMemoryOption()).hook("preAction", checkDevice).action(() => {})
     .option("--max-rank <n>")
     .parse(args, { from: "user" });
 }
 
 Deno.test("options that every command which runs a model shares", () => {
-  assert.deepEqual(parsed().opts(), { threads: physicalCores(), corrections: "auto" });
+  assert.deepEqual(parsed().opts(), { threads: physicalCores(), corrections: "auto", device: "auto" });
   assert.ok(physicalCores() >= 1);
   const all = ["--threads", "3", "--corrections", "inline", "--context", "512"];
-  assert.deepEqual(parsed(...all).opts(), { threads: 3, corrections: "inline", context: 512 });
+  assert.deepEqual(parsed(...all).opts(), {
+    threads: 3,
+    corrections: "inline",
+    context: 512,
+    device: "auto",
+  });
   for (
     const [option, value] of [["--threads", "0"], ["--context", "0"], ["--context", "1k"], [
       "--corrections",
@@ -107,6 +147,19 @@ Deno.test("options that every command which runs a model shares", () => {
   ) {
     assert.throws(() => parsed(option!, value!), /commander|argument|Expected|choices|Allowed/);
   }
+});
+
+Deno.test("a limit of the GPU's memory needs a GPU", () => {
+  const limit = ["--gpu-memory", "8GiB"];
+  assert.equal(parsed(...limit).opts().gpuMemory, 2 ** 33);
+  assert.deepEqual(parsed("--device", "cuda", ...limit).opts().device, "cuda");
+  assert.throws(
+    () => parsed("--device", "cpu", ...limit),
+    (error) =>
+      error instanceof HcinferError && error.kind === "usage" &&
+      error.message === "--device cpu uses no GPU, so --gpu-memory would have no effect: leave it out",
+  );
+  assert.throws(() => parsed("--device", "gpu"), /Allowed choices are auto, cpu, cuda/);
 });
 
 Deno.test("only an option that was given can be refused", () => {

@@ -2,7 +2,16 @@
 import { Command, Option } from "commander";
 import process from "node:process";
 import { HcinferError } from "../compiler/errors.ts";
-import { contextOption, correctionsOption, type RunOptions, threadsOption, whole } from "./arguments.ts";
+import {
+  checkDevice,
+  contextOption,
+  correctionsOption,
+  deviceOption,
+  gpuMemoryOption,
+  type RunOptions,
+  threadsOption,
+  whole,
+} from "./arguments.ts";
 import { OpenModel } from "./opening.ts";
 import { figures } from "./summary.ts";
 import { bytesText, Progress, secondsText, table } from "./terminal.ts";
@@ -15,10 +24,13 @@ export function benchCommand(): Command {
     .addOption(new Option("--tokens <n>", "tokens to decode").argParser(whole()).default(128))
     .addOption(new Option("--repeats <n>", "times to measure").argParser(whole()).default(5))
     .option("--json", "print the numbers as JSON")
+    .addOption(deviceOption())
+    .addOption(gpuMemoryOption())
     .addOption(threadsOption())
     .addOption(correctionsOption())
     .addOption(contextOption())
     .addHelpText("after", "\nExample:\n  hcinfer bench bundles/tiny --threads 2 --corrections off")
+    .hook("preAction", checkDevice)
     .action(bench);
 }
 
@@ -75,7 +87,7 @@ export function median(numbers: readonly number[]): number {
 function bench(path: string, options: Options): void {
   const { prompt, tokens, repeats, threads, corrections } = options;
   using model = OpenModel.open(path, { ...options, contextLength: prompt + tokens });
-  const { contextLength } = model.executor;
+  const { contextLength, name: executor } = model.executor;
   if (prompt + tokens > contextLength) {
     throw new HcinferError(
       "usage",
@@ -95,7 +107,9 @@ function bench(path: string, options: Options): void {
   const bytesRead = backboneBytes + headBytes + (corrections === "off" ? 0 : correctionBytesRead);
   const decode = median(speeds.map((speed) => speed.decode));
   if (options.json) {
-    process.stdout.write(`${JSON.stringify({ threads, corrections, prompt, tokens, bytesRead, speeds })}\n`);
+    process.stdout.write(
+      `${JSON.stringify({ executor, threads, corrections, prompt, tokens, bytesRead, speeds })}\n`,
+    );
     return;
   }
   const row = (name: string, numbers: number[]) => [
@@ -110,6 +124,6 @@ function bench(path: string, options: Options): void {
       `\n${bytesText(bytesRead)} of weights and corrections read per decoded token: ` +
       `${bytesText(bytesRead * decode)}/s\n` +
       `prompt to first token ${secondsText(median(speeds.map((speed) => speed.firstToken)))}, ` +
-      `${threads} threads, corrections ${corrections}, resident ${bytesText(process.memoryUsage().rss)}\n`,
+      `${executor}, corrections ${corrections}, resident ${bytesText(process.memoryUsage().rss)}\n`,
   );
 }

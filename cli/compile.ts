@@ -15,7 +15,20 @@ import { type Stage, STAGES } from "../compiler/ir/graph.ts";
 import { genericProfile, type MachineProfile, parseProfile, PROFILES } from "../compiler/profile.ts";
 import { RESIDUAL_WIDTHS } from "../compiler/weights/correction.ts";
 import { FORMAT_KINDS, type FormatKind, GROUP_SIZES } from "../compiler/weights/format.ts";
-import { budget, given, physicalCores, refuse, threadsOption, whole } from "./arguments.ts";
+import { describeFirstGpu } from "../runtime/gpu_machine.ts";
+import {
+  budget,
+  checkDevice,
+  contextOption,
+  deviceOption,
+  given,
+  gpuMemoryOption,
+  physicalCores,
+  type PlaceOptions,
+  refuse,
+  threadsOption,
+  whole,
+} from "./arguments.ts";
 import { interruptible } from "./interrupted.ts";
 import { planSummary } from "./summary.ts";
 import { bytesText, printable, Progress, secondsText, writeOut } from "./terminal.ts";
@@ -76,6 +89,9 @@ export function compileCommand(): Command {
       "machine to predict for: a name or a file that profile wrote (by number of cores)",
     )
     .addOption(new Option("--print-after <stage>", "print the graph after a pass").choices(STAGES))
+    .addOption(contextOption())
+    .addOption(deviceOption())
+    .addOption(gpuMemoryOption())
     .addOption(threadsOption())
     .addHelpText(
       "after",
@@ -85,6 +101,7 @@ Examples:
   hcinfer compile my-model -o bundles/r16 --correct low_rank --budget rank:16
   hcinfer compile my-model -o bundles/exact --weights bf16 --correct none`,
     )
+    .hook("preAction", checkDevice)
     .action(compile);
 }
 
@@ -97,7 +114,7 @@ function choice(
   return new Option(flags, text).choices(choices.map(String)).default(String(standard));
 }
 
-interface Options {
+interface Options extends PlaceOptions {
   readonly output: string;
   readonly weights: CompileOptions["weights"];
   readonly group: string;
@@ -108,6 +125,7 @@ interface Options {
   readonly factorDtype: CompileOptions["factorDType"];
   readonly maxRank: number;
   readonly profile?: string;
+  readonly context?: number;
   readonly printAfter?: Stage;
   readonly threads: number;
 }
@@ -130,7 +148,7 @@ async function compile(model: string, options: Options, command: Command): Promi
         factorDType: options.factorDtype,
         maxRank: options.maxRank,
         threads: options.threads,
-        profile: profileOf(options.profile),
+        ...placement(options),
         onProgress: (done, total, what) => {
           check();
           progress.show(done, total, what);
@@ -152,6 +170,31 @@ async function compile(model: string, options: Options, command: Command): Promi
 
 /** One has a kilobyte. */
 const MOST_PROFILE_BYTES = 2 ** 20;
+
+/** What is planned for: a machine, and how much of its GPU. */
+function placement(
+  { device, gpuMemory, profile: name, context }: Options,
+): Pick<CompileOptions, "device" | "gpuMemory" | "contextLength" | "profile"> {
+  const profile = profileOf(name);
+  // Without a profile, a GPU of this machine is planned for as its driver describes it.
+  const gpu = name === undefined && device !== "cpu" ? describeFirstGpu() : undefined;
+  const machine = gpu === undefined ? profile : { ...profile, name: `${profile.name}, ${gpu.name}`, gpu };
+  if (machine.gpu === undefined && (device === "cuda" || gpuMemory !== undefined)) {
+    const asked = device === "cuda" ? "--device cuda" : "--gpu-memory";
+    throw new HcinferError(
+      "usage",
+      `${asked} plans for a GPU, and ${
+        name === undefined ? "this machine" : `the profile ${profile.name}`
+      } has none: give --profile rtx-4090, say (hcinfer profile --list shows all)`,
+    );
+  }
+  return {
+    device: device === "cuda" ? "gpu" : device,
+    ...(gpuMemory === undefined ? {} : { gpuMemory }),
+    ...(context === undefined ? {} : { contextLength: context }),
+    profile: machine,
+  };
+}
 
 /** A profile by its name, or from a file; without either the one that fits this machine's number of cores. */
 function profileOf(name: string | undefined): MachineProfile {

@@ -7,8 +7,11 @@ import { evaluate } from "../runtime/evaluate.ts";
 import type { StepKind } from "../runtime/executor.ts";
 import {
   asOption,
+  checkDevice,
   contextOption,
   correctionsOption,
+  deviceOption,
+  gpuMemoryOption,
   type RunOptions,
   threadsOption,
   whole,
@@ -29,6 +32,8 @@ export function evalCommand(): Command {
     .addOption(new Option("--window <n>", "tokens in a window").argParser(whole(2)).default(256))
     .addOption(new Option("--windows <n>", "most windows; all by default").argParser(whole()))
     .option("--json", "print {perplexity, kl, tokens}")
+    .addOption(deviceOption())
+    .addOption(gpuMemoryOption())
     .addOption(threadsOption())
     .addOption(correctionsOption())
     .addOption(contextOption())
@@ -39,6 +44,7 @@ Examples:
   hcinfer eval bundles/tiny --text examples/models/heldout.txt --windows 24
   hcinfer eval bundles/q3 --text heldout.txt --reference bundles/bf16 --json`,
     )
+    .hook("preAction", checkDevice)
     .action(evaluateBundle);
 }
 

@@ -5,8 +5,11 @@ import { layoutSafetensors } from "../compiler/weights/safetensors.ts";
 import type { StepKind } from "../runtime/executor.ts";
 import {
   asOption,
+  checkDevice,
   contextOption,
   correctionsOption,
+  deviceOption,
+  gpuMemoryOption,
   type RunOptions,
   threadsOption,
   tokenIds,
@@ -28,10 +31,13 @@ export function logitsCommand(): Command {
       "file to write; a link is followed, and only an ordinary file replaced",
     )
     .addOption(asOption())
+    .addOption(deviceOption())
+    .addOption(gpuMemoryOption())
     .addOption(threadsOption())
     .addOption(correctionsOption())
     .addOption(contextOption())
     .addHelpText("after", "\nExample:\n  hcinfer logits bundles/tiny --tokens 12,400,7 -o out.safetensors")
+    .hook("preAction", checkDevice)
     .action(logits);
 }
 

@@ -1,8 +1,9 @@
 /** Opens what a command runs: the bundle, an executor on it, and its tokenizer where text is needed. */
+import process from "node:process";
 import { type Bundle, openBundle } from "../compiler/bundle.ts";
 import { limitsOf } from "../compiler/memory.ts";
+import { openExecutor, requireDevice } from "../runtime/devices.ts";
 import type { Executor } from "../runtime/executor.ts";
-import { createCpuExecutor } from "../runtime/executors/cpu/executor.ts";
 import { Tokenizer } from "../runtime/tokenizer.ts";
 import type { RunOptions } from "./arguments.ts";
 
@@ -13,17 +14,24 @@ export interface OpenOptions extends RunOptions {
   readonly cachePositions?: number;
 }
 
+/** An executor on the device that was asked for. Where a planned GPU is not there, standard error says so. */
+export function openExecutorOn(bundle: Bundle, options: OpenOptions): Executor {
+  return openExecutor(bundle, { ...options, onFallback: (why) => process.stderr.write(`${why}\n`) });
+}
+
 /** A bundle with an executor on it; dispose of it when done. */
 export class OpenModel implements Disposable {
   private constructor(readonly bundle: Bundle, readonly executor: Executor) {}
 
   static open(path: string, options: OpenOptions): OpenModel {
+    // Before all weights are read.
+    requireDevice(options.device);
     const bundle = openBundle(path);
     try {
       const asked = options.context === undefined ? {} : { contextLength: options.context };
       const { contextLength: limit } = limitsOf(bundle.plan.model, asked);
       const contextLength = Math.min(options.contextLength ?? limit, limit);
-      return new OpenModel(bundle, createCpuExecutor(bundle, { ...options, contextLength }));
+      return new OpenModel(bundle, openExecutorOn(bundle, { ...options, contextLength }));
     } catch (error) {
       bundle.close();
       throw error;

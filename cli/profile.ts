@@ -2,6 +2,8 @@
 import { Command, Option } from "commander";
 import process from "node:process";
 import { PROFILES } from "../compiler/profile.ts";
+import { DEVICE_CHOICES, type DeviceChoice, requireDevice } from "../runtime/devices.ts";
+import { measureFirstGpu } from "../runtime/gpu_machine.ts";
 import { measureMachine } from "../runtime/machine.ts";
 import { threadsOption } from "./arguments.ts";
 import { Progress } from "./terminal.ts";
@@ -10,6 +12,10 @@ export function profileCommand(): Command {
   return new Command("profile")
     .description("Measure this machine for the cost model; prints a profile as JSON (a few seconds).")
     .addOption(new Option("--list", "print the profiles that come with hcinfer instead"))
+    .addOption(
+      new Option("--device <device>", "cpu: leave a GPU out; cuda: there must be one").choices(DEVICE_CHOICES)
+        .default("auto"),
+    )
     .addOption(threadsOption())
     .addHelpText(
       "after",
@@ -21,7 +27,13 @@ Example:
     .action(profile);
 }
 
-function profile(options: { readonly list?: true; readonly threads: number }): void {
+interface Options {
+  readonly list?: true;
+  readonly threads: number;
+  readonly device: DeviceChoice;
+}
+
+function profile(options: Options): void {
   if (options.list) {
     for (const { name, cpu, ...rest } of Object.values(PROFILES)) {
       const gpu = "gpu" in rest ? `, ${rest.gpu.name}` : "";
@@ -29,8 +41,11 @@ function profile(options: { readonly list?: true; readonly threads: number }): v
     }
     return;
   }
+  requireDevice(options.device);
   const progress = new Progress("profile");
-  const measured = measureMachine(options.threads, progress.show);
+  const machine = measureMachine(options.threads, progress.show);
+  const gpu = options.device === "cpu" ? undefined : measureFirstGpu(progress.show);
   progress.finish();
+  const measured = gpu === undefined ? machine : { ...machine, name: `${machine.name}, ${gpu.name}`, gpu };
   process.stdout.write(`${JSON.stringify(measured, null, 2)}\n`);
 }

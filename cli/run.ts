@@ -6,20 +6,24 @@ import { type Bundle, openBundle } from "../compiler/bundle.ts";
 import { HcinferError } from "../compiler/errors.ts";
 import { limitsOf } from "../compiler/memory.ts";
 import { ChatTemplate } from "../runtime/chat.ts";
-import { createCpuExecutor } from "../runtime/executors/cpu/executor.ts";
+import { requireDevice } from "../runtime/devices.ts";
 import { Sampler } from "../runtime/sampler.ts";
 import { type GenerationStatistics, Session } from "../runtime/session.ts";
 import { Tokenizer } from "../runtime/tokenizer.ts";
 import {
   between,
+  checkDevice,
   contextOption,
   correctionsOption,
+  deviceOption,
   given,
+  gpuMemoryOption,
   type RunOptions,
   threadsOption,
   whole,
 } from "./arguments.ts";
 import { abortable } from "./interrupted.ts";
+import { openExecutorOn } from "./opening.ts";
 import { Progress, secondsText, writeOut } from "./terminal.ts";
 
 export function runCommand(): Command {
@@ -44,6 +48,8 @@ export function runCommand(): Command {
     .option("--chat", "put the prompt into the model's chat template")
     .addOption(new Option("--system <text>", "system message").implies({ chat: true }))
     .option("--quiet", "no speed on standard error")
+    .addOption(deviceOption())
+    .addOption(gpuMemoryOption())
     .addOption(threadsOption())
     .addOption(correctionsOption())
     .addOption(contextOption())
@@ -55,6 +61,7 @@ Examples:
   hcinfer run bundles/tiny "The compiler" --temperature 0.8 --top-p 0.95 --seed 7
   echo "Why is the sky blue?" | hcinfer run bundles/chat - --chat`,
     )
+    .hook("preAction", checkDevice)
     .action(run);
 }
 
@@ -86,9 +93,10 @@ async function run(path: string, prompt: string, options: Options, command: Comm
     ...(options.seed === undefined ? {} : { seed: options.seed }),
   });
   const text = prompt === "-" ? readFileSync(0, "utf8") : prompt;
+  requireDevice(options.device);
   using bundle = openBundle(path);
   const { tokenizer, ids, contextLength } = encode(bundle, text, options);
-  using executor = createCpuExecutor(bundle, { ...options, contextLength });
+  using executor = openExecutorOn(bundle, { ...options, contextLength });
   const session = new Session(executor, { chunk: PROMPT_CHUNK });
   await abortable(async (signal) => {
     const progress = new Progress("prompt");

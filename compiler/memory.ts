@@ -26,7 +26,9 @@ export const EVENT_BYTES = 64;
 export const STEP_REPORT_BYTES = 64;
 /** Two pinned buffers of this size carry weights to the GPU while they load. */
 export const LOADING_BYTES = 2 ** 24;
-/** What kernels of attention ask for at most, to merge chunks of the context. */
+/** Positions that a kernel of attention sees at once; results of several such chunks are merged. */
+export const ATTENTION_CHUNK = 256;
+/** What kernels of attention ask for at most, to keep the results of chunks. */
 export const ATTENTION_SCRATCH = 2 ** 25;
 
 const CACHE_LINE = 64;
@@ -235,7 +237,7 @@ export function memoryOf(plan: MemoryOf, limits: Required<Limits>): Memory {
         arena,
         step: step.bytes + 4 * events,
         logits: graph.nodes.some((node) => isOnGpu(node) && makesLogits(node)) ? logits : 0,
-        scratch: scratchOf(plan),
+        scratch: scratchOf(plan, limits),
         staging: stagingOf(plan),
       })
       : null,
@@ -274,7 +276,10 @@ function tensorsOf(graph: Graph, device: Device): (readonly [name: string, bytes
 }
 
 /** A weight with its residual added: one byte an element, a scale a row and group. */
-function scratchOf({ graph, corrections }: MemoryOf): number {
+function scratchOf(
+  { graph, corrections }: MemoryOf,
+  { capacity, contextLength }: Required<Limits>,
+): number {
   const nodes = graph.nodes.filter(isOnGpu);
   const corrected = corrections.prefill === "stream"
     ? nodes.filter((node) => node.op === "linear" && node.params.residual !== undefined)
@@ -284,7 +289,15 @@ function scratchOf({ graph, corrections }: MemoryOf): number {
     const { groups, paddedInputs } = packedShape(format, rows, inputs);
     return rows * paddedInputs + 4 * rows * groups;
   });
-  return Math.max(nodes.some((node) => node.op === "attend") ? ATTENTION_SCRATCH : 0, ...combined);
+  const types = values(graph);
+  const attention = nodes.map((node) => {
+    if (node.op !== "attend") return 0;
+    const { headDim } = node.params;
+    const heads = elementsPerToken(types.get(node.inputs[0] ?? "")!.type) / headDim;
+    const chunks = Math.ceil(contextLength / ATTENTION_CHUNK);
+    return chunks < 2 ? 0 : Math.min(ATTENTION_SCRATCH, 4 * chunks * capacity * heads * (headDim + 2));
+  });
+  return Math.max(0, ...attention, ...combined);
 }
 
 /** Two windows, each tensor of theirs in whole cache lines. */

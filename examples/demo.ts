@@ -1,13 +1,20 @@
 /**
  * The demo: compiles a model four ways, lets it write, and compares quality, size and speed.
  *
- *   deno task demo [folder of a Hugging Face model]
+ *   deno task demo [folder of a Hugging Face model] [--device auto|cpu|cuda] [--gpu-memory 8GiB]
  */
 import { readFileSync } from "node:fs";
+import { Command, CommanderError } from "commander";
 import { basename, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { physicalCores } from "../cli/arguments.ts";
+import {
+  checkDevice,
+  deviceOption,
+  gpuMemoryOption,
+  physicalCores,
+  type PlaceOptions,
+} from "../cli/arguments.ts";
 import { measureSpeed, median } from "../cli/bench.ts";
 import { endWithReader, reportFailure } from "../cli/failure.ts";
 import { OpenModel } from "../cli/opening.ts";
@@ -18,6 +25,7 @@ import { genericProfile } from "../compiler/profile.ts";
 import { build } from "../ffi/build.ts";
 import { tokenLoss } from "../runtime/executors/cpu/executor.ts";
 import { ChatTemplate } from "../runtime/chat.ts";
+import { requireDevice } from "../runtime/devices.ts";
 import { evaluate } from "../runtime/evaluate.ts";
 import { Sampler } from "../runtime/sampler.ts";
 import { Session } from "../runtime/session.ts";
@@ -156,11 +164,12 @@ function speeds(models: readonly OpenModel[]): number[] {
   return found.map(median);
 }
 
-async function demo(model: string): Promise<void> {
+async function demo(model: string, place: PlaceOptions): Promise<void> {
   await build();
+  requireDevice(place.device);
   const outputs = await compileAll(model);
   const models = outputs.map((path) =>
-    OpenModel.open(path, { threads, corrections: "auto", contextLength: WINDOW, capacity: WINDOW })
+    OpenModel.open(path, { ...place, threads, corrections: "auto", contextLength: WINDOW, capacity: WINDOW })
   );
   try {
     const last = models[models.length - 1]!;
@@ -198,7 +207,16 @@ async function demo(model: string): Promise<void> {
 
 endWithReader();
 try {
-  await demo(resolve(process.argv[2] ?? join(ROOT, "examples/models", BUNDLED)));
+  const command = new Command("demo").exitOverride()
+    .argument("[model]", "folder of a Hugging Face model", join(ROOT, "examples/models", BUNDLED))
+    .addOption(deviceOption())
+    .addOption(gpuMemoryOption())
+    .option("--debug", "print stack traces of errors")
+    .hook("preAction", checkDevice)
+    .action((model: string, place: PlaceOptions) => demo(resolve(model), place));
+  await command.parseAsync();
 } catch (error) {
-  process.exitCode = reportFailure(error, process.argv.includes("--debug"));
+  // Commander has already written its message, or the help that was asked for.
+  if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? 0 : 2;
+  else process.exitCode = reportFailure(error, process.argv.includes("--debug"));
 }

@@ -4,7 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { HcinferError } from "../compiler/errors.ts";
-import { build, type BuildOptions, installInstructions, libraryPath } from "./build.ts";
+import { build, type BuildOptions, libraryPath } from "./build.ts";
+import { installInstructions } from "./build_library.ts";
 import { open, openOwn } from "./open.ts";
 import { abi, ABI_VERSION } from "./symbols.ts";
 
@@ -78,7 +79,7 @@ class Project implements Disposable {
   /** Builds, and says what it compiled, `link` for the library. */
   async build(options: BuildOptions = {}): Promise<string[]> {
     writeFileSync(this.#log, "");
-    await build({ sources: this.sources, library: this.library, ...options });
+    await build({ sources: [this.sources], library: this.library, ...options });
     const calls = readFileSync(this.#log, "utf8").trim().split("\n").filter((line) => line !== "--version");
     return calls.map((line) => /-c \S*?(\w+\.cpp)/.exec(line)?.[1] ?? "link").sort();
   }

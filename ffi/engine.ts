@@ -9,14 +9,25 @@ import { ENGINE_FAILURE, STEP_STATUS } from "./symbols.ts";
 
 const MODES = ["prefill", "decode"] as const;
 
+/** What the native wait for another device needs: functions of its driver, handles of it, and the mailbox's abort flag. */
+export interface DeviceWait {
+  readonly setCurrent: Deno.PointerValue;
+  readonly synchronize: Deno.PointerValue;
+  readonly context: bigint;
+  readonly stream: bigint;
+  readonly abort: Int32Array;
+}
+
 export interface EngineOptions {
   /** 1 to 8 programs that run side by side and meet at events. Thread 0 of the first is the caller of a step. */
   readonly lanes: readonly { readonly program: readonly Instruction[]; readonly threads: number }[];
   /**
-   * What the segments of operands are; one that no operand names may be empty. Held until the engine is disposed of, which
+   * What the segments of operands are; one that no operand names may be left out. Held until the engine is disposed of, which
    * closes all but the weights.
    */
-  readonly memory: Readonly<Record<Segment, NativeMemory>>;
+  readonly memory: Readonly<Partial<Record<Segment, NativeMemory>>>;
+  /** Milliseconds that a wait for a partner on another device may last; absent: there is none. */
+  readonly patience?: number;
   /** The most tokens, rows and tiles of a step. Operands must cover as many. */
   readonly capacity: number;
 }
@@ -34,10 +45,12 @@ export interface StepCounts {
  * aborted: the abort flag of the mailbox was set while the step ran; what it computed is incomplete.
  * overflow: a key or value that f16 does not hold (infinite, NaN, or rounded to infinity) went into the cache: the first, in
  * the order of layers and tokens of the step.
+ * lost: the partner on another device did not signal within the engine's patience.
  */
 export type StepStatus =
   | { readonly status: "done" }
   | { readonly status: "aborted" }
+  | { readonly status: "lost" }
   | {
     readonly status: "overflow";
     readonly layer: number;
@@ -79,10 +92,14 @@ export class Engine implements Disposable {
       bytesOf(Int32Array.from(lanes, ({ threads }) => threads)),
       lanes.length,
       bytesOf(
-        BigUint64Array.from(memory, (m) => BigInt(Deno.UnsafePointer.value(NativeMemory.addressOf(m)))),
+        BigUint64Array.from(
+          memory,
+          (m) => BigInt(Deno.UnsafePointer.value(m ? NativeMemory.addressOf(m) : null)),
+        ),
       ),
-      bytesOf(BigInt64Array.from(memory, (m) => BigInt(m.byteLength))),
+      bytesOf(BigInt64Array.from(memory, (m) => BigInt(m?.byteLength ?? 0))),
       capacity,
+      BigInt(Math.round(1e6 * (options.patience ?? 0))),
     );
     if (this.#engine === null) {
       const message = text(library().hc_engine_error());
@@ -116,6 +133,29 @@ export class Engine implements Disposable {
     }
   }
 
+  /** `stepAsync` beside a step that was ordered on another device: returns when both are over. */
+  async stepBeside(
+    counts: StepCounts,
+    { setCurrent, synchronize, context, stream, abort }: DeviceWait,
+  ): Promise<{
+    readonly status: StepStatus;
+    /** What the driver says of the wait: 0 is success. */
+    readonly driver: number;
+  }> {
+    const engine = this.#rest();
+    this.#running = true;
+    const driver = new Int32Array(new ArrayBuffer(4));
+    try {
+      library().hc_engine_announce(engine);
+      const wait = [setCurrent, synchronize, context, stream, bytesOf(abort), bytesOf(driver)] as const;
+      const status = await library().hc_device_step(engine, ...numbers(counts), ...wait);
+      const isClosed = this.#engine === null;
+      return { status: isClosed ? { status: "aborted" } : this.#status(status, counts), driver: driver[0]! };
+    } finally {
+      this.#running = false;
+    }
+  }
+
   /**
    * Nanoseconds that the last step spent in each instruction of lane 0, as its thread 0 saw it. The first call switches
    * tracing on and returns zeros.
@@ -134,7 +174,7 @@ export class Engine implements Disposable {
 
   [Symbol.dispose](): void {
     this.close();
-    for (const segment of SEGMENTS) if (segment !== "weights") this.#memory[segment].close();
+    for (const segment of SEGMENTS) if (segment !== "weights") this.#memory[segment]?.close();
   }
 
   /** The engine, which runs no step. */
@@ -150,6 +190,8 @@ export class Engine implements Disposable {
         return { status: "done" };
       case STEP_STATUS.aborted:
         return { status: "aborted" };
+      case STEP_STATUS.lost:
+        return { status: "lost" };
       case STEP_STATUS.overflow: {
         const found = new Int32Array(3);
         library().hc_engine_overflow(this.#engine, bytesOf(found));
@@ -162,6 +204,23 @@ export class Engine implements Disposable {
       `a step of ${tokens} tokens, ${rows} rows and ${tiles} tiles: expected 0 to ${this.#capacity} of each`,
     );
   }
+}
+
+/**
+ * Checks a program that another device runs: that each operand lies in its segment's memory, and its integers in their ranges.
+ * @param sizes bytes of each segment; one that is left out is empty
+ * @throws {HcinferError} "bundle" for what the table's rules refuse
+ */
+export function checkProgram(
+  program: readonly Instruction[],
+  sizes: Readonly<Partial<Record<Segment, number>>>,
+  capacity: number,
+): void {
+  const bytes = BigInt64Array.from(SEGMENTS, (segment) => BigInt(sizes[segment] ?? 0));
+  if (library().hc_engine_check(encode(program), BigInt(program.length), bytesOf(bytes), capacity) === 0) {
+    return;
+  }
+  throw new HcinferError("bundle", `the program is refused: ${text(library().hc_engine_error())}`);
 }
 
 function numbers({ tokens, rows, tiles, mode }: StepCounts): [number, number, number, number] {

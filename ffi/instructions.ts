@@ -13,7 +13,8 @@ import { EVENT_BYTES, MAILBOX_EVENTS, PAGE_POSITIONS } from "../compiler/memory.
 /**
  * weights: the bundle's file, read-only. arena: activations. cache: pages of keys and values. tables: cosines and sines.
  * step: tokens, positions, rows and page tables of the step at hand. mailbox: what lanes and devices tell each other.
- * logits: the output. observations: sums over inputs, for calibration.
+ * logits: the output. observations: sums over inputs, for calibration. For programs of a GPU, beside them: twin, the arena of
+ * the CPU, laid out as its own (what corrections made is read there); staging, what is streamed in for one window at a time.
  */
 export const SEGMENTS = [
   "weights",
@@ -24,6 +25,8 @@ export const SEGMENTS = [
   "mailbox",
   "logits",
   "observations",
+  "twin",
+  "staging",
 ] as const;
 export type Segment = typeof SEGMENTS[number];
 

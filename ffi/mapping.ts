@@ -1,5 +1,6 @@
 /**
- * Memory outside JavaScript's heap: files mapped read-only, and buffers aligned for SIMD. A Uint8Array of it is an
+ * Memory outside JavaScript's heap: files mapped read-only, and buffers aligned for SIMD (and, in cuda/memory.ts, memory
+ * that a GPU reads too). A Uint8Array of it is an
  * ordinary one that can be passed to native calls, but it must not be used after close(): the owner keeps the
  * memory alive, not the view.
  */
@@ -8,7 +9,7 @@ import { library } from "./open.ts";
 
 const MESSAGE_BYTES = 256;
 
-export class NativeMemory implements Disposable {
+export abstract class NativeMemory implements Disposable {
   #address: Deno.PointerObject | null;
 
   constructor(address: Deno.PointerObject | null, readonly byteLength: number) {
@@ -30,10 +31,14 @@ export class NativeMemory implements Disposable {
     return new Uint8Array(Deno.UnsafePointerView.getArrayBuffer(this.#address, length, offset));
   }
 
+  /** Gives the memory at `address` back to where it is from. */
+  protected abstract free(address: Deno.PointerObject): void;
+
   /** Gives the memory back; every view of it is invalid from here on. A second call does nothing. */
   close(): void {
-    if (this.#address !== null) library().hc_unmap(this.#address, BigInt(this.byteLength));
+    const address = this.#address;
     this.#address = null;
+    if (address !== null) this.free(address);
   }
 
   [Symbol.dispose](): void {
@@ -41,24 +46,25 @@ export class NativeMemory implements Disposable {
   }
 }
 
-/** A file's bytes, mapped read-only: pages are read when they are touched. Writing to them ends the process. */
-export class Mapping extends NativeMemory {
+/** Memory of pages that our own library mapped. */
+abstract class Pages extends NativeMemory {
   #bytes: Uint8Array<ArrayBuffer> | undefined;
 
-  /** The whole file. Files too large for one Uint8Array are read with `view`. */
+  /** All of it. What is too large for one Uint8Array is read with `view`. */
   get bytes(): Uint8Array<ArrayBuffer> {
     return this.#bytes ??= this.view(0, this.byteLength);
   }
+
+  protected override free(address: Deno.PointerObject): void {
+    library().hc_unmap(address, BigInt(this.byteLength));
+  }
 }
+
+/** A file's bytes, mapped read-only: pages are read when they are touched. Writing to them ends the process. */
+export class Mapping extends Pages {}
 
 /** Zeroed memory that starts at a page boundary (so at a multiple of 64 bytes). Untouched pages cost nothing. */
-export class NativeBuffer extends NativeMemory {
-  #bytes: Uint8Array<ArrayBuffer> | undefined;
-
-  get bytes(): Uint8Array<ArrayBuffer> {
-    return this.#bytes ??= this.view(0, this.byteLength);
-  }
-}
+export class NativeBuffer extends Pages {}
 
 /**
  * Maps the ordinary file at `path`. Throws HcinferError(kind) with the reason when it is none or cannot be read. When

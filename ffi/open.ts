@@ -52,7 +52,8 @@ export function open<S extends Deno.ForeignLibraryInterface>(
   try {
     return Deno.dlopen(path, table);
   } catch (error) {
-    const cause = error instanceof Error ? error.message : String(error);
+    const said = error instanceof Error ? error.message : String(error);
+    const cause = said.replace(/^(Could not open library: )+/, "");
     throw new HcinferError("environment", `${path} does not load: ${cause}${advice}`, { cause: error });
   }
 }

@@ -4,7 +4,7 @@
  */
 
 /** Must equal HC_ABI_VERSION in simd/mapping.cpp: raised whenever a signature changes. */
-export const ABI_VERSION = 3;
+export const ABI_VERSION = 4;
 
 export const abi = {
   hc_abi_version: { parameters: [], result: "u32" },
@@ -80,13 +80,15 @@ export const engine = {
   /** () -> what the last error of hc_engine_create was: ENGINE_FAILURE. */
   hc_engine_failure: { parameters: [], result: "i32" },
   /**
-   * (records of all lanes, counts i64[lanes], threads i32[lanes], lanes, segment addresses u64[], sizes i64[], capacity)
-   * -> engine, null with hc_engine_error() and hc_engine_failure() set.
+   * (records of all lanes, counts i64[lanes], threads i32[lanes], lanes, segment addresses u64[], sizes i64[], capacity,
+   * nanoseconds to wait for a partner on another device, 0 for none) -> engine, null with hc_engine_error() and hc_engine_failure() set.
    */
   hc_engine_create: {
-    parameters: ["buffer", "buffer", "buffer", "i32", "buffer", "buffer", "i32"],
+    parameters: ["buffer", "buffer", "buffer", "i32", "buffer", "buffer", "i32", "i64"],
     result: "pointer",
   },
+  /** (records, count, sizes i64[], capacity) -> 0, or -1 with hc_engine_error() set. */
+  hc_engine_check: { parameters: ["buffer", "i64", "buffer", "i32"], result: "i32" },
   /** (engine, tokens, rows, tiles, mode) -> STEP_STATUS. One call at a time. */
   hc_engine_step: { parameters: ["pointer", "i32", "i32", "i32", "i32"], result: "i32" },
   /** (engine). Says that the next function will be called; destroying the engine then ends that step first. */
@@ -111,12 +113,42 @@ export const engine = {
   hc_token_loss: { parameters: ["buffer", "buffer", "i64", "i64", "buffer", "buffer"], result: "void" },
 } as const;
 
-export const STEP_STATUS = { done: 0, aborted: 1, overflow: 2, badCounts: 3 } as const;
+export const STEP_STATUS = { done: 0, aborted: 1, overflow: 2, badCounts: 3, lost: 4 } as const;
 export const ENGINE_FAILURE = { program: 0, environment: 1 } as const;
 
 export const measure = {
   /** (copy or read, bytes, threads, rounds) -> bytes per second, 0 when there is no memory for it. */
   hc_measure_bandwidth: { parameters: ["i32", "u64", "i32", "i32"], result: "f64" },
+} as const;
+
+export const device = {
+  /**
+   * (engine, tokens, rows, tiles, mode, cuCtxSetCurrent, cuStreamSynchronize, context, stream, abort flag u32[1], CUresult
+   * i32[1] out) -> STEP_STATUS, after the stream's work has ended, too.
+   */
+  hc_device_step: {
+    parameters: [
+      "pointer",
+      "i32",
+      "i32",
+      "i32",
+      "i32",
+      "pointer",
+      "pointer",
+      "u64",
+      "u64",
+      "buffer",
+      "buffer",
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  /** (cuCtxSetCurrent, cuStreamSynchronize, context, stream) -> CUresult. */
+  hc_device_wait: {
+    parameters: ["pointer", "pointer", "u64", "u64"],
+    result: "i32",
+    nonblocking: true,
+  },
 } as const;
 
 export const symbols = {
@@ -127,4 +159,5 @@ export const symbols = {
   ...packing,
   ...engine,
   ...measure,
+  ...device,
 } as const;

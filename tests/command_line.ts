@@ -3,6 +3,7 @@ import { execFile } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import process from "node:process";
 import { fileURLToPath } from "node:url";
 
 const MAIN = fileURLToPath(new URL("../main.ts", import.meta.url));
@@ -13,10 +14,15 @@ export interface Outcome {
   readonly err: string;
 }
 
-/** Runs `hcinfer ...args`; `input` is its standard input. */
-export function hcinfer(args: readonly string[], input = ""): Promise<Outcome> {
+/** Runs `hcinfer ...args`; `input` is its standard input, `env` is added to its environment. */
+export function hcinfer(
+  args: readonly string[],
+  input = "",
+  env: Readonly<Record<string, string>> = {},
+): Promise<Outcome> {
   return new Promise((resolve) => {
-    const child = execFile(Deno.execPath(), ["run", "-A", MAIN, ...args], (error, out, err) => {
+    const options = { env: { ...process.env, ...env } };
+    const child = execFile(Deno.execPath(), ["run", "-A", MAIN, ...args], options, (error, out, err) => {
       resolve({ code: error === null ? 0 : Number(error.code), out, err });
     });
     child.stdin?.end(input);

@@ -18,7 +18,7 @@ const FORMS: readonly StepForm[] = ["decode", "off", "none", "cpu", "stream"];
 /** The nodes of a step of a scheduled graph, each on the device on which it runs then. */
 export function stepGraph(graph: Graph, form: StepForm): Graph {
   if (form === "decode" || !usesGpu(graph)) return graph;
-  if (form === "off") return without(graph, (node) => CORRECTION_OPS.has(node.op));
+  if (form === "off") return withoutCorrections(graph);
   const windows = new Set(
     graph.nodes.flatMap((node) =>
       node.op === "linear" && node.placement.device === "gpu" ? [node.params.window] : []
@@ -45,6 +45,12 @@ function onGpu(node: Node): Node {
   return { ...node, placement: { ...node.placement, device: "gpu", lane: "backbone" } };
 }
 
+/** The backbone alone, on whatever devices. */
+export function withoutCorrections(graph: Graph): Graph {
+  return without(graph, (node) => CORRECTION_OPS.has(node.op));
+}
+
+/** Only deltas may be left out: who adds them goes on without. */
 function without(graph: Graph, isLeftOut: (node: Node) => boolean): Graph {
   const gone = new Set(graph.nodes.filter(isLeftOut).flatMap((node) => node.outputs.map((v) => v.name)));
   const nodes = graph.nodes.filter((node) => !isLeftOut(node)).map((node): Node =>

@@ -104,6 +104,7 @@ export interface Call {
   readonly tokens: number;
   readonly tiles: number;
   readonly chunks: number;
+  readonly checks: boolean;
   readonly host: bigint;
   readonly report: bigint;
   readonly mailbox: bigint;
@@ -114,11 +115,13 @@ export interface Call {
 }
 
 export function packCall(call: Call): Uint8Array<ArrayBuffer> {
-  const view = new DataView(new ArrayBuffer(72));
-  [call.n, call.tokens, call.tiles, call.chunks].forEach((value, i) => view.setInt32(4 * i, value, true));
-  view.setBigInt64(16, call.host, true);
+  const view = new DataView(new ArrayBuffer(80));
+  [call.n, call.tokens, call.tiles, call.chunks, call.checks ? 1 : 0].forEach((value, i) =>
+    view.setInt32(4 * i, value, true)
+  );
+  view.setBigInt64(24, call.host, true);
   [call.report, call.mailbox, call.wait, call.signal, call.arrivals, call.scratch].forEach((value, i) =>
-    view.setBigUint64(24 + 8 * i, value, true)
+    view.setBigUint64(32 + 8 * i, value, true)
   );
   return new Uint8Array(view.buffer);
 }

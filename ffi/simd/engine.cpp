@@ -25,10 +25,10 @@ namespace {
 
 constexpr int MOST_LANES = 8, MOST_THREADS = 1024;
 // Byte offsets in the mailbox; events follow at MAILBOX_EVENTS.
-constexpr int ABORT_FLAG = 0, STEP_NUMBER = 64;
+constexpr int ABORT_FLAG = 0, STEP_NUMBER = 64, HEARTBEAT = 72;
 
 // What hc_engine_step and hc_engine_failure return: ffi/engine.ts.
-enum class Status : int32_t { done = 0, aborted = 1, overflow = 2, bad_counts = 3 };
+enum class Status : int32_t { done = 0, aborted = 1, overflow = 2, bad_counts = 3, lost = 4 };
 enum class Failure : int32_t { program = 0, environment = 1 };
 
 thread_local char last_error[1024] = "";
@@ -64,9 +64,10 @@ constexpr int64_t PARK_AFTER_NS = 200'000;
 
 class Engine {
  public:
-  // `mailbox` may be null where nothing signals and nobody aborts.
-  Engine(const Kernels& kernels, int32_t capacity, uint8_t* mailbox)
-      : kernels_(kernels), capacity_(capacity), mailbox_(mailbox ? mailbox : no_mailbox_.data()) {}
+  // `mailbox` may be null where nothing signals and nobody aborts. `patience`: nanoseconds that a wait for a partner outside
+  // may last, 0 where there is none.
+  Engine(const Kernels& kernels, int32_t capacity, uint8_t* mailbox, int64_t patience)
+      : kernels_(kernels), capacity_(capacity), mailbox_(mailbox ? mailbox : no_mailbox_.data()), patience_(patience) {}
 
   // A step that was announced and has not ended is ended first: the engine is not gone under it.
   ~Engine() {
@@ -112,6 +113,7 @@ class Engine {
     step_ = step;
     for (Lane& lane : lanes_) lane.rest();
     aborted_.store(false, std::memory_order_relaxed);
+    lost_.store(false, std::memory_order_relaxed);
     overflow_ = NO_OVERFLOW;
     number_ = std::max(number_, number().load(std::memory_order_relaxed)) + 1;
     number().store(number_, std::memory_order_release);
@@ -120,6 +122,7 @@ class Engine {
     run(lanes_[0], 0, scratch_);
     const uint64_t all = epoch * workers_.size();
     spin_until([&] { return finished_.value.load(std::memory_order_acquire) >= all; });
+    if (lost_.load(std::memory_order_relaxed)) return Status::lost;
     if (aborted_.load(std::memory_order_relaxed)) return Status::aborted;
     return overflow_ == NO_OVERFLOW ? Status::done : Status::overflow;
   }
@@ -136,6 +139,8 @@ class Engine {
   }
 
  private:
+  // A sign of life for a partner that waits.
+  std::atomic_ref<uint64_t> heartbeat() { return std::atomic_ref(*reinterpret_cast<uint64_t*>(mailbox_ + HEARTBEAT)); }
   std::atomic_ref<uint64_t> number() { return std::atomic_ref(*reinterpret_cast<uint64_t*>(mailbox_ + STEP_NUMBER)); }
 
   // Once true it stays so for the step, whatever becomes of the flag: who left would be missed by who stays.
@@ -170,6 +175,7 @@ class Engine {
     bool begun = false;  // work that no barrier has ended
     for (size_t n = 0; n < lane.program.size() && !aborted(); n++) {
       const BoundInstruction& bound = lane.program[n];
+      if (patience_ > 0 && thread == 0) heartbeat().fetch_add(1, std::memory_order_relaxed);
       if (const int64_t items = bound.items(step_); items > 0) {
         std::visit([&](const auto& arguments) { execute(lane, n, arguments, items, thread, own); }, bound.arguments);
         begun = true;
@@ -188,7 +194,15 @@ class Engine {
 
   void execute(Lane&, size_t, const Wait& wait, int64_t, int, uint8_t*) {
     const std::atomic_ref event(*wait.event);
-    spin_until([&] { return event.load(std::memory_order_acquire) >= number_ || aborted(); });
+    const int64_t since = patience_ > 0 ? now() : 0;
+    spin_until([&] {
+      if (event.load(std::memory_order_acquire) >= number_ || aborted()) return true;
+      if (patience_ > 0 && now() - since > patience_) {
+        lost_.store(true, std::memory_order_relaxed);
+        aborted_.store(true, std::memory_order_relaxed);
+      }
+      return false;
+    });
   }
 
   template <typename Args>
@@ -269,13 +283,14 @@ class Engine {
   const int32_t capacity_;
   alignas(64) std::array<uint8_t, MAILBOX_EVENTS> no_mailbox_{};
   uint8_t* const mailbox_;
+  const int64_t patience_;
   std::vector<Lane> lanes_;
   std::vector<int64_t> times_;  // nanoseconds at the end of each instruction of lane 0, thread 0
   bool trace_ = false;
   Step step_{};
   uint64_t number_ = 0;  // of the step; grows over all engines that share a mailbox
   Sequence epoch_, finished_, parked_;
-  alignas(64) std::atomic<bool> aborted_{false};
+  alignas(64) std::atomic<bool> aborted_{false}, lost_{false};
   std::atomic<bool> announced_{false};
   alignas(64) uint64_t overflow_ = NO_OVERFLOW;
   std::atomic<bool> stop_{false};
@@ -304,7 +319,7 @@ uint8_t* mailbox_of(const Memory& memory) {
   return size > 0 ? memory.base[mailbox] : nullptr;
 }
 
-std::vector<Lane> bind_lanes(const Record* records, const int64_t* counts, const int32_t* threads, int32_t lanes, const Memory& memory, int32_t capacity) {
+std::vector<Lane> bind_lanes(const Record* records, const int64_t* counts, const int32_t* threads, int32_t lanes, const Memory& memory, int32_t capacity, bool partner) {
   if (lanes < 1 || lanes > MOST_LANES) throw Refusal(out_of_range("the number of lanes", lanes, 1, MOST_LANES));
   if (capacity < 1) throw Refusal(out_of_range("capacity", capacity, 1, INT32_MAX));
   int64_t all = 0;
@@ -318,7 +333,7 @@ std::vector<Lane> bind_lanes(const Record* records, const int64_t* counts, const
       throw Refusal("lane " + std::to_string(lane) + ", " + refusal.what());
     }
   }
-  check_lanes(programs);
+  check_lanes(programs, partner);
   std::vector<Lane> result;
   for (int32_t lane = 0; lane < lanes; lane++) result.emplace_back(std::move(programs[static_cast<size_t>(lane)]), threads[lane]);
   return result;
@@ -339,14 +354,16 @@ HC_EXPORT const char* hc_isa() {
 
 // `records` are those of all lanes, one lane after another; `counts` and `threads` have one entry per lane, `segments` and
 // `sizes` one per segment. The memory must outlive the engine. Null with hc_engine_error() and hc_engine_failure() set when
-// the program is refused, or the machine has no room for its threads and their scratch.
+// the program is refused, or the machine has no room for its threads and their scratch. `patience`: nanoseconds that a lane
+// waits for an event which no lane signals (a partner on another device does) before it calls the partner lost; 0: there is
+// no partner, and every event has a lane that signals it.
 HC_EXPORT void* hc_engine_create(const Record* records, const int64_t* counts, const int32_t* threads, int32_t lanes,
-                                 uint8_t* const* segments, const int64_t* sizes, int32_t capacity) {
+                                 uint8_t* const* segments, const int64_t* sizes, int32_t capacity, int64_t patience) {
   try {
     if (!hc_isa()) return nullptr;
     const Memory memory = memory_of(segments, sizes);
-    std::vector<Lane> bound = bind_lanes(records, counts, threads, lanes, memory, capacity);
-    auto engine = std::make_unique<Engine>(*active_kernels(), capacity, mailbox_of(memory));
+    std::vector<Lane> bound = bind_lanes(records, counts, threads, lanes, memory, capacity, patience > 0);
+    auto engine = std::make_unique<Engine>(*active_kernels(), capacity, mailbox_of(memory), patience);
     engine->start(std::move(bound));
     return engine.release();
   } catch (const Refusal& refusal) {
@@ -357,6 +374,20 @@ HC_EXPORT void* hc_engine_create(const Record* records, const int64_t* counts, c
     fail(Failure::environment, "out of memory for the scratch of the threads");
   }
   return nullptr;
+}
+
+// Checks a program that another device will run, against the sizes of its memory. 0, or -1 with hc_engine_error() set.
+HC_EXPORT int32_t hc_engine_check(const Record* records, int64_t count, const int64_t* sizes, int32_t capacity) {
+  // Nothing is read: binding only needs addresses to add to.
+  Memory memory{};
+  for (int n = 0; n < SEGMENTS; n++) memory.base[n] = reinterpret_cast<uint8_t*>(uintptr_t{4096}), memory.size[n] = sizes[n];
+  try {
+    bind(records, count, memory, capacity);
+    return 0;
+  } catch (const Refusal& refusal) {
+    fail(Failure::program, refusal.what());
+    return -1;
+  }
 }
 
 // Runs one step; a Status. At most one call at a time, from any thread.

@@ -10,7 +10,8 @@ namespace {
 
 std::string place(size_t lane, size_t n) { return "lane " + std::to_string(lane) + ", instruction " + std::to_string(n); }
 
-// Runs every lane up to the wait it is stuck at. Throws where one does not reach its end.
+// Runs every lane up to the wait it is stuck at. Throws where one does not reach its end. What no lane signals, the partner
+// does.
 void simulate(const std::vector<std::vector<BoundInstruction>>& lanes, const std::map<const uint64_t*, std::string>& signals, Mode mode) {
   const Step step = {1, 1, 1, mode};
   std::map<const uint64_t*, bool> signalled;
@@ -23,7 +24,7 @@ void simulate(const std::vector<std::vector<BoundInstruction>>& lanes, const std
         if (bound.items(step) == 0) continue;
         if (const auto* signal = std::get_if<Signal>(&bound.arguments)) signalled[signal->event] = true;
         const auto* wait = std::get_if<Wait>(&bound.arguments);
-        if (wait && !signalled[wait->event]) break;
+        if (wait && !signalled[wait->event] && signals.contains(wait->event)) break;
       }
     }
   }
@@ -37,7 +38,7 @@ void simulate(const std::vector<std::vector<BoundInstruction>>& lanes, const std
 
 }  // namespace
 
-void check_lanes(const std::vector<std::vector<BoundInstruction>>& lanes) {
+void check_lanes(const std::vector<std::vector<BoundInstruction>>& lanes, bool partner) {
   std::map<const uint64_t*, std::string> signals;
   for (size_t lane = 0; lane < lanes.size(); lane++) {
     for (size_t n = 0; n < lanes[lane].size(); n++) {
@@ -47,7 +48,7 @@ void check_lanes(const std::vector<std::vector<BoundInstruction>>& lanes) {
       if (!added) throw Refusal(place(lane, n) + " signals the event that " + first->second + " signals");
     }
   }
-  for (size_t lane = 0; lane < lanes.size(); lane++) {
+  for (size_t lane = 0; lane < lanes.size() && !partner; lane++) {
     for (size_t n = 0; n < lanes[lane].size(); n++) {
       const auto* wait = std::get_if<Wait>(&lanes[lane][n].arguments);
       if (wait && !signals.contains(wait->event)) throw Refusal(place(lane, n) + " waits for an event that no lane signals");

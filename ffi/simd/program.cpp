@@ -9,7 +9,7 @@ namespace hc {
 namespace {
 
 constexpr uint64_t NONE = ~uint64_t{0};
-constexpr const char* SEGMENT_NAMES[] = {"weights", "arena", "cache", "tables", "step", "mailbox", "logits", "observations"};
+constexpr const char* SEGMENT_NAMES[] = {"weights", "arena", "cache", "tables", "step", "mailbox", "logits", "observations", "twin", "staging"};
 static_assert(std::size(SEGMENT_NAMES) == SEGMENTS);
 static_assert(CACHE_PAGE == PAGE_POSITIONS && ATTENTION_TILE == ATTENTION_TOKENS);
 
@@ -29,7 +29,7 @@ void check_segment(Segment segment, const Extent& extent, Opcode op, int64_t off
   if (is_event(op) && offset < MAILBOX_EVENTS) {
     throw Refusal("the event at " + std::to_string(offset) + " lies before the mailbox's events, which begin at " + std::to_string(MAILBOX_EVENTS));
   }
-  if (extent.writes && (segment == Segment::weights || segment == Segment::step)) {
+  if (extent.writes && (segment == Segment::weights || segment == Segment::step || segment == Segment::staging)) {
     throw Refusal(std::string(extent.name) + " is written, but lies in " + SEGMENT_NAMES[static_cast<int>(segment)] + ", which is read-only");
   }
 }

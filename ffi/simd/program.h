@@ -57,8 +57,9 @@ struct Refusal : std::runtime_error {
 // could touch memory outside its operands, or wait for ever.
 std::vector<BoundInstruction> bind(const Record* records, int64_t count, const Memory& memory, int32_t capacity);
 
-// Throws Refusal where an event is not signalled exactly once, or the lanes wait for each other in a circle.
-void check_lanes(const std::vector<std::vector<BoundInstruction>>& lanes);
+// Throws Refusal where an event is not signalled exactly once, or the lanes wait for each other in a circle. With a partner,
+// events that no lane signals are the partner's.
+void check_lanes(const std::vector<std::vector<BoundInstruction>>& lanes, bool partner);
 
 // Bytes of scratch one thread needs for any instruction of the program.
 int64_t scratch_bytes(const std::vector<BoundInstruction>& program);

@@ -105,7 +105,7 @@ async function bundle(weights: CompileOptions["weights"], correct: CompileOption
 }
 
 function open(path: string, threads: number, corrections: CorrectionMode = "off"): OpenModel {
-  return OpenModel.open(path, { threads, corrections, contextLength: PROMPT + TOKENS + 16 });
+  return OpenModel.open(path, { device: "cpu", threads, corrections, contextLength: PROMPT + TOKENS + 16 });
 }
 
 function spread(numbers: readonly number[]): string {
@@ -233,6 +233,7 @@ async function compareDecode(
 async function sequences(): Promise<void> {
   const threads = physicalCores(), counts = [1, 2, 4, 8, 16];
   using model = OpenModel.open((await bundle("q4", "none")).path, {
+    device: "cpu",
     threads,
     corrections: "off",
     contextLength: PROMPT,

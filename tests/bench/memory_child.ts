@@ -7,7 +7,12 @@ const PROMPT = 16;
 const [path = "", threads = "1"] = process.argv.slice(2);
 const before = process.memoryUsage().rss;
 const started = performance.now();
-using model = OpenModel.open(path, { threads: Number(threads), corrections: "auto", contextLength: 1024 });
+using model = OpenModel.open(path, {
+  device: "cpu",
+  threads: Number(threads),
+  corrections: "auto",
+  contextLength: 1024,
+});
 measureSpeed(model, PROMPT, 0);
 const firstToken = (performance.now() - started) / 1000;
 const resident = process.memoryUsage().rss;

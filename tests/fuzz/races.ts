@@ -15,7 +15,8 @@ import {
   type Operand,
   type Segment,
 } from "../../ffi/instructions.ts";
-import { Encoder } from "../../runtime/executors/cpu/encode.ts";
+import { withoutCorrections } from "../../compiler/passes/steps.ts";
+import { Encoder } from "../../runtime/executors/encode.ts";
 import { type Lane, lanesOf, type ProgramMode } from "../../runtime/executors/cpu/program.ts";
 
 const CAPACITY = 3;
@@ -40,10 +41,11 @@ export interface Programs {
   readonly nodes: ReadonlyMap<Instruction["operands"], Node>;
 }
 
-export function programsOf(plan: Plan, mode: ProgramMode): Programs {
+export function programsOf(compiled: Plan, mode: ProgramMode): Programs {
+  const plan = mode === "off" ? { ...compiled, graph: withoutCorrections(compiled.graph) } : compiled;
   const memory = memoryOf(plan, { capacity: CAPACITY, contextLength: CONTEXT, cachePositions: CONTEXT });
   const weight = (): Operand => ({ segment: "weights", offset: 0 });
-  const encoder = new Encoder({ plan, memory, corrections: mode !== "off", weight });
+  const encoder = new Encoder({ plan, memory, residuals: mode !== "off", weight });
   const nodes = new Map<Instruction["operands"], Node>();
   const encode = (node: Node) => {
     const instruction = encoder.encode(node);

@@ -24,7 +24,7 @@ const char* hc::isa_error() { return ""; }
 extern "C" {
 const char* hc_engine_error();
 int32_t hc_engine_failure();
-void* hc_engine_create(const Record*, const int64_t*, const int32_t*, int32_t, uint8_t* const*, const int64_t*, int32_t);
+void* hc_engine_create(const Record*, const int64_t*, const int32_t*, int32_t, uint8_t* const*, const int64_t*, int32_t, int64_t);
 int32_t hc_engine_step(void*, int32_t, int32_t, int32_t, int32_t);
 void hc_engine_destroy(void*);
 }
@@ -68,7 +68,7 @@ struct Machine {
     int64_t size[SEGMENTS] = {};
     base[static_cast<int>(Segment::arena)] = reinterpret_cast<uint8_t*>(values), size[static_cast<int>(Segment::arena)] = sizeof values;
     base[static_cast<int>(Segment::mailbox)] = reinterpret_cast<uint8_t*>(mailbox), size[static_cast<int>(Segment::mailbox)] = sizeof mailbox;
-    engine = hc_engine_create(records.data(), counts.data(), threads.data(), static_cast<int32_t>(lanes.size()), base, size, TOKENS);
+    engine = hc_engine_create(records.data(), counts.data(), threads.data(), static_cast<int32_t>(lanes.size()), base, size, TOKENS, 0);
   }
   ~Machine() { if (engine) hc_engine_destroy(engine); }
   int32_t step() { return hc_engine_step(engine, TOKENS, 0, 0, 1); }
@@ -169,7 +169,7 @@ static void shortages() {
   const int64_t count = 1;
   const int32_t threads = 1024;
   within(rlim_t{1} << 40, [&] {
-    expect_shortage(hc_engine_create(&record, &count, &threads, 1, base, size, TOKENS), "out of memory for the scratch");
+    expect_shortage(hc_engine_create(&record, &count, &threads, 1, base, size, TOKENS, 0), "out of memory for the scratch");
   });
 }
 #else

@@ -9,55 +9,14 @@ import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import process from "node:process";
 import fc from "fast-check";
-import type { CompileOptions } from "../../compiler/compile.ts";
 import type { Bundle } from "../../compiler/bundle.ts";
-import type { TinyModel } from "../fixtures/tiny_model.ts";
 import type { CorrectionMode, StepKind } from "../../runtime/executor.ts";
 import { type CpuExecutor, createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import { assertSameBits, logitsOf, stepOne } from "../fixtures/steps.ts";
-import { RandomModels, SHAPES, someTokens } from "./random_models.ts";
+import { CASES, RandomModels, someTokens } from "./random_models.ts";
 
 const LENGTH = 37;
 const KINDS: readonly StepKind[] = ["prefill", "decode"];
-
-/** Every format, both corrections, and every shape at least once. */
-const CASES: readonly (Partial<CompileOptions> & { readonly shape: TinyModel })[] = [
-  { shape: SHAPES["llama, 5 heads on 5, tied"], weights: "bf16", head: "bf16", correct: "none" },
-  {
-    shape: SHAPES["llama, 3 heads on 1"],
-    weights: "q8",
-    group: 32,
-    correct: "sparse",
-    residualWidth: 8,
-    budget: { kind: "channels", channels: 7 },
-  },
-  {
-    shape: SHAPES["qwen3, 9 heads on 3"],
-    weights: "q4",
-    group: 64,
-    correct: "both",
-    residualWidth: 4,
-    budget: { kind: "rank+channels", rank: 9, channels: 20 },
-  },
-  {
-    shape: SHAPES["qwen3, 4 heads on 2, tied"],
-    weights: "q3",
-    group: 128,
-    head: "q4",
-    correct: "sparse",
-    residualWidth: 3,
-    budget: { kind: "channels", channels: 1 },
-  },
-  {
-    shape: SHAPES["llama, 3 heads on 1"],
-    weights: "q2",
-    group: 32,
-    head: "bf16",
-    correct: "low_rank",
-    factorDType: "bf16",
-    budget: { kind: "rank", rank: 3 },
-  },
-];
 
 function executor(bundle: Bundle, threads: number, corrections: CorrectionMode = "inline"): CpuExecutor {
   return createCpuExecutor(bundle, { threads, corrections, contextLength: 64, capacity: LENGTH });

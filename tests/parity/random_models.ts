@@ -43,6 +43,45 @@ export const SHAPES = {
   },
 } as const satisfies Record<string, TinyModel>;
 
+/** Every format, both corrections, and every shape at least once. */
+export const CASES: readonly (Partial<CompileOptions> & { readonly shape: TinyModel })[] = [
+  { shape: SHAPES["llama, 5 heads on 5, tied"], weights: "bf16", head: "bf16", correct: "none" },
+  {
+    shape: SHAPES["llama, 3 heads on 1"],
+    weights: "q8",
+    group: 32,
+    correct: "sparse",
+    residualWidth: 8,
+    budget: { kind: "channels", channels: 7 },
+  },
+  {
+    shape: SHAPES["qwen3, 9 heads on 3"],
+    weights: "q4",
+    group: 64,
+    correct: "both",
+    residualWidth: 4,
+    budget: { kind: "rank+channels", rank: 9, channels: 20 },
+  },
+  {
+    shape: SHAPES["qwen3, 4 heads on 2, tied"],
+    weights: "q3",
+    group: 128,
+    head: "q4",
+    correct: "sparse",
+    residualWidth: 3,
+    budget: { kind: "channels", channels: 1 },
+  },
+  {
+    shape: SHAPES["llama, 3 heads on 1"],
+    weights: "q2",
+    group: 32,
+    head: "bf16",
+    correct: "low_rank",
+    factorDType: "bf16",
+    budget: { kind: "rank", rank: 3 },
+  },
+];
+
 /** Compiled bundles, removed with their folder when this is disposed of. */
 export class RandomModels implements Disposable {
   readonly #folder = mkdtempSync(join(tmpdir(), "hcinfer-parity-"));

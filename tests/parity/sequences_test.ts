@@ -10,7 +10,7 @@ import { HcinferError } from "../../compiler/errors.ts";
 import { PAGE_POSITIONS } from "../../compiler/memory.ts";
 import type { Run, StepKind } from "../../runtime/executor.ts";
 import { type CpuExecutor, createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
-import type { PagedSequence } from "../../runtime/executors/cpu/pages.ts";
+import type { PagedSequence } from "../../runtime/executors/pages.ts";
 import { Session } from "../../runtime/session.ts";
 import { assertSameBits, stepOne } from "../fixtures/steps.ts";
 import { RandomModels, SHAPES, someTokens } from "./random_models.ts";

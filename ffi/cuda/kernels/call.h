@@ -40,6 +40,8 @@ struct Call {
   int32_t tokens;  // of the step
   int32_t tiles;   // of the step (attend)
   int32_t chunks;  // attend: chunks of the context that the grid covers
+  int32_t checks;  // not 0: look whether the step was stopped, even where there is nothing to wait for
+  int32_t unused;
   int64_t host;    // bytes from the device's arena to its twin in pinned memory; 0: nobody else reads the output
   StepReport* report;
   Mailbox* mailbox;
@@ -49,15 +51,16 @@ struct Call {
   void* scratch;         // device memory; who needs some says how much in its launch rule
 };
 
-// Waits for the other lane. False: the step was stopped, leave.
-HC_DEVICE inline bool begin(const Call& call) {
+// Waits for the other lane. False: the step was stopped, leave; to all threads of a block alike, as one looks for all.
+HC_DEVICE bool begin(const Call& call) {
   __shared__ uint32_t stopped;
-  if (call.wait == nullptr) return load_volatile(&call.report->stopped) == 0;
+  // A read of memory before everything else would cost a decode step's small kernels a tenth of their time.
+  if (call.wait == nullptr && call.checks == 0) return true;
   if (thread_in_block() == 0) {
     const uint64_t number = load_volatile(&call.report->number);
     uint64_t since = clock_ns(), heartbeat = 0;
     stopped = load_volatile(&call.report->stopped);
-    for (unsigned pause = 0; !stopped && load_acquire_system(call.wait) < number; pause = pause < 256 ? pause + 32 : pause) {
+    for (unsigned pause = 0; call.wait != nullptr && !stopped && load_acquire_system(call.wait) < number; pause = pause < 256 ? pause + 32 : pause) {
       if (load_acquire_system(&call.mailbox->abort) != 0) store_volatile(&call.report->stopped, stopped = 1);
       const uint64_t beat = load_acquire_system(&call.mailbox->heartbeat);
       if (beat != heartbeat) heartbeat = beat, since = clock_ns();
@@ -73,7 +76,7 @@ HC_DEVICE inline bool begin(const Call& call) {
 }
 
 // After the block's last store. The last block of the grid publishes the step's number.
-HC_DEVICE inline void finish(const Call& call) {
+HC_DEVICE void finish(const Call& call) {
   if (call.signal == nullptr) return;
   __threadfence_system();
   __syncthreads();
@@ -85,7 +88,7 @@ HC_DEVICE inline void finish(const Call& call) {
 }
 
 // Stores an output that another lane may read.
-template <typename T> HC_DEVICE inline void put(const Call& call, T* at, T value) {
+template <typename T> HC_DEVICE void put(const Call& call, T* at, T value) {
   *at = value;
   if (call.host != 0) *reinterpret_cast<T*>(reinterpret_cast<char*>(at) + call.host) = value;
 }

@@ -7,12 +7,11 @@
  * complete, and one barrier ends all. "off": the backbone's nodes alone. The numbers of the first two are the same.
  */
 import { type Node, producers } from "../../../compiler/ir/graph.ts";
-import { CORRECTION_OPS } from "../../../compiler/ir/ops.ts";
 import { EVENT_BYTES, MAILBOX_EVENTS } from "../../../compiler/memory.ts";
 import { windowOf } from "../../../compiler/passes/schedule.ts";
 import { type LanePlan, type Plan, splitThreads } from "../../../compiler/plan.ts";
 import type { Instruction } from "../../../ffi/instructions.ts";
-import type { Encoder } from "./encode.ts";
+import type { Encoder } from "../encode.ts";
 import type { Observers } from "./observe.ts";
 
 export type ProgramMode = Plan["corrections"]["mode"];
@@ -22,7 +21,10 @@ export interface Lane {
   readonly threads: number;
 }
 
-/** @param observers what else to run, which takes a program of one lane */
+/**
+ * @param plan whose graph has no corrections where the mode is "off" (`withoutCorrections`)
+ * @param observers what else to run, which takes a program of one lane
+ */
 export function lanesOf(
   plan: Plan,
   encoder: Pick<Encoder, "encode" | "input">,
@@ -31,9 +33,11 @@ export function lanesOf(
 ): Lane[] {
   const encode = (node: Node) => encoder.encode(node);
   if (observers !== undefined) {
-    const nodes = plan.graph.nodes.filter((node) => mode !== "off" || !CORRECTION_OPS.has(node.op));
     const input = (value: string) => encoder.input(value);
-    return [{ program: nodes.flatMap((node) => [...observers.before(node, input), encode(node)]), threads }];
+    return [{
+      program: plan.graph.nodes.flatMap((node) => [...observers.before(node, input), encode(node)]),
+      threads,
+    }];
   }
   if (mode === "async") {
     const split = splitThreads(plan.corrections, threads);
@@ -43,7 +47,7 @@ export function lanesOf(
     }));
   }
   if (mode === "inline") return [{ program: inlined(plan, encode), threads }];
-  return [{ program: plan.graph.nodes.filter((node) => !CORRECTION_OPS.has(node.op)).map(encode), threads }];
+  return [{ program: plan.graph.nodes.map(encode), threads }];
 }
 
 function laneProgram(plan: Plan, lane: LanePlan, encode: (node: Node) => Instruction): Instruction[] {

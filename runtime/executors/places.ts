@@ -1,29 +1,33 @@
 /**
  * Where the values, weights and tables of a plan lie: addresses, under the names that the instruction table gives them.
  */
-import { type Node, producers, values } from "../../../compiler/ir/graph.ts";
-import { packedName } from "../../../compiler/ir/naming.ts";
-import { arraysOf, elementsPerToken, type TensorType } from "../../../compiler/ir/types.ts";
-import type { Memory } from "../../../compiler/memory.ts";
-import { type Home, homes } from "../../../compiler/passes/layout.ts";
-import type { Plan } from "../../../compiler/plan.ts";
-import { HcinferError } from "../../../compiler/errors.ts";
-import { factorStride, residualShape, type ResidualWidth } from "../../../compiler/weights/correction.ts";
-import type { Operand } from "../../../ffi/instructions.ts";
+import { type Node, producers, values } from "../../compiler/ir/graph.ts";
+import { packedName } from "../../compiler/ir/naming.ts";
+import { arraysOf, elementsPerToken, type TensorType } from "../../compiler/ir/types.ts";
+import type { Memory } from "../../compiler/memory.ts";
+import { type Home, homes } from "../../compiler/passes/layout.ts";
+import type { Plan } from "../../compiler/plan.ts";
+import { HcinferError } from "../../compiler/errors.ts";
+import { factorStride, residualShape, type ResidualWidth } from "../../compiler/weights/correction.ts";
+import type { Operand, Segment } from "../../ffi/instructions.ts";
 
 export interface PlacesOptions {
   readonly plan: Plan;
   readonly memory: Memory;
-  /** False: the backbone alone, without deltas and residuals. */
-  readonly corrections: boolean;
+  /** Whether linears add their window's residual in a prompt. */
+  readonly residuals: boolean;
   /** Where a tensor of weights.safetensors lies. */
   readonly weight: (tensor: string) => Operand;
+  /** Where a tensor of a correction lies, if not with the other weights. */
+  readonly correction?: (tensor: string, window: string) => Operand;
+  /** Segment of a value that the node made, where it is added to another; if not "arena". */
+  readonly delta?: (maker: Node) => Segment;
 }
 
 /** Methods throw HcinferError("bundle") for what the plan has no place for. */
 export class Places {
   readonly memory: Memory;
-  readonly corrections: boolean;
+  readonly residuals: boolean;
   readonly #options: PlacesOptions;
   readonly #homes: ReadonlyMap<string, Home>;
   readonly #types: ReturnType<typeof values>;
@@ -35,7 +39,7 @@ export class Places {
   constructor(options: PlacesOptions) {
     const { graph, weights, windows } = options.plan;
     this.memory = options.memory;
-    this.corrections = options.corrections;
+    this.residuals = options.residuals;
     this.#options = options;
     this.#homes = homes(graph);
     this.#types = values(graph);
@@ -70,10 +74,12 @@ export class Places {
   corrected<N extends string>(prefix: N, node: Node, index: number) {
     const name = node.inputs[index] ?? "";
     const { column } = this.#home(name);
-    const deltas = this.corrections ? node.added?.[index] ?? [] : [];
+    const makers = (node.added?.[index] ?? []).map((delta) => this.#makers.get(delta));
     const of = (op: "low_rank_up" | "sparse_sum") => {
-      const delta = deltas.find((d) => this.#makers.get(d)?.op === op);
-      return delta === undefined ? undefined : this.place(delta, column);
+      const maker = makers.find((m) => m?.op === op);
+      if (maker === undefined) return undefined;
+      const { offset } = this.place(maker.outputs[0]!.name, column);
+      return { segment: this.#options.delta?.(maker) ?? "arena", offset } as const;
     };
     return {
       [prefix]: this.place(name),
@@ -90,13 +96,26 @@ export class Places {
     return this.#arrays(name, ["index", "coefficient", "selectionScale", "selectionSum"]);
   }
 
+  /** The arrays of a value that is no column of another, or the rows that it is columns of: where, and bytes of a token. */
+  arrays(
+    name: string,
+  ): readonly { readonly array: string; readonly offset: number; readonly rowBytes: number }[] {
+    const { allocation, stride } = this.#home(name);
+    const type = this.type(name);
+    let offset = this.#base(allocation);
+    return Object.entries(type.dtype === "f32" ? { rows: 4 * stride } : arraysOf(type)).map(
+      ([array, rowBytes]) => {
+        const at = offset;
+        offset += rowBytes * this.memory.limits.capacity;
+        return { array, offset: at, rowBytes };
+      },
+    );
+  }
+
   #arrays<N extends string>(name: string, wanted: readonly N[]): { readonly [K in N]: Operand } {
-    let offset = this.#base(this.#home(name).allocation);
-    const found = new Map<string, Operand>();
-    for (const [array, bytes] of Object.entries(arraysOf(this.type(name)))) {
-      found.set(array, { segment: "arena", offset });
-      offset += bytes * this.memory.limits.capacity;
-    }
+    const found = new Map(
+      this.arrays(name).map(({ array, offset }) => [array, { segment: "arena", offset } as Operand]),
+    );
     return Object.fromEntries(
       wanted.map((array) => [array, found.get(array) ?? this.#lacks(`${array} of ${name}`)]),
     ) as { readonly [K in N]: Operand };
@@ -152,6 +171,10 @@ export class Places {
     return this.#options.weight(this.#packed.get(name) ?? this.#lacks(`the packed weight ${name}`));
   }
 
+  #correction(tensor: string, window: string): Operand {
+    return (this.#options.correction ?? this.#options.weight)(tensor, window);
+  }
+
   vector(path: string): Operand {
     return this.#options.weight(`${path}.weight`);
   }
@@ -170,7 +193,7 @@ export class Places {
 
   /** A window's residual, under the names the instruction table gives its parts. */
   residual(window: string, width: ResidualWidth, inputs: number, outputs: number) {
-    const tensor = (name: string) => this.#options.weight(`${window}.residual.${name}`);
+    const tensor = (name: string) => this.#correction(`${window}.residual.${name}`, window);
     return {
       operands: {
         residualCodes: tensor("codes"),
@@ -193,7 +216,7 @@ export class Places {
     inputs: number,
     outputs: number,
   ) {
-    const tensor = (name: string) => this.#options.weight(`${window}.factors.${name}`);
+    const tensor = (name: string) => this.#correction(`${window}.factors.${name}`, window);
     return {
       operands: { a: tensor("a"), b: tensor("b"), aScale: tensor("a_scale"), bScale: tensor("b_scale") },
       sizes: {

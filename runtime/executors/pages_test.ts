@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
-import { HcinferError } from "../../../compiler/errors.ts";
-import { PAGE_POSITIONS as PAGE } from "../../../compiler/memory.ts";
+import { HcinferError } from "../../compiler/errors.ts";
+import { PAGE_POSITIONS as PAGE } from "../../compiler/memory.ts";
 import { PagedSequence, PagePool } from "./pages.ts";
 
 /** A pool that remembers which pages were copied, and writes of a step all at once, as an executor has them. */

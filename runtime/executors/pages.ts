@@ -2,9 +2,9 @@
  * Sequences of a paged key-value cache. A page holds PAGE_POSITIONS positions of every layer; a sequence has a list of
  * pages, which forks share. Whoever writes to a page that others hold gets a copy of it first.
  */
-import { HcinferError } from "../../../compiler/errors.ts";
-import { PAGE_POSITIONS } from "../../../compiler/memory.ts";
-import type { Sequence } from "../../executor.ts";
+import { HcinferError } from "../../compiler/errors.ts";
+import { PAGE_POSITIONS } from "../../compiler/memory.ts";
+import type { Sequence } from "../executor.ts";
 
 export class PagePool {
   /** Sequences that hold each page. */

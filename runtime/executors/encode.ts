@@ -2,19 +2,19 @@
  * Nodes of a lowered graph as records of the native engine: one node, one instruction. A value's address is its place in
  * the arena and a stride (compiler/passes/layout.ts); nothing is decided here.
  */
-import type { Node, NodeOf } from "../../../compiler/ir/graph.ts";
-import { packedName } from "../../../compiler/ir/naming.ts";
-import { DECODE_OPS, type InstructionOp } from "../../../compiler/ir/ops.ts";
-import { codeSizes } from "../../../compiler/ir/types.ts";
-import { HcinferError } from "../../../compiler/errors.ts";
-import { FORMAT_KINDS, type WeightFormat } from "../../../compiler/weights/format.ts";
+import type { Node, NodeOf } from "../../compiler/ir/graph.ts";
+import { packedName } from "../../compiler/ir/naming.ts";
+import { DECODE_OPS, type InstructionOp } from "../../compiler/ir/ops.ts";
+import { codeSizes } from "../../compiler/ir/types.ts";
+import { HcinferError } from "../../compiler/errors.ts";
+import { FORMAT_KINDS, type WeightFormat } from "../../compiler/weights/format.ts";
 import {
   ELEMENTWISE,
   type Instruction,
   type InstructionOf,
   type Opcode,
   type Operand,
-} from "../../../ffi/instructions.ts";
+} from "../../ffi/instructions.ts";
 import { Places, type PlacesOptions } from "./places.ts";
 
 /** What a record says beside when it runs and who waits for it. */
@@ -37,6 +37,11 @@ export class Encoder {
       barrier: true,
       awaits: 0,
     };
+  }
+
+  /** Where a value's arrays lie in the arena (`Places.arrays`). */
+  arrays(value: string): ReturnType<Places["arrays"]> {
+    return this.#places.arrays(value);
   }
 
   /** Where a value lies, under the names that instructions give their input. */
@@ -162,7 +167,7 @@ const RULES: { readonly [P in InstructionOp]: (node: NodeOf<P>, at: Places) => A
     const [y] = node.outputs;
     const isCoded = at.type(x).dtype !== "f32";
     const rows = at.stride(y!.name);
-    const added = residual !== undefined && window !== undefined && at.corrections
+    const added = residual !== undefined && window !== undefined && at.residuals
       ? at.residual(window, residual, at.width(x), rows)
       : undefined;
     return {

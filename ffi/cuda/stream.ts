@@ -1,0 +1,116 @@
+/** Streams of work in order, events in them, and graphs recorded from them. */
+import { library } from "../open.ts";
+import { type Context, Resource } from "./context.ts";
+import { type Calls, handle } from "./driver.ts";
+import {
+  CAPTURE_THREAD_LOCAL,
+  type EventHandle,
+  type GraphExecHandle,
+  type GraphHandle,
+  STREAM_NON_BLOCKING,
+  type StreamHandle,
+} from "./symbols.ts";
+
+/** Work in order. Other streams, the driver's own among them, are not waited for. */
+export class Stream extends Resource<StreamHandle> {
+  constructor(context: Context) {
+    super(context, handle((out) => context.calls.cuStreamCreate(out, STREAM_NON_BLOCKING)));
+  }
+
+  /** Waits for all of it. Throws what its work failed with. */
+  synchronize(): void {
+    this.context.calls.cuStreamSynchronize(this.handle);
+  }
+
+  /**
+   * `synchronize` on another thread: JavaScript goes on meanwhile, but must not dispose of the stream or of what it works on.
+   * Throws what its work failed with.
+   */
+  async finished(): Promise<void> {
+    const { setCurrent, synchronize, context, stream } = this.native;
+    const status = await library().hc_device_wait(setCurrent, synchronize, context, stream);
+    if (status !== 0) throw this.context.driver.error("cuStreamSynchronize", status);
+  }
+
+  /** What native code needs to wait for it. */
+  get native() {
+    const { driver: { addresses }, handle } = this.context;
+    return { ...addresses, context: handle, stream: this.handle };
+  }
+
+  /** What is ordered from here on waits for the event. */
+  wait(event: Event): void {
+    this.context.calls.cuStreamWaitEvent(this.handle, event.handle, 0);
+  }
+
+  /** Records what `work` orders in this stream, instead of doing it, into something that is launched as one. */
+  capture(work: () => void): Graph {
+    const { calls } = this.context;
+    calls.cuStreamBeginCapture_v2(this.handle, CAPTURE_THREAD_LOCAL);
+    try {
+      work();
+    } catch (error) {
+      // The recording must end for the stream to be of use; what was recorded is worth nothing, and why is known already.
+      try {
+        const graph = handle<GraphHandle>((out) => calls.cuStreamEndCapture(this.handle, out));
+        calls.cuGraphDestroy(graph);
+      } catch {
+        // It was invalid.
+      }
+      throw error;
+    }
+    const graph = handle<GraphHandle>((out) => calls.cuStreamEndCapture(this.handle, out));
+    try {
+      const executable = handle<GraphExecHandle>((out) => calls.cuGraphInstantiateWithFlags(out, graph, 0n));
+      return new Graph(this.context, executable);
+    } finally {
+      this.context.release(() => calls.cuGraphDestroy(graph));
+    }
+  }
+
+  protected override destroy(calls: Calls, handle: StreamHandle): void {
+    calls.cuStreamDestroy_v2(handle);
+  }
+}
+
+/** Recorded work, ready to be launched. What it reads and writes must live as long as it does. */
+export class Graph extends Resource<GraphExecHandle> {
+  constructor(context: Context, executable: GraphExecHandle) {
+    super(context, executable);
+  }
+
+  launch(stream: Stream): void {
+    this.context.calls.cuGraphLaunch(this.handle, stream.handle);
+  }
+
+  protected override destroy(calls: Calls, handle: GraphExecHandle): void {
+    calls.cuGraphExecDestroy(handle);
+  }
+}
+
+/** A point in a stream's work: to wait for, or to measure time from. */
+export class Event extends Resource<EventHandle> {
+  constructor(context: Context) {
+    super(context, handle((out) => context.calls.cuEventCreate(out, 0)));
+  }
+
+  record(stream: Stream): void {
+    this.context.calls.cuEventRecord(this.handle, stream.handle);
+  }
+
+  /** Waits until the stream has come to where the event was last recorded. */
+  synchronize(): void {
+    this.context.calls.cuEventSynchronize(this.handle);
+  }
+
+  /** Milliseconds from `earlier` to this event. Both must have been reached. */
+  since(earlier: Event): number {
+    const out = new Float32Array(new ArrayBuffer(4));
+    this.context.calls.cuEventElapsedTime(new Uint8Array(out.buffer), earlier.handle, this.handle);
+    return out[0]!;
+  }
+
+  protected override destroy(calls: Calls, handle: EventHandle): void {
+    calls.cuEventDestroy_v2(handle);
+  }
+}

@@ -1,0 +1,30 @@
+// The waits for the device that leave JavaScript's thread free: Stream.finished in ffi/cuda/stream.ts, and Engine.stepBeside in
+// ffi/engine.ts.
+#include <cstdint>
+
+#define HC_EXPORT extern "C" __attribute__((visibility("default")))
+
+// ffi/simd/engine.cpp
+extern "C" int32_t hc_engine_step_announced(void* engine, int32_t tokens, int32_t rows, int32_t tiles, int32_t mode);
+
+using SetCurrent = int32_t (*)(uint64_t context);
+using Synchronize = int32_t (*)(uint64_t stream);
+
+// Waits for a stream on the calling thread, which knows no context yet: contexts are current for one thread each. The
+// functions are the driver's cuCtxSetCurrent and cuStreamSynchronize. Returns their CUresult.
+HC_EXPORT int32_t hc_device_wait(SetCurrent set_current, Synchronize synchronize, uint64_t context, uint64_t stream) {
+  const int32_t status = set_current(context);
+  return status != 0 ? status : synchronize(stream);
+}
+
+// A step of the engine beside one that was ordered on the device, which is waited for then: a step has one call like this.
+// Where the engine does not come to its end, `abort` is set first, for kernels that wait for it. Returns the engine's status;
+// `driver` receives the wait's CUresult.
+HC_EXPORT int32_t hc_device_step(void* engine, int32_t tokens, int32_t rows, int32_t tiles, int32_t mode, SetCurrent set_current,
+                                 Synchronize synchronize, uint64_t context, uint64_t stream, uint32_t* abort, int32_t* driver) {
+  constexpr int32_t done = 0, overflow = 2;  // STEP_STATUS of ffi/symbols.ts
+  const int32_t status = hc_engine_step_announced(engine, tokens, rows, tiles, mode);
+  if (status != done && status != overflow) __atomic_store_n(abort, 1u, __ATOMIC_RELEASE);
+  *driver = hc_device_wait(set_current, synchronize, context, stream);
+  return status;
+}
