@@ -8,6 +8,8 @@
 import { HcinferError } from "./errors.ts";
 import { type Device, type Graph, type Node, usesGpu, values } from "./ir/graph.ts";
 import { elementsPerToken } from "./ir/types.ts";
+import { eventsOf } from "./passes/schedule.ts";
+import { stepGraphs } from "./passes/steps.ts";
 import type { ModelInfo, Plan } from "./plan.ts";
 import { packedShape } from "./weights/format.ts";
 import { inventory } from "./weights/inventory.ts";
@@ -22,12 +24,16 @@ export const MAILBOX_EVENTS = 128;
 export const EVENT_BYTES = 64;
 /** Head of the step's inputs where there is a GPU: StepReport in ffi/cuda/kernels/call.h. */
 export const STEP_REPORT_BYTES = 64;
-/** For the tensors of a window, each of which starts at a multiple of 64 bytes. */
-const STAGED_PADDING = 16 * 64;
 /** Two pinned buffers of this size carry weights to the GPU while they load. */
 export const LOADING_BYTES = 2 ** 24;
-/** What kernels of attention ask for at most, to merge chunks of the context. */
+/** Positions that a kernel of attention sees at once; results of several such chunks are merged. */
+export const ATTENTION_CHUNK = 256;
+/** What kernels of attention ask for at most, to keep the results of chunks. */
 export const ATTENTION_SCRATCH = 2 ** 25;
+
+const CACHE_LINE = 64;
+/** Of a window's residual and factors. */
+const MOST_TENSORS = 9;
 
 /** What decides how much memory a plan takes. */
 export interface Limits {
@@ -124,7 +130,7 @@ export type HostBytes = {
   readonly staging: number;
 };
 
-/** Bytes of the GPU's memory, each a multiple of 256: one allocation of `total` holds all, in this order. */
+/** Bytes of the GPU's memory, each in whole cache lines. */
 export type DeviceBytes = {
   readonly weights: number;
   readonly cache: number;
@@ -160,7 +166,7 @@ export interface Memory {
 }
 
 /** What memory follows from. */
-export type MemoryOf = Pick<Plan, "graph" | "memory" | "windows" | "lanes"> & {
+export type MemoryOf = Pick<Plan, "graph" | "memory" | "windows"> & {
   readonly corrections: Pick<Plan["corrections"], "prefill">;
 };
 
@@ -195,7 +201,7 @@ export function memoryOf(plan: MemoryOf, limits: Required<Limits>): Memory {
     tiles: array(2 * capacity),
     pages: array(MOST_RUNS * mostPages),
   };
-  const events = sum(plan.lanes.map(({ steps }) => steps.filter((s) => "signal" in s).length));
+  const events = Math.max(...stepGraphs(graph).map((step) => eventsOf(step).size));
   const output = types.get(graph.outputs[0] ?? "");
   const arena = plan.memory.bytesPerToken * capacity;
   const logits = 4 * capacity * (output === undefined ? 0 : elementsPerToken(output.type));
@@ -231,7 +237,7 @@ export function memoryOf(plan: MemoryOf, limits: Required<Limits>): Memory {
         arena,
         step: step.bytes + 4 * events,
         logits: graph.nodes.some((node) => isOnGpu(node) && makesLogits(node)) ? logits : 0,
-        scratch: scratchOf(plan),
+        scratch: scratchOf(plan, limits),
         staging: stagingOf(plan),
       })
       : null,
@@ -270,7 +276,10 @@ function tensorsOf(graph: Graph, device: Device): (readonly [name: string, bytes
 }
 
 /** A weight with its residual added: one byte an element, a scale a row and group. */
-function scratchOf({ graph, corrections }: MemoryOf): number {
+function scratchOf(
+  { graph, corrections }: MemoryOf,
+  { capacity, contextLength }: Required<Limits>,
+): number {
   const nodes = graph.nodes.filter(isOnGpu);
   const corrected = corrections.prefill === "stream"
     ? nodes.filter((node) => node.op === "linear" && node.params.residual !== undefined)
@@ -280,24 +289,38 @@ function scratchOf({ graph, corrections }: MemoryOf): number {
     const { groups, paddedInputs } = packedShape(format, rows, inputs);
     return rows * paddedInputs + 4 * rows * groups;
   });
-  return Math.max(nodes.some((node) => node.op === "attend") ? ATTENTION_SCRATCH : 0, ...combined);
+  const types = values(graph);
+  const attention = nodes.map((node) => {
+    if (node.op !== "attend") return 0;
+    const { headDim } = node.params;
+    const heads = elementsPerToken(types.get(node.inputs[0] ?? "")!.type) / headDim;
+    const chunks = Math.ceil(contextLength / ATTENTION_CHUNK);
+    return chunks < 2 ? 0 : Math.min(ATTENTION_SCRATCH, 4 * chunks * capacity * heads * (headDim + 2));
+  });
+  return Math.max(0, ...attention, ...combined);
 }
 
+/** Two windows, each tensor of theirs in whole cache lines. */
 function stagingOf({ graph, windows, corrections }: MemoryOf): number {
   if (corrections.prefill !== "stream") return 0;
   const onGpu = new Set(
     graph.nodes.flatMap((node) => node.op === "linear" && isOnGpu(node) ? [node.params.window] : []),
   );
   const stored = windows.filter(({ window }) => onGpu.has(window))
-    .map(({ residual, factors }) => (residual?.bytes ?? 0) + (factors?.bytes ?? 0) + STAGED_PADDING);
+    .map(({ residual, factors }) => (residual?.bytes ?? 0) + (factors?.bytes ?? 0))
+    .map((bytes) => bytes === 0 ? 0 : wholeLines(bytes) + MOST_TENSORS * CACHE_LINE);
   return 2 * Math.max(0, ...stored);
 }
 
 function totalled(parts: Omit<DeviceBytes, "total">): DeviceBytes {
   const aligned = Object.fromEntries(
-    Object.entries(parts).map(([name, bytes]) => [name, Math.ceil(bytes / 256) * 256]),
+    Object.entries(parts).map(([name, bytes]) => [name, wholeLines(bytes)]),
   ) as typeof parts;
   return { ...aligned, total: sum(Object.values(aligned)) };
+}
+
+function wholeLines(bytes: number): number {
+  return Math.ceil(bytes / CACHE_LINE) * CACHE_LINE;
 }
 
 /** Bytes of a segment as they are handed out, in whole cache lines. */
@@ -306,7 +329,7 @@ class Segment {
 
   take(bytes: number): number {
     const offset = this.bytes;
-    this.bytes += Math.ceil(bytes / 64) * 64;
+    this.bytes += wholeLines(bytes);
     return offset;
   }
 }

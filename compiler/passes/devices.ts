@@ -17,7 +17,6 @@ import { type Limits, memoryOf, memoryText } from "../memory.ts";
 import type { Plan } from "../plan.ts";
 import type { GpuProfile, MachineProfile } from "../profile.ts";
 import { layout } from "./layout.ts";
-import { makeLanes } from "./schedule.ts";
 
 /** "auto": the GPU where the machine has one. */
 export type DeviceChoice = "auto" | Device;
@@ -113,7 +112,6 @@ export function chooseDevices(
     const placed = withDevices(graph, spilling(count), options);
     const memory = memoryOf({
       graph: placed,
-      lanes: makeLanes(placed),
       memory: layout(placed),
       windows,
       corrections: { prefill: isCorrected ? "stream" : "none" },

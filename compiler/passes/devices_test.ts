@@ -18,8 +18,8 @@ import type { Schedule } from "./schedule.ts";
 const profile = PROFILES["rtx-4060-laptop"];
 const sizes = { ...TINY, layers: 4, hidden: 512, intermediate: 2048, vocabulary: 2048, tied: false };
 
-function total({ graph, lanes, corrections }: Schedule): number {
-  return memoryOf({ graph, lanes, corrections, memory: layout(graph), windows: [] }, limits).device?.total ??
+function total({ graph, corrections }: Schedule): number {
+  return memoryOf({ graph, corrections, memory: layout(graph), windows: [] }, limits).device?.total ??
     0;
 }
 

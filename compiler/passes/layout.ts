@@ -17,7 +17,7 @@
  *   So two allocations that are apart by the clock of either lane may share memory. Lanes have barriers between nodes,
  *   but in line on one device a window's choice of channels, its linear and its sums run without: there spans by the
  *   backbone's clock, which begin before all three and end behind them, are what counts. A step ends when both lanes have.
- *   Whoever leaves nodes out of a lane must keep its events.
+ *   With a GPU, steps run different nodes in different lanes (steps.ts): what shares memory is apart in each of them.
  * Does not: place the step's inputs, the cache or the logits, which are segments of their own (../memory.ts).
  */
 import { type Graph, type Lane, laneOf, reads, usesGpu } from "../ir/graph.ts";
@@ -25,6 +25,7 @@ import { paddedOutputs } from "../ir/naming.ts";
 import { arraysOf, elementsPerToken } from "../ir/types.ts";
 import type { MemoryLayout } from "../plan.ts";
 import { meetings } from "./schedule.ts";
+import { stepGraphs } from "./steps.ts";
 
 /** Offsets and sizes per token are multiples of this, so that they stay aligned for every T. */
 const ALIGNMENT = 64;
@@ -41,9 +42,12 @@ export interface Allocation {
   readonly name: string;
   /** Per token. */
   readonly bytes: number;
-  /** When it is in use, by each clock that decides (`clocksOf`). */
-  readonly spans: readonly Span[];
+  /** When it is in use: in each graph of a step that uses it, by each clock that decides (`clocksOf`). */
+  readonly uses: readonly Use[];
 }
+
+/** By clock; undefined in a step without it. */
+type Use = readonly Span[] | undefined;
 
 /** Where a value lies: columns of an allocation's rows, or, where that is undefined, the logits. */
 export interface Home {
@@ -59,12 +63,12 @@ export function layout(graph: Graph): MemoryLayout {
   const offsets: [string, number][] = [];
   let bytesPerToken = 0;
   // Largest first, each at the lowest offset that is free while it lives.
-  const begin = ({ spans: [span] }: Allocation) => span?.first ?? 0;
+  const begin = ({ uses: [spans] }: Allocation) => spans?.[0]?.first ?? 0;
   for (const allocation of allocations(graph).sort((a, b) => b.bytes - a.bytes || begin(a) - begin(b))) {
     const { name, bytes } = allocation;
     let offset = 0;
     for (const other of placed) {
-      if (areApart(allocation, other)) continue;
+      if (other.offset + other.bytes <= offset || areApart(allocation, other)) continue;
       if (offset + bytes <= other.offset) break;
       offset = Math.max(offset, other.offset + other.bytes);
     }
@@ -98,9 +102,13 @@ export function homes(graph: Graph): ReadonlyMap<string, Home> {
 }
 
 function areApart(a: Allocation, b: Allocation): boolean {
-  return a.spans.some((span, clock) => {
-    const other = b.spans[clock];
-    return other !== undefined && (span.last < other.first || other.last < span.first);
+  return a.uses.every((spans, step) => {
+    const others = b.uses[step];
+    if (spans === undefined || others === undefined) return true;
+    return spans.some((span, clock) => {
+      const other = others[clock];
+      return other !== undefined && (span.last < other.first || other.last < span.first);
+    });
   });
 }
 
@@ -130,10 +138,8 @@ function clocksOf(graph: Graph): readonly (readonly Span[])[] {
 /** All blocks, and when each is in use. */
 export function allocations(graph: Graph): Allocation[] {
   const where = homes(graph);
-  const clocks = clocksOf(graph);
   const bytes = new Map<string, number>();
-  const spans = new Map<string, Span[]>();
-  graph.nodes.forEach((node, i) => {
+  for (const node of graph.nodes) {
     for (const { name, type } of node.outputs) {
       const home = where.get(name);
       if (home?.allocation === undefined) continue;
@@ -141,21 +147,29 @@ export function allocations(graph: Graph): Allocation[] {
       const size = type.dtype === "f32" ? 4 * home.stride : arrays;
       bytes.set(home.allocation, Math.max(bytes.get(home.allocation) ?? 0, align(size)));
     }
+  }
+  const steps = stepGraphs(graph).map((step) => usesIn(step, where));
+  return [...bytes].map(([name, size]) => ({ name, bytes: size, uses: steps.map((uses) => uses.get(name)) }));
+}
+
+/** When allocations are in use in a step, by each clock. */
+function usesIn(step: Graph, where: ReturnType<typeof homes>): ReadonlyMap<string, readonly Span[]> {
+  const clocks = clocksOf(step);
+  const uses = new Map<string, readonly Span[]>();
+  step.nodes.forEach((node, i) => {
     for (const name of [...reads(node), ...node.outputs.map((v) => v.name)]) {
       const owner = where.get(name)?.allocation;
       if (owner === undefined) continue;
-      const before = spans.get(owner);
-      spans.set(
-        owner,
-        clocks.map((clock, n) => {
-          const { first, last } = clock[i] ?? { first: i, last: i };
-          const known = before?.[n] ?? { first, last };
-          return { first: Math.min(known.first, first), last: Math.max(known.last, last) };
-        }),
-      );
+      const before = uses.get(owner);
+      const use = clocks.map((clock, n): Span => {
+        const { first, last } = clock[i] ?? { first: i, last: i };
+        const known = before?.[n] ?? { first, last };
+        return { first: Math.min(known.first, first), last: Math.max(known.last, last) };
+      });
+      uses.set(owner, use);
     }
   });
-  return [...bytes].map(([name, size]) => ({ name, bytes: size, spans: spans.get(name) ?? [] }));
+  return uses;
 }
 
 function align(bytes: number): number {

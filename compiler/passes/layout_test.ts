@@ -3,11 +3,12 @@ import fc from "fast-check";
 import { arbitraryChoices, CHOICES, onDevices, passes } from "../../tests/fixtures/passes.ts";
 import { arbitraryScript, graphOf } from "../../tests/fuzz/graphs.ts";
 import { arbitrarySizes, TINY, transformer } from "../ir/fixture.ts";
-import { type Graph, reads } from "../ir/graph.ts";
+import { type Graph, reads, usesGpu, windowOf } from "../ir/graph.ts";
 import { arraysOf } from "../ir/types.ts";
 import type { LanePlan } from "../plan.ts";
 import { allocations, homes, layout } from "./layout.ts";
-import type { Schedule } from "./schedule.ts";
+import { makeLanes, type Schedule } from "./schedule.ts";
+import { stepGraph } from "./steps.ts";
 
 const models = fc.oneof(arbitrarySizes.map(transformer), arbitraryScript.map((s) => graphOf(s).graph));
 
@@ -61,8 +62,7 @@ function orderOf(lanes: readonly LanePlan[]): (first: number, then: number) => b
 }
 
 /** Of all pairs that touch the same bytes, one is done before the other begins, or both only read one value. */
-function checkRaces({ graph, lanes }: Schedule): void {
-  const { offsets } = layout(graph);
+function checkRaces({ graph, lanes }: Pick<Schedule, "graph" | "lanes">, { offsets } = layout(graph)): void {
   const home = homes(graph);
   const isBefore = orderOf(lanes);
   const users = new Map<string, Set<number>>();
@@ -113,6 +113,27 @@ Deno.test("on two devices nothing is overwritten that the other lane may still r
     { numRuns: 60 },
   );
   assert.ok(shared < alone, "no memory was shared at all");
+});
+
+Deno.test("steps that leave corrections out, or have them on the GPU, share the arena with the others", () => {
+  const forms = fc.constantFrom(...["off", "none", "cpu", "stream"] as const);
+  fc.assert(
+    fc.property(
+      models,
+      arbitraryChoices,
+      fc.integer({ min: 2, max: 4 }),
+      forms,
+      (traced, choices, period, form) => {
+        let seen = 0;
+        const { graph } = onDevices(passes(traced, choices).schedule.graph, () => seen++ % period > 0);
+        const step = stepGraph(graph, form);
+        checkRaces({ graph: step, lanes: makeLanes(step) }, layout(graph));
+        const corrections = step.nodes.filter((node) => windowOf(node) !== undefined);
+        if (form === "off" && usesGpu(graph)) assert.equal(corrections.length, 0);
+      },
+    ),
+    { numRuns: 100 },
+  );
 });
 
 Deno.test("layers on the CPU share memory with each other, too", () => {
@@ -171,7 +192,7 @@ Deno.test("corrections that stand behind the first who adds one of them keep the
   moved.nodes.forEach((node, i) => {
     for (const name of [...reads(node), ...node.outputs.map((v) => v.name)]) {
       const life = lives.get(home.get(name)?.allocation ?? "");
-      const spans = life?.spans ?? [{ first: i, last: i }];
+      const spans = life?.uses[0] ?? [{ first: i, last: i }];
       assert.ok(spans.every(({ first, last }) => first <= i && i <= last), `${name} at node ${i}`);
     }
   });

@@ -72,16 +72,17 @@ export function meetings(graph: Graph): Meeting[] {
   });
 }
 
+/** Events by the node that signals them, in the order of nodes. */
+export function eventsOf(graph: Graph): ReadonlyMap<number, number> {
+  const producers = new Set(meetings(graph).map(({ producer }) => producer));
+  return new Map([...producers].sort((a, b) => a - b).map((node, event) => [node, event]));
+}
+
 /** The lanes of a lowered graph. They follow from it alone: a bundle whose lanes are others is refused. */
 export function makeLanes(graph: Graph): LanePlan[] {
   const withGpu = usesGpu(graph);
   const met = meetings(graph);
-  const events = new Map(
-    [...new Set(met.map(({ producer }) => producer))].sort((a, b) => a - b).map((
-      node,
-      event,
-    ) => [node, event]),
-  );
+  const events = eventsOf(graph);
   const waits = new Map(met.map(({ producer, reader }) => [reader, events.get(producer)!]));
   return (["backbone", "compensation"] as const).flatMap((lane): LanePlan[] => {
     const steps = graph.nodes.flatMap((node, run): LaneStep[] => {

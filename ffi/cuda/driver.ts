@@ -128,7 +128,7 @@ export class Driver {
       } catch (error) {
         if (!(error instanceof HcinferError)) throw error;
         // What the system said of the library is enough; Deno's words before it are not needed.
-        failures.push(error.message.replace(/^.*Could not open library: /s, ""));
+        failures.push(error.message.replace(/^.* does not load: /s, ""));
         continue;
       }
       if (version < LEAST_VERSION) {

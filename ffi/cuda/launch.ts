@@ -1,7 +1,7 @@
 /** How an instruction becomes launches of kernels: the form of the rules that stand beside the kernels (kernels/*.ts). */
 import type { KernelOp } from "./parameters.ts";
 
-/** What a rule knows of the step: the largest it may meet decides, so that one recorded launch serves many steps. */
+/** What a rule knows of the step. Counts are exact; a recorded launch serves all steps of the same, up to `context`. */
 export interface StepShape {
   /** Tokens or rows that the instruction runs over. */
   readonly n: number;

@@ -2,8 +2,8 @@
  * What must hold of a compiled graph, whatever it is. Each check isolates what may be wrong:
  *
  *   reference before lower, reference after it    the pass: equal in doubles
- *   reference after lower, cpu                    records, memory, kernels: near
- *   cpu in other modes, threads, cuts, company    equal bits
+ *   reference after lower, cpu or cuda            records, memory, kernels: near
+ *   either in other modes, cuts, company          equal bits
  */
 import assert from "node:assert/strict";
 import { checkGraph, checkTensors } from "../../compiler/bundle_check.ts";
@@ -17,6 +17,7 @@ import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import { ReferenceExecutor } from "../../runtime/executors/reference.ts";
 import { bundleNumbers, type Numbers } from "../../runtime/executors/reference_numbers.ts";
 import type { FuzzBundle } from "./bundle.ts";
+import { cudaExecutor, onGpu } from "../fixtures/gpu.ts";
 import { normals, uniform } from "./choices.ts";
 
 /** A prompt longer than attention's tile, and single tokens after it. */
@@ -151,8 +152,24 @@ export function checkLowering({ logical, lowered }: FuzzBundle, reference: Refer
   }
 }
 
-/** The cpu executor is near the reference executor on the graph before lowering: `errorOf` within its bound. */
-export function checkCpu(bundle: FuzzBundle, reference: Reference): void {
+/** What executes: the cpu executor, or the cuda executor on the simulator, with all that it can have on the GPU. */
+export type Device = "cpu" | "cuda";
+
+interface ExecutorLimits {
+  readonly threads: number;
+  readonly corrections: CorrectionMode;
+  readonly capacity: number;
+  readonly cachePositions?: number;
+}
+
+function executorOf(device: Device, bundle: FuzzBundle, options: ExecutorLimits): Executor {
+  if (device === "cpu") return createCpuExecutor(bundle, options);
+  const { threads: _, corrections: __, ...limits } = options;
+  return cudaExecutor(onGpu(bundle, { limits, prefill: "stream" }), options);
+}
+
+/** An executor is near the reference executor on the graph before lowering: `errorOf` within its bound. */
+export function checkNear(device: Device, bundle: FuzzBundle, reference: Reference): void {
   const { logical } = bundle;
   for (const as of KINDS) {
     for (const corrections of ["inline", "off"] as const) {
@@ -169,50 +186,51 @@ export function checkCpu(bundle: FuzzBundle, reference: Reference): void {
       const least = (isBF16(logical) ? ROUNDING.none : ROUNDING.int8) / 3;
       // How far noise moves a graph is itself a sample of few; what is wrong errs by many times as much.
       const bound = 2 * (least + Math.max(...moved) + chosen);
-      const error = errorOf(bundle, reference, as, corrections);
+      const error = errorOf(device, bundle, reference, as, corrections);
       assert.ok(
         error <= bound,
-        `${as}, corrections ${corrections}: the cpu errs by ${error}, bound ${bound}`,
+        `${as}, corrections ${corrections}: the ${device} errs by ${error}, bound ${bound}`,
       );
     }
   }
 }
 
-/** Distance of the cpu executor's logits from the reference's on the graph before lowering. */
+/** Distance of an executor's logits from the reference's on the graph before lowering. */
 export function errorOf(
+  device: Device,
   bundle: FuzzBundle,
   reference: Reference,
   as: StepKind,
   corrections: CorrectionMode,
 ): number {
-  using cpu = createCpuExecutor(bundle, { threads: 1, corrections, capacity: TOKENS });
-  return distance(logitsOf(cpu, tokensOf(bundle), as), reference(bundle.logical, as, corrections));
+  using executor = executorOf(device, bundle, { threads: 1, corrections, capacity: TOKENS });
+  return distance(logitsOf(executor, tokensOf(bundle), as), reference(bundle.logical, as, corrections));
 }
 
 /** Equal bits on other threads and lanes, cut into single tokens, and beside another sequence. */
-export function checkBits(bundle: FuzzBundle): void {
+export function checkBits(device: Device, bundle: FuzzBundle): void {
   const tokens = tokensOf(bundle);
   const options = { capacity: 2 * TOKENS, cachePositions: 2 * PAGE_POSITIONS };
   for (const as of KINDS) {
-    using first = createCpuExecutor(bundle, { ...options, threads: 1, corrections: "inline" });
+    using first = executorOf(device, bundle, { ...options, threads: 1, corrections: "inline" });
     const expected = logitsOf(first, tokens, as);
     const same = (actual: Float32Array, what: string) =>
       assert.deepEqual(bits(actual), bits(expected), `${as}, ${what}`);
     same(logitsOf(first, tokens, as, Array.from({ length: TOKENS - 1 }, (_, t) => t + 1)), "token by token");
     for (const corrections of ["inline", "async"] as const) {
-      using cpu = createCpuExecutor(bundle, { ...options, threads: 2, corrections });
-      same(logitsOf(cpu, tokens, as), `2 threads, ${corrections}`);
-      same(besideAnother(cpu, bundle, as), `2 threads, ${corrections}, beside another sequence`);
+      using other = executorOf(device, bundle, { ...options, threads: 2, corrections });
+      same(logitsOf(other, tokens, as), `2 threads, ${corrections}`);
+      same(besideAnother(other, bundle, as), `2 threads, ${corrections}, beside another sequence`);
     }
   }
 }
 
 /** The logits of `logitsOf`, with another sequence at other positions, of either kind, in every step. */
-function besideAnother(cpu: Executor, bundle: FuzzBundle, as: StepKind): Float32Array {
+function besideAnother(executor: Executor, bundle: FuzzBundle, as: StepKind): Float32Array {
   const [tokens, others] = [tokensOf(bundle), tokensOf(bundle, TOKENS, 2)];
-  using sequence = cpu.sequence();
-  using other = cpu.sequence();
-  cpu.step({ runs: [{ sequence: other, position: 0, tokens: others, as, logits: "none" }] });
+  using sequence = executor.sequence();
+  using other = executor.sequence();
+  executor.step({ runs: [{ sequence: other, position: 0, tokens: others, as, logits: "none" }] });
   const rows: number[] = [];
   let position = 0;
   for (const end of [...CUTS, TOKENS]) {
@@ -224,7 +242,9 @@ function besideAnother(cpu: Executor, bundle: FuzzBundle, as: StepKind): Float32
       as: KINDS[position % 2]!,
       logits: "last",
     } as const;
-    rows.push(...cpu.step({ runs: position === 0 ? [beside, run] : [run, beside] })[position === 0 ? 1 : 0]!);
+    rows.push(
+      ...executor.step({ runs: position === 0 ? [beside, run] : [run, beside] })[position === 0 ? 1 : 0]!,
+    );
     position = end;
   }
   return Float32Array.from(rows);

@@ -7,34 +7,46 @@ import assert from "node:assert/strict";
 import process from "node:process";
 import fc from "fast-check";
 import { bundleOf, type Packing, packingOf } from "./bundle.ts";
-import { checkBits, checkCpu, checkLowering, checkPlan, errorOf, referenceOf } from "./checks.ts";
+import {
+  checkBits,
+  checkLowering,
+  checkNear,
+  checkPlan,
+  type Device,
+  errorOf,
+  referenceOf,
+} from "./checks.ts";
 import { traceDescription } from "../models/descriptions.ts";
 import { arbitraryScript, graphOf, numbers, type RandomGraph } from "./graphs.ts";
 
 const SECONDS = Number(process.env["HCINFER_FUZZ_SECONDS"] ?? 20);
 const SEED = Number(process.env["HCINFER_FUZZ_SEED"] ?? 1);
 
-async function check(model: RandomGraph, packing: Packing): Promise<void> {
+async function check(model: RandomGraph, packing: Packing, devices: readonly Device[]): Promise<void> {
   using bundle = bundleOf(model, packing);
   await checkPlan(bundle);
   const reference = referenceOf(bundle);
   checkLowering(bundle, reference);
-  checkCpu(bundle, reference);
-  checkBits(bundle);
+  for (const device of devices) {
+    checkNear(device, bundle, reference);
+    checkBits(device, bundle);
+  }
 }
 
 const packings = numbers(8);
 
-Deno.test(`random graphs compute what they say (seed ${SEED}, ${SECONDS} s)`, async () => {
-  await fc.assert(
-    fc.asyncProperty(
-      arbitraryScript,
-      packings,
-      (script, packing) => check(graphOf(script), packingOf(packing)),
-    ),
-    { seed: SEED, numRuns: 100_000, interruptAfterTimeLimit: 1000 * SECONDS, endOnFailure: false },
-  );
-});
+for (const device of ["cpu", "cuda"] as const) {
+  Deno.test(`random graphs compute what they say on ${device} (seed ${SEED}, ${SECONDS} s)`, async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        arbitraryScript,
+        packings,
+        (script, packing) => check(graphOf(script), packingOf(packing), [device]),
+      ),
+      { seed: SEED, numRuns: 100_000, interruptAfterTimeLimit: 1000 * SECONDS, endOnFailure: false },
+    );
+  });
+}
 
 /** Both corrections of every window. */
 const CORRECTED: Packing = {
@@ -61,14 +73,16 @@ const CONFIG = {
 const BOUNDS = { prefill: 0.06, decode: 0.1 } as const;
 
 for (const name of ["olmo2", "hunyuan"] as const) {
-  Deno.test(`${name}: the cpu executor computes what the description says`, async () => {
+  Deno.test(`${name}: executors compute what the description says`, async () => {
     const graph = await traceDescription(name, CONFIG);
     const model = { graph, hidden: CONFIG.hidden_size, vocabulary: CONFIG.vocab_size };
-    await check(model, CORRECTED);
+    await check(model, CORRECTED, ["cpu", "cuda"]);
     using bundle = bundleOf(model, CORRECTED);
     for (const as of ["prefill", "decode"] as const) {
-      const error = errorOf(bundle, referenceOf(bundle), as, "inline");
-      assert.ok(error < BOUNDS[as], `${as}: the cpu errs by ${error}`);
+      for (const device of ["cpu", "cuda"] as const) {
+        const error = errorOf(device, bundle, referenceOf(bundle), as, "inline");
+        assert.ok(error < BOUNDS[as], `${as}: the ${device} errs by ${error}`);
+      }
     }
   });
 }

@@ -15,7 +15,7 @@ import {
   type Operand,
   type Segment,
 } from "../../ffi/instructions.ts";
-import { withoutCorrections } from "../../runtime/executors/select.ts";
+import { withoutCorrections } from "../../compiler/passes/steps.ts";
 import { Encoder } from "../../runtime/executors/encode.ts";
 import { type Lane, lanesOf, type ProgramMode } from "../../runtime/executors/cpu/program.ts";
 

@@ -1,8 +1,9 @@
 // Packed formats as kernels read them (layout, bit by bit: compiler/weights/format.ts). The one place to add a format to.
 //
 // A thread reads "pairs": the codes of quads 2i and 2i + 1 (8 inputs) of 4 rows that lie beside each other, in one or two
-// 16-byte loads from a Tile (in memory, or staged: linear_matrix.h). `chunk` counts the 32 inputs of a group that 4 pairs make. A word of `word` is four signed 8-bit codes, an
-// operand of dp4a and of mma alike: what it stands for is scale * (code - zero), or scale * code where there is no zero point.
+// 16-byte loads from a Tile (TileInMemory here, StagedTile of linear_matrix.h). Four pairs are a chunk of 32 inputs. `word`
+// makes four signed 8-bit codes of one row, an operand of dp4a and of mma alike; they stand for scale * (code - zero), or for
+// scale * code where there is no zero point. Addresses of packed matrices are multiples of 16.
 #pragma once
 #include "device.h"
 
@@ -26,7 +27,9 @@ struct TileInMemory {
   const uint8_t* codes;  // of the thread's rows
   HC_DEVICE uint4 operator[](int vector) const { return load_streaming(codes + QUAD_BYTES * vector); }
 };
-template <typename F> HC_DEVICE TileInMemory in_memory(const uint8_t* tile, int row_quad) { return {tile + F::header + 16 * row_quad}; }
+template <typename F> HC_DEVICE TileInMemory in_memory(const uint8_t* tile, int row_quad) {
+  return {tile + F::header + 16 * row_quad};
+}
 
 HC_DEVICE uint32_t component(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
@@ -76,15 +79,21 @@ struct Q4 : Packed<4, true> {
   struct Pair {
     uint4 both;
   };
-  template <typename Tile> HC_DEVICE static Pair load(const Tile& tile, int, int chunk, int pair) { return {tile[4 * chunk + pair]}; }
-  HC_DEVICE static uint32_t word(const Pair& p, int, int odd, int row) { return component(p.both, row) >> (4 * odd) & 0x0F0F0F0Fu; }
+  template <typename Tile> HC_DEVICE static Pair load(const Tile& tile, int, int chunk, int pair) {
+    return {tile[4 * chunk + pair]};
+  }
+  HC_DEVICE static uint32_t word(const Pair& p, int, int odd, int row) {
+    return component(p.both, row) >> (4 * odd) & 0x0F0F0F0Fu;
+  }
 };
 
 struct Q2 : Packed<2, true> {
   struct Pair {
     uint4 low;  // of pairs 2i and 2i + 1
   };
-  template <typename Tile> HC_DEVICE static Pair load(const Tile& tile, int, int chunk, int pair) { return {tile[2 * chunk + pair / 2]}; }
+  template <typename Tile> HC_DEVICE static Pair load(const Tile& tile, int, int chunk, int pair) {
+    return {tile[2 * chunk + pair / 2]};
+  }
   HC_DEVICE static uint32_t word(const Pair& p, int pair, int odd, int row) {
     return component(p.low, row) >> (4 * (pair % 2) + 2 * odd) & 0x03030303u;
   }

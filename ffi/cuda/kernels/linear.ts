@@ -8,7 +8,7 @@ import type { DeviceShape, Launch, LaunchRules } from "../launch.ts";
 
 const TILE_ROWS = 16;
 /** As in linear_order.h. */
-const SEGMENT_STEP = 128, MOST_SEGMENTS = 32;
+const SEGMENT_STEP = 128, MOST_SEGMENTS = 64;
 /** Threads for each segment of linear_vector.h, of 4 rows each; tokens of a block, where there are several. */
 const SEGMENT_THREADS = 4, VECTOR_TOKENS = 4;
 /** Tokens and rows of a block of linear_few.h; as many warps as give a multiprocessor this many, within bounds. */

@@ -5,8 +5,9 @@
 // bits, one 8-byte load of x, two mma. Segments meet in shared memory and are added in ascending order.
 //
 // Bytes in flight: a warp asks for 128 inputs of 32 rows at once, 2 KB at 4 bits; 16 warps a multiprocessor are 32 KB, where
-// an H100 needs 16.5 KB and an RTX 4090 4.7 KB (linear_vector.h). Instructions: about 110 for the 2 KB, 3.5 KB a cycle and
-// multiprocessor are not needed: 3.35 TB/s are 14 bytes a cycle, or 0.2 instructions a cycle and scheduler.
+// an H100 needs 16.5 KB and an RTX 4090 4.7 KB (linear_vector.h). Instructions: about 230 for them and their headers, 2.3 KB,
+// which an H100 brings to a multiprocessor in 165 cycles of 4 schedulers: 64 tokens, 8 blocks that share the matrix through the
+// second-level cache, still take less time than linear_matrix.h, which has no more than two warps for these rows.
 #pragma once
 #include "format.h"
 #include "linear_order.h"
@@ -28,7 +29,8 @@ template <typename F> HC_DEVICE void linear_few(const Linear& p, const Call& cal
     const int tile = min(first_row / TILE_ROWS + lane / 16, (p.rows - 1) / TILE_ROWS);
     const int group = p.group, tile_bytes = F::tile_bytes(group), chunks = p.groups * (group / CHUNK);
     const uint8_t* row_tiles = static_cast<const uint8_t*>(packed) + static_cast<int64_t>(tile) * p.groups * tile_bytes;
-    const int8_t* codes = static_cast<const int8_t*>(p.codes) + static_cast<int64_t>(min(first_token + lane / 4, last_token)) * p.codeStride + 8 * c;
+    const int64_t codes_token = min(first_token + lane / 4, last_token);
+    const int8_t* codes = static_cast<const int8_t*>(p.codes) + codes_token * p.codeStride + 8 * c;
     int64_t x_groups[2];  // of the tokens whose sums are in this thread
 #pragma unroll
     for (int e = 0; e < 2; e++) x_groups[e] = static_cast<int64_t>(min(first_token + 2 * c + e, last_token)) * p.groups;
@@ -45,7 +47,9 @@ template <typename F> HC_DEVICE void linear_few(const Linear& p, const Call& cal
         typename F::Pair pairs[STEP_CHUNKS];
         Header headers[STEP_CHUNKS];
         uint2 x[STEP_CHUNKS];
-        XGroup x_group[STEP_CHUNKS][2];
+        float x_scale[STEP_CHUNKS][2];
+        int32_t x_sum[STEP_CHUNKS][2];
+        // Nothing here waits for what is loaded.
 #pragma unroll
         for (int k = 0; k < STEP_CHUNKS; k++) {
           const int chunk = step + k, g = chunk * CHUNK / group, in_group = chunk - g * (group / CHUNK);
@@ -56,7 +60,11 @@ template <typename F> HC_DEVICE void linear_few(const Linear& p, const Call& cal
           if ((in_group + 1) * CHUNK != group) continue;
           headers[k] = F::load_header(at, row_quad);
 #pragma unroll
-          for (int e = 0; e < 2; e++) x_group[k][e] = XGroup::of(x_scales[x_groups[e] + g], F::zero_points ? sums[x_groups[e] + g] : 0);
+          for (int e = 0; e < 2; e++) {
+            const int64_t i = x_groups[e] + g;
+            x_scale[k][e] = x_scales[i];
+            x_sum[k][e] = F::zero_points ? sums[i] : 0;
+          }
         }
 #pragma unroll
         for (int k = 0; k < STEP_CHUNKS; k++) {
@@ -71,11 +79,13 @@ template <typename F> HC_DEVICE void linear_few(const Linear& p, const Call& cal
           }
           if ((step + k + 1) * CHUNK % group != 0) continue;
           const Four scales = F::scales(headers[k]), zeros = F::zeros(headers[k]);
+          const XGroup x_group[2] = {XGroup::of(x_scale[k][0], x_sum[k][0]), XGroup::of(x_scale[k][1], x_sum[k][1])};
+          const float offset[2] = {x_group[0].offset(), x_group[1].offset()};
 #pragma unroll
           for (int i = 0; i < 8; i++) {
             const int row = i / 2, e = i % 2;
             float& sum = acc[i / 4][i % 4];
-            sum = accumulate<F>(sum, dots[i / 4][i % 4], scales.row[row], zeros.row[row], x_group[k][e], x_group[k][e].offset());
+            sum = accumulate<F>(sum, dots[i / 4][i % 4], scales.row[row], zeros.row[row], x_group[e], offset[e]);
             dots[i / 4][i % 4] = MAGIC_BITS;
           }
         }

@@ -1,19 +1,18 @@
 // y = x W^T for many tokens, on the tensor cores (mma.m16n8k32 of signed bytes): the sums of linear_vector.h, bit for bit.
 //
-// A warp computes 32 rows x 32 tokens. W is operand A, straight from the packed tiles: of two tiles of 16 rows, thread
-// (r, c) = (lane / 4, lane % 4) loads for every 32 inputs the pair c of rows 4 (r % 4) .. + 3 of tile r / 4: that is one 16-byte
-// load at 4 bits, and exactly its rows r and r + 8 of two fragments, when fragment rows are numbered so; results of a thread
-// are then 4 consecutive rows of y. Operand B, the codes of x, is staged in shared memory, 128 inputs at a time, double-buffered.
-// A block's warps lie as (blockDim.x / 64) x 2: 2 warps share rows, the others tokens, so a block covers 128 rows x 64 tokens,
-// and fewer rows where the grid would be small otherwise.
+// A warp computes 32 rows x 32 tokens. W is operand A: of two tiles of 16 rows, thread (r, c) = (lane / 4, lane % 4) reads for
+// every 32 inputs the pair c of rows 4 (r % 4) .. + 3 of tile r / 4. That is one 16-byte load at 4 bits, and exactly its rows r
+// and r + 8 of two fragments, when fragment rows are numbered so; a thread's results are then 4 consecutive rows of y. Both
+// operands are staged in shared memory as they are, 128 inputs at a time. A block's warps lie as (blockDim.x / 64) x 2: up to
+// 128 rows x 64 tokens, and fewer rows, with more stages under way, where the grid would be small otherwise.
 //
 // What limits it is the float pipe: per group, row and token one multiply-add makes a float of the integer dot, one adds the
-// zero point, one accumulates (linear_order.h), so with group 64 a multiprocessor of 128 lanes does 128 * 64 / 3 = 2730
-// multiplications of weights a cycle at most; a segment's end adds 1/2 operation a group of 64. Issue slots: per 32 inputs a
-// warp has 8 mma, 4 loads of B and about 15 instructions of unpacking; per group 96 float operations and 16 for x's scales: 170
-// for 32 * 32 * 64 multiplications, 4 * 65536 / 170 = 1540 a cycle. bf16 on an H100 has 2048 a cycle, of which a good library gets
-// about 1500; half of that, the aim, is 750. Operand B needs 32 * 32 + 32 * 8 bytes a warp and 32 inputs from shared memory: 8 to
-// 10 cycles for 32768 multiplications.
+// zero point, one accumulates (linear_order.h); segments add 1/4 to 1/2. With group 64 a multiprocessor of 128 float lanes has
+// at most 64 * 128 / 3.5 = 2340 multiplications of weights a cycle (group 32: half of that). Issue slots: per 64 inputs a warp
+// has 16 mma, 8 loads of B, 2 of A with 32 instructions of unpacking, 112 float operations, 12 for x's scales and some 20 more:
+// 200 for 32 * 32 * 64 multiplications, so 4 * 65536 / 200 = 1310 a cycle. bf16 on an H100 peaks at 2048 a cycle, of which good
+// libraries reach 1500; half of that, the aim, is 750. Shared memory: 32 x 32 bytes of B and 512 of A per 32768 multiplications,
+// 12 cycles of 128 bytes. Memory: 64 tokens of x and 128 rows of W at 4 bits are 128 bytes for 8192 multiplications.
 #pragma once
 #include "format.h"
 #include "linear_order.h"
@@ -67,8 +66,12 @@ template <typename F> struct Stage {
   // Of one group of two tiles.
   HC_DEVICE static int w_bytes(int group) { return 2 * F::tile_bytes(group); }
   HC_DEVICE static int bytes(int group, int tile_pairs) { return W_AT + tile_pairs * (STAGE / group) * w_bytes(group); }
-  HC_DEVICE float* x_group(int g, int token) const { return reinterpret_cast<float*>(at + X_BYTES + g * GROUP_BYTES) + 2 * token; }
-  HC_DEVICE uint8_t* w(int group, int tile_pair, int g) const { return at + W_AT + (tile_pair * (STAGE / group) + g) * w_bytes(group); }
+  HC_DEVICE float* x_group(int g, int token) const {
+    return reinterpret_cast<float*>(at + X_BYTES + g * GROUP_BYTES) + 2 * token;
+  }
+  HC_DEVICE uint8_t* w(int group, int tile_pair, int g) const {
+    return at + W_AT + (tile_pair * (STAGE / group) + g) * w_bytes(group);
+  }
 
   HC_DEVICE void copy(const Linear& p, const uint8_t* packed, int n, int first_token, int first_tile, int stage) const {
     const int count = min(STAGE / p.group, p.groups - stage * (STAGE / p.group)), first_group = stage * (STAGE / p.group);
@@ -91,7 +94,8 @@ template <typename F> struct Stage {
     }
     // A warp copies a tile's groups, which follow each other.
     const int tile = threadIdx.x / 32, last_tile = (p.rows - 1) / TILE_ROWS, units = F::tile_bytes(p.group) / 16;
-    const uint8_t* source = packed + (static_cast<int64_t>(min(first_tile + tile, last_tile)) * p.groups + first_group) * (16 * units);
+    const int64_t first_unit = (static_cast<int64_t>(min(first_tile + tile, last_tile)) * p.groups + first_group) * units;
+    const uint8_t* source = packed + 16 * first_unit;
 #pragma unroll 1
     for (int g = 0; g < count; g++, source += 16 * units) {
       uint8_t* to = w(p.group, tile / 2, g);
@@ -228,7 +232,8 @@ template <typename F> HC_DEVICE void linear_matrix(const Linear& p, const Call& 
       for (int e = 0; e < 2; e++) {
         const int token = first_token + warp_token + 8 * j + 2 * c + e;
         const float values[4] = {total.at[0][j][e], total.at[0][j][2 + e], total.at[1][j][e], total.at[1][j][2 + e]};
-        if (token < call.n && row < p.rows) store_rows(static_cast<float*>(p.y) + static_cast<int64_t>(token) * p.yStride + row, p.rows - row, values);
+        float* y = static_cast<float*>(p.y) + static_cast<int64_t>(token) * p.yStride + row;
+        if (token < call.n && row < p.rows) store_rows(y, p.rows - row, values);
       }
   }
   finish(call);

@@ -5,7 +5,7 @@
 //   segment_k = acc, from acc = 0, acc = fma(scale_g, term_g, acc) for the segment's groups in ascending order
 //   y         = ((0 + segment_0) + segment_1) + ...
 //
-// A segment is a whole number of 128 inputs, and a row has 32 of them at most: how a row is cut depends on its length alone.
+// A segment is a whole number of 128 inputs, and a row has 64 of them at most: how a row is cut depends on its length alone.
 // bf16 weights: acc = fma(w_i, x_i, acc) over the segment's inputs in ascending order.
 //
 // Three float operations a group, no conversion: dot_g starts from MAGIC's bits, so that it reads as the float MAGIC + dot_g
@@ -16,7 +16,7 @@
 
 namespace hc {
 
-constexpr int SEGMENT_STEP = 128, MOST_SEGMENTS = 32;  // ffi/cuda/kernels/linear.ts has them too
+constexpr int SEGMENT_STEP = 128, MOST_SEGMENTS = 64;  // ffi/cuda/kernels/linear.ts has them too
 
 struct Segments {
   int inputs;  // of a segment

@@ -28,7 +28,8 @@ struct ResidualWords {
 
 template <typename F> HC_DEVICE void combine_group(const Linear& p, uint8_t* out, int tile, int g) {
   const int lane = threadIdx.x % 32, row_quad = lane % 4, group = p.group, row = tile * TILE_ROWS + 4 * row_quad;
-  const uint8_t* packed = static_cast<const uint8_t*>(p.packed.address) + (static_cast<int64_t>(tile) * p.groups + g) * F::tile_bytes(group);
+  const int64_t place = static_cast<int64_t>(tile) * p.groups + g;
+  const uint8_t* packed = static_cast<const uint8_t*>(p.packed.address) + place * F::tile_bytes(group);
   const int per_word = 16 / p.residualWidth;
   const uint8_t* residual = p.residualCodes;
   const ResidualWords words{residual == nullptr ? nullptr : residual + tile / per_word * 32 + 8 * row_quad, p.rowBytes,
@@ -73,7 +74,7 @@ template <typename F> HC_DEVICE void combine_group(const Linear& p, uint8_t* out
     inverse[r] = 127.0f / fmaxf(largest[r], 1e-30f);
   }
 
-  uint8_t* to = out + (static_cast<int64_t>(tile) * p.groups + g) * Combined::tile_bytes(group);
+  uint8_t* to = out + place * Combined::tile_bytes(group);
   if (lane < 4) {
     *reinterpret_cast<float4*>(to + 16 * row_quad) =
         make_float4(largest[0] / 127.0f, largest[1] / 127.0f, largest[2] / 127.0f, largest[3] / 127.0f);

@@ -1,6 +1,8 @@
 /** What the simulator promises of the driver's functions, beyond what the binding's own tests ask for. */
 import assert from "node:assert/strict";
+import { fileURLToPath } from "node:url";
 import { PinnedMemory } from "../memory.ts";
+import { nvcc, nvccVersion } from "../ptx.ts";
 import { Event, Stream } from "../stream.ts";
 import { type DevicePointer, type HostPointer, STATUS } from "../symbols.ts";
 import { bytes, environment, SEEDS, Simulator, statusOf } from "./tests/fixture.ts";
@@ -172,4 +174,15 @@ Deno.test("a context that was reset has nothing left", () => {
   assert.equal(statusOf(() => calls.cuStreamSynchronize(handle)), STATUS.invalidHandle);
   assert.equal(statusOf(() => calls.cuMemcpyDtoH_v2(bytes(new Float32Array(4)), address, 16n)), invalidValue);
   assert.equal(next.context.memory().free, next.context.memory().total);
+});
+
+Deno.test({
+  name: "the functions' prototypes are those of NVIDIA's header",
+  ignore: await nvccVersion() === undefined,
+  async fn() {
+    for (const source of ["device", "graph", "memory", "module", "stream"]) {
+      const path = fileURLToPath(new URL(`./${source}.cpp`, import.meta.url));
+      await nvcc(["-std=c++20", "-DCUDA_SIM_CHECK_ABI", "-c", "-o", "/dev/null", path]);
+    }
+  },
 });

@@ -47,6 +47,7 @@ const cases: Record<string, Case> = {
   },
   "a shuffle from a lane outside": { kernel: "shuffle_from_outside", block: 32, status: LAUNCH_FAILED },
   "a mask without the caller": { kernel: "mask_without_caller", block: 32, status: LAUNCH_FAILED },
+  "masks that differ": { kernel: "masks_differ", block: 2, status: LAUNCH_FAILED },
   "a trap": { kernel: "trap", status: LAUNCH_FAILED, args: () => [0] },
   "a stack that is full": { kernel: "recurse", status: BAD_ADDRESS, args: (p) => [1000, p] },
 };

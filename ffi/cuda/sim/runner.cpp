@@ -248,7 +248,7 @@ void Runner::run_block(uint3 index) {
     warp_waiting_[warp] = 0;
   }
   for (const unsigned i : order_) push_ready(fibers_[i]);
-  prepare_shared();
+  prepare_dynamic_shared();
   current_ = pop_ready();
   current_->stack = take_stack();
   current_->context.start_on(current_->stack, fiber_main);
@@ -272,6 +272,7 @@ Fault Runner::run(const Grid& grid) {
   blockDim = threads;
   gridDim = blocks;
   find_shared();
+  prepare_static_shared();
   arm_watchdog(setting("CUDA_SIM_TIMEOUT_MS", 20000));
   if (sigsetjmp(escape_, 1) == 0) {
     running = this;

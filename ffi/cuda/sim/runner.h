@@ -56,7 +56,8 @@ class Runner {
   std::vector<unsigned> order(unsigned count);
   // Shared memory (shared.cpp).
   void find_shared();
-  void prepare_shared();
+  void prepare_static_shared();
+  void prepare_dynamic_shared();
   void check_shared();
   void release_shared();
   // Signals and the timer of a launch (faults.cpp).

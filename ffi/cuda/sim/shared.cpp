@@ -1,5 +1,5 @@
-// Shared memory: the thread-local segment of the kernels' library. A block finds it scribbled over, and must not have
-// written behind the dynamic part that its launch asked for.
+// Shared memory: the thread-local segment of the kernels' library. A kernel finds it scribbled over, and must not
+// write behind the dynamic part that its launch asked for.
 #include <link.h>
 #include <string.h>
 #ifdef __SANITIZE_ADDRESS__
@@ -29,19 +29,24 @@ void Runner::find_shared() {
       this);
 }
 
-void Runner::prepare_shared() {
+// Before a grid: the static variables of all kernels of the library, of which nobody knows whose they are. Doing it before
+// every block would cost more than most blocks do, and shows no more: the first block reads what was not written.
+void Runner::prepare_static_shared() {
   if (!shared_) return;
   char* const dynamic_end = dynamic_ + grid_->module->dynamic_shared_size;
-#ifdef __SANITIZE_ADDRESS__
-  ASAN_UNPOISON_MEMORY_REGION(dynamic_, static_cast<size_t>(dynamic_end - dynamic_));
-#endif
   memset(shared_, scribble, static_cast<size_t>(dynamic_ - shared_));
-  memset(dynamic_, scribble, grid_->shared_bytes + sim_shared_tail);
   memset(dynamic_end, scribble, static_cast<size_t>(shared_ + shared_size_ - dynamic_end));
 #ifdef __SANITIZE_ADDRESS__
   ASAN_POISON_MEMORY_REGION(dynamic_ + grid_->shared_bytes,
                             static_cast<size_t>(dynamic_end - dynamic_) - grid_->shared_bytes);
+#else
+  memset(dynamic_ + grid_->shared_bytes, scribble, sim_shared_tail);
 #endif
+}
+
+// Before a block: what its launch asked for.
+void Runner::prepare_dynamic_shared() {
+  if (shared_) memset(dynamic_, scribble, grid_->shared_bytes);
 }
 
 void Runner::check_shared() {

@@ -4,13 +4,13 @@
 import { cpus } from "node:os";
 import { HcinferError } from "../../../compiler/errors.ts";
 import { limitsOf, type Memory, memoryOf } from "../../../compiler/memory.ts";
+import { withoutCorrections } from "../../../compiler/passes/steps.ts";
 import { correctionMode } from "../../../compiler/plan.ts";
 import { Engine, instructionSet, type StepCounts, type StepStatus } from "../../../ffi/engine.ts";
 import { allocate, type Mapping, type NativeBuffer } from "../../../ffi/mapping.ts";
 import type { ExecutableBundle, ExecutorOptions } from "../../executor.ts";
 import { PagedExecutor, type StepDevice } from "../paged.ts";
 import { fillRotations } from "../rotations.ts";
-import { withoutCorrections } from "../select.ts";
 import { StepInputs } from "../step_inputs.ts";
 import { Encoder } from "../encode.ts";
 import { type Observe, Observers } from "./observe.ts";

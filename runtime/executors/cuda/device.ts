@@ -19,11 +19,14 @@ import { type PagedRun, StepInputs } from "../step_inputs.ts";
 import type { StepKind } from "../../executor.ts";
 import { prepare, type Prepared, scratchBytes, type Shape, type Surroundings } from "./launcher.ts";
 import type { CudaProgram, KernelStep } from "./program.ts";
+import { Recent } from "./recent.ts";
 import { StepReport, STOPPED_OFFSET } from "./report.ts";
 import { type Staging, upload } from "./tensors.ts";
 
 /** Decode steps of at most so many tokens are recorded: their kernels depend on counts, which repeat. */
 const RECORDED_TOKENS = 8;
+/** Recordings, and lists of launches, that are kept. A recording of a large model is a few megabytes. */
+const MOST_RECORDED = 32, MOST_PREPARED = 8;
 /** Least rounding of a step's context, so that one recording serves many steps. */
 const LEAST_CONTEXT = 256;
 /** Byte offset of the step's number in the mailbox. */
@@ -61,7 +64,8 @@ export class CudaDevice implements StepDevice {
   readonly #number: BigUint64Array;
   readonly #logits: PinnedMemory;
   readonly #engines: Readonly<Record<StepKind, Engine | undefined>>;
-  readonly #recorded = new Map<string, Graph>();
+  readonly #recorded: Recent<Graph>;
+  readonly #prepared = new Recent<Prepared[]>(MOST_PREPARED);
   #taken = 0;
   #isOrdered = false;
   #isClosed = false;
@@ -76,6 +80,7 @@ export class CudaDevice implements StepDevice {
     this.#kernels = owned.use(new Kernels(context));
     this.#stream = owned.use(new Stream(context));
     this.#copies = owned.use(new Stream(context));
+    this.#recorded = owned.use(new Recent(MOST_RECORDED));
     const device = (bytes: number, what: string) => this.#take(owned, bytes, what);
     // Whole cache lines, at least one.
     const pinned = (bytes: number) =>
@@ -241,24 +246,18 @@ export class CudaDevice implements StepDevice {
     if (this.#engines[counts.mode] === undefined) this.#number[0] = number;
     this.#report.write(number, this.#parts.patience);
     this.#isOrdered = true;
-    if (counts.mode !== "decode" || counts.tokens > RECORDED_TOKENS) {
-      return this.#launch(this.#prepared(counts.mode, shape), runs.length);
+    const key = [counts.mode, ...Object.values(shape)].join();
+    const prepared = () =>
+      prepare(this.#parts.programs[counts.mode].kernels, shape, this.#kernels, {
+        ...this.#around,
+        checks: counts.mode === "prefill",
+      });
+    if (counts.mode === "decode" && counts.tokens <= RECORDED_TOKENS) {
+      const record = () => this.#stream.capture(() => this.#launch(prepared(), runs.length));
+      this.#recorded.get(`${key},${runs.length}`, record).launch(this.#stream);
+    } else {
+      this.#launch(this.#prepared.get(key, prepared), runs.length);
     }
-    const key = [...Object.values(shape), runs.length].join();
-    let graph = this.#recorded.get(key);
-    if (graph === undefined) {
-      const prepared = this.#prepared(counts.mode, shape);
-      graph = this.#stream.capture(() => this.#launch(prepared, runs.length));
-      this.#recorded.set(key, graph);
-    }
-    graph.launch(this.#stream);
-  }
-
-  #prepared(as: StepKind, shape: Shape): Prepared[] {
-    return prepare(this.#parts.programs[as].kernels, shape, this.#kernels, {
-      ...this.#around,
-      checks: as === "prefill",
-    });
   }
 
   #launch(prepared: readonly Prepared[], runs: number): void {

@@ -10,11 +10,10 @@ import { consumers, type Graph, type Node, producers, values } from "../../../co
 import { EVENT_BYTES, MAILBOX_EVENTS } from "../../../compiler/memory.ts";
 import type { LanePlan, LaneStep, Plan } from "../../../compiler/plan.ts";
 import { makeLanes, windowOf } from "../../../compiler/passes/schedule.ts";
-import { CORRECTION_OPS } from "../../../compiler/ir/ops.ts";
+import { stepGraph } from "../../../compiler/passes/steps.ts";
 import { hasKernel, type KernelInstruction } from "../../../ffi/cuda/parameters.ts";
 import type { Instruction, Operand, Segment } from "../../../ffi/instructions.ts";
 import { Encoder } from "../encode.ts";
-import { without } from "../select.ts";
 import type { StepKind } from "../../executor.ts";
 import type { ProgramMode } from "../cpu/program.ts";
 
@@ -74,14 +73,14 @@ export interface ProgramOptions {
 
 export function programOf(options: ProgramOptions): CudaProgram {
   const { plan, memory, as, mode, device, host } = options;
-  const graph = stepGraph(plan, as, mode);
+  const form = mode === "off" ? "off" : as === "decode" ? "decode" : plan.corrections.prefill;
+  const graph = stepGraph(plan.graph, form);
   const own: Plan = { ...plan, graph };
   const lanes = makeLanes(graph);
-  const isStreamed = as === "prefill" && mode !== "off" && plan.corrections.prefill === "stream";
   const kernels = new Encoder({
     plan: own,
     memory,
-    residuals: isStreamed,
+    residuals: form === "stream",
     weight: device.weight,
     correction: device.staged,
     delta: (maker) => onGpu(maker) ? "arena" : "twin",
@@ -97,33 +96,6 @@ export function programOf(options: ProgramOptions): CudaProgram {
 
 function onGpu(node: Node): boolean {
   return node.placement.device === "gpu";
-}
-
-/** The nodes that run in a kind of step, each on the device on which it does. */
-function stepGraph({ graph, corrections }: Plan, as: StepKind, mode: ProgramMode): Graph {
-  if (mode === "off") return without(graph, (node) => CORRECTION_OPS.has(node.op));
-  if (as === "decode") return graph;
-  // Where a window's linear is on the CPU, its corrections are computed as on a CPU alone.
-  const gpuWindows = new Set(
-    graph.nodes.filter((node) => node.op === "linear" && onGpu(node)).map((node) =>
-      node.op === "linear" ? node.params.window : undefined
-    ),
-  );
-  const isOfGpu = (node: Node) => CORRECTION_OPS.has(node.op) && gpuWindows.has(windowOf(node));
-  const isLowRank = (node: Node) => node.op === "low_rank_down" || node.op === "low_rank_up";
-  const left = without(
-    graph,
-    (node) => isOfGpu(node) && (corrections.prefill === "none" || !isLowRank(node)),
-  );
-  if (corrections.prefill !== "stream") return left;
-  return {
-    ...left,
-    nodes: left.nodes.map((node) =>
-      isOfGpu(node)
-        ? { ...node, placement: { ...node.placement, device: "gpu", lane: "backbone" } } as Node
-        : node
-    ),
-  };
 }
 
 /** Waits moved to where what they wait for can first be computed: nothing runs beside corrections. */

@@ -52,3 +52,4 @@ __device__ __noinline__ int recursion(int n) {
   return n ? recursion(n - 1) + frame[0] : 0;
 }
 extern "C" __global__ void recurse(int n, int* out) { *out = recursion(n); }
+extern "C" __global__ void masks_differ(int* out) { *out = __shfl_xor_sync(threadIdx.x == 0 ? ~0u : 3u, 1, 1); }
