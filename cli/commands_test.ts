@@ -5,63 +5,14 @@ import { join } from "node:path";
 import { COMPILE_DEFAULTS, compileModel } from "../compiler/compile.ts";
 import { genericProfile } from "../compiler/profile.ts";
 import { readSafetensors } from "../compiler/weights/safetensors.ts";
-import { writeTinyModel } from "../tests/fixtures/tiny_model.ts";
-import { hcinfer, type Outcome, temporary } from "../tests/command_line.ts";
+import { assertFailed, assertWorked, hcinfer, temporary } from "../tests/command_line.ts";
+import {
+  CONTEXT,
+  VOCABULARY,
+  withLetterBundle as withBundle,
+  writeLetterModel as writeModel,
+} from "../tests/fixtures/letter_model.ts";
 import { figures, planSummary, predicted, windows, wrapped } from "./summary.ts";
-
-const VOCABULARY = 41;
-const CONTEXT = 64;
-
-/** A model with a tokenizer of one token a letter and a chat template. */
-function writeModel(folder: string): void {
-  writeTinyModel(folder);
-  const letters = [..."abcdefghijklmnopqrstuvwxyz .,:;!?-()0123"].slice(0, VOCABULARY);
-  while (letters.length < VOCABULARY) letters.push(`<${letters.length}>`);
-  const tokenizer = {
-    model: {
-      type: "BPE",
-      vocab: Object.fromEntries(letters.map((letter, id) => [letter, id])),
-      merges: [],
-    },
-    decoder: { type: "Fuse" },
-  };
-  writeFileSync(join(folder, "tokenizer.json"), JSON.stringify(tokenizer));
-  const template = "{% for m in messages %}{{ m.role }}: {{ m.content }}! {% endfor %}";
-  writeFileSync(join(folder, "tokenizer_config.json"), JSON.stringify({ chat_template: template }));
-}
-
-async function withBundle(
-  test: (bundle: string, folder: string, model: string) => Promise<void>,
-): Promise<void> {
-  using folder = temporary();
-  const [model, output] = [join(folder.path, "model"), join(folder.path, "bundle")];
-  mkdirSync(model);
-  writeModel(model);
-  await compileModel({
-    ...COMPILE_DEFAULTS,
-    weights: "q3",
-    group: 32,
-    model,
-    output,
-    threads: 2,
-    profile: genericProfile(2),
-  });
-  await test(output, folder.path, model);
-}
-
-/** The command has failed: a message on standard error alone, no stack trace, and this exit code. */
-function assertFailed(outcome: Outcome, code: number, message: RegExp): void {
-  assert.equal(outcome.code, code, outcome.err);
-  assert.match(outcome.err, message);
-  assert.doesNotMatch(outcome.err, /^\s+at /m);
-  assert.equal(outcome.out, "");
-}
-
-/** It has worked, and nothing but `err` went to standard error. */
-function assertWorked(outcome: Outcome, err: RegExp): void {
-  assert.equal(outcome.code, 0, outcome.err);
-  assert.match(outcome.err, err);
-}
 
 Deno.test("run: text to standard output, speed to standard error", () =>
   withBundle(async (bundle) => {

@@ -1,29 +1,10 @@
 /** `--device` and `--gpu-memory` at the command line. */
 import assert from "node:assert/strict";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { COMPILE_DEFAULTS, compileModel } from "../compiler/compile.ts";
-import { genericProfile } from "../compiler/profile.ts";
 import { gpuProblem } from "../runtime/gpu_problem.ts";
-import { hcinfer, type Outcome, temporary } from "../tests/command_line.ts";
-import { writeTinyModel } from "../tests/fixtures/tiny_model.ts";
-
-async function withBundle(test: (bundle: string, folder: string) => Promise<void>): Promise<void> {
-  using folder = temporary();
-  const [model, output] = [join(folder.path, "model"), join(folder.path, "bundle")];
-  mkdirSync(model);
-  writeTinyModel(model);
-  const profile = genericProfile(2);
-  await compileModel({ ...COMPILE_DEFAULTS, weights: "q3", group: 32, model, output, threads: 2, profile });
-  await test(output, folder.path);
-}
-
-function assertFailed(outcome: Outcome, code: number, message: RegExp): void {
-  assert.equal(outcome.code, code, outcome.err);
-  assert.match(outcome.err, message);
-  assert.doesNotMatch(outcome.err, /^\s+at /m);
-  assert.equal(outcome.out, "");
-}
+import { assertFailed, hcinfer } from "../tests/command_line.ts";
+import { withLetterBundle as withBundle } from "../tests/fixtures/letter_model.ts";
 
 /** Commands that run a bundle, with the least of their arguments. */
 function running(bundle: string, folder: string): string[][] {

@@ -3,8 +3,12 @@ import { Command, Option } from "commander";
 import process from "node:process";
 import { readPlan } from "../compiler/bundle.ts";
 import { predictionText, predictPlan } from "../compiler/inspect.ts";
+import { printGraph } from "../compiler/ir/text.ts";
 import { typeText } from "../compiler/ir/types.ts";
 import type { Plan } from "../compiler/plan.ts";
+import { replan } from "../compiler/replan.ts";
+import { genericProfile, profileOf } from "../compiler/profile.ts";
+import { bytes } from "./arguments.ts";
 import { figures, planSummary, type Window, windows, wrapped } from "./summary.ts";
 import { bytesText, printable, table, writeOut } from "./terminal.ts";
 
@@ -16,20 +20,34 @@ export function inspectCommand(): Command {
     .argument("<bundle>", "folder that compile wrote")
     .addOption(new Option("--json", "the plan and what it is predicted to do as JSON").conflicts("graph"))
     .addOption(new Option("--graph", "the graph as text, which parses back"))
+    .addOption(
+      new Option("--gpu-memory <bytes>", "show the plan for so much of the GPU's memory, like 8GiB")
+        .argParser(bytes),
+    )
     .addHelpText(
       "after",
       `
 Examples:
   hcinfer inspect bundles/tiny
   hcinfer inspect bundles/tiny --graph > graph.py
+  hcinfer inspect bundles/large --gpu-memory 8GiB
   hcinfer inspect bundles/tiny --json`,
     )
     .action(inspect);
 }
 
-function inspect(path: string, options: { readonly json?: true; readonly graph?: true }): void {
-  const { plan, graphText } = readPlan(path);
-  if (options.graph) writeOut(graphText);
+interface Options {
+  readonly json?: true;
+  readonly graph?: true;
+  readonly gpuMemory?: number;
+}
+
+function inspect(path: string, { gpuMemory, ...options }: Options): void {
+  const { plan: stored } = readPlan(path);
+  const plan = gpuMemory === undefined
+    ? stored
+    : replan(stored, { profile: profileOf(stored) ?? genericProfile(1), gpuMemory });
+  if (options.graph) writeOut(printGraph(plan.graph));
   else if (options.json) {
     const report = { ...plan, figures: figures(plan), prediction: predictPlan(plan) };
     process.stdout.write(`${printable(JSON.stringify(report, null, 2))}\n`);

@@ -5,7 +5,7 @@
 import { HcinferError } from "../compiler/errors.ts";
 import { usesGpu } from "../compiler/ir/graph.ts";
 import type { Plan } from "../compiler/plan.ts";
-import { genericProfile, MachineProfile } from "../compiler/profile.ts";
+import { genericProfile, type MachineProfile, profileOf } from "../compiler/profile.ts";
 import { replan } from "../compiler/replan.ts";
 import { Context } from "../ffi/cuda/context.ts";
 import { Driver } from "../ffi/cuda/driver.ts";
@@ -50,7 +50,7 @@ export function openExecutor(bundle: MappedBundle, options: DeviceOptions): Exec
   if (device !== "cpu" && problem === undefined) {
     const planned = plannedForGpu(bundle, options);
     if (usesGpu(planned.plan.graph)) return createCudaExecutor(planned, options);
-    onFallback?.("the model does not fit the GPU; running on the CPU");
+    onFallback?.("the GPU has no room for a layer; running on the CPU");
   } else if (problem !== undefined && (gpuMemory !== undefined || usesGpu(bundle.plan.graph))) {
     onFallback?.(`${problem}; running on the CPU`);
   }
@@ -60,20 +60,21 @@ export function openExecutor(bundle: MappedBundle, options: DeviceOptions): Exec
 /** The bundle as planned for the GPU that is there, and for what is free of its memory. */
 function plannedForGpu(bundle: MappedBundle, { device, gpuMemory, threads, ...limits }: DeviceOptions) {
   using context = Context.retain(Driver.open(), undefined, { schedule: "spin" });
-  const { gpu = undefined, ...machine } = profileOf(bundle.plan, threads);
-  const here = gpu?.name === context.device.name ? gpu : describeGpu(context);
+  const { gpu = undefined, ...machine } = machineOf(bundle.plan, threads);
+  const known = gpu?.name === context.device.name ? gpu : describeGpu(context);
+  const here = gpuMemory === undefined ? { ...known, memory: context.memory().free } : known;
   return withPlan(bundle, {
     profile: { ...machine, gpu: here },
     threads: Math.min(threads, machine.cpu.cores),
     limits,
-    gpuMemory: gpuMemory ?? context.memory().free,
+    ...(gpuMemory === undefined ? {} : { gpuMemory }),
     device: device === "cuda" ? "gpu" : "auto",
   });
 }
 
 function plannedForCpu(bundle: MappedBundle, { threads, ...limits }: DeviceOptions): MappedBundle {
   if (!usesGpu(bundle.plan.graph)) return bundle;
-  return withPlan(bundle, { profile: profileOf(bundle.plan, threads), threads, limits, device: "cpu" });
+  return withPlan(bundle, { profile: machineOf(bundle.plan, threads), threads, limits, device: "cpu" });
 }
 
 function withPlan(bundle: MappedBundle, options: Parameters<typeof replan>[1]): MappedBundle {
@@ -82,7 +83,6 @@ function withPlan(bundle: MappedBundle, options: Parameters<typeof replan>[1]): 
 }
 
 /** The machine that the bundle was compiled for. */
-function profileOf({ provenance }: Plan, threads: number): MachineProfile {
-  const kept = MachineProfile.safeParse(provenance["profile"]);
-  return kept.success ? kept.data : genericProfile(threads);
+function machineOf(plan: Plan, threads: number): MachineProfile {
+  return profileOf(plan) ?? genericProfile(threads);
 }

@@ -1,4 +1,5 @@
 /** The command line as a user has it, for tests: a process of its own for every command. */
+import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -33,4 +34,18 @@ export function hcinfer(
 export function temporary(): { path: string } & Disposable {
   const path = mkdtempSync(join(tmpdir(), "hcinfer-"));
   return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true }) };
+}
+
+/** The command has failed: a message on standard error alone, no stack trace, and this exit code. */
+export function assertFailed(outcome: Outcome, code: number, message: RegExp): void {
+  assert.equal(outcome.code, code, outcome.err);
+  assert.match(outcome.err, message);
+  assert.doesNotMatch(outcome.err, /^\s+at /m);
+  assert.equal(outcome.out, "");
+}
+
+/** It has worked, and nothing but `err` went to standard error. */
+export function assertWorked(outcome: Outcome, err: RegExp): void {
+  assert.equal(outcome.code, 0, outcome.err);
+  assert.match(outcome.err, err);
 }

@@ -46,6 +46,19 @@ function int(write: (out: Uint8Array<ArrayBuffer>) => void): number {
   return out[0]!;
 }
 
+/** @throws {HcinferError} "environment" for a device that the kernels do not run on */
+export function requireCapability({ name, capability }: Device): void {
+  if (capability >= LEAST_CAPABILITY) return;
+  const version = (tenfold: number) => (tenfold / 10).toFixed(1);
+  throw new HcinferError(
+    "environment",
+    `${name} has compute capability ${version(capability)}; the kernels need ${
+      version(LEAST_CAPABILITY)
+    } or newer ` +
+      "(Turing, 2018)",
+  );
+}
+
 export interface ContextOptions {
   /**
    * How a thread waits for the device. Default: blocking, as cores that spin are taken from the CPU's lane; it costs some
@@ -71,14 +84,7 @@ export class Context implements Disposable {
 
   /** @throws {HcinferError} "environment" for a device that the kernels do not run on */
   static retain(driver: Driver, device = devices(driver)[0]!, options: ContextOptions = {}): Context {
-    if (device.capability < LEAST_CAPABILITY) {
-      throw new HcinferError(
-        "environment",
-        `${device.name} has compute capability ${device.capability / 10}; the kernels need ${
-          LEAST_CAPABILITY / 10
-        } or newer (Turing, 2018)`,
-      );
-    }
+    requireCapability(device);
     return new Context(driver, device, options);
   }
 

@@ -4,6 +4,7 @@
  *
  *   deno task gpu [--only part,...] [--threads N] [--llama-bench program --gguf model] [--no-write]
  *   deno task gpu --predict            the null executor's figures for machines that are not here, into RESULTS.md
+ *   deno task gpu --kernels            bytes, registers and occupancy of every kernel, into RESULTS.md; needs nvcc
  *   HCINFER_CUDA=sim deno task gpu --smoke    tests this script itself: tiny sizes, no file is written
  */
 import { execFile } from "node:child_process";
@@ -19,6 +20,7 @@ import { decode } from "./decode.ts";
 import { device } from "./device.ts";
 import { equality } from "./equality.ts";
 import { handshake } from "./handshake.ts";
+import { kernels } from "./kernels.ts";
 import { matrixMatrix, matrixVector } from "./matvec.ts";
 import { parity, sanitizer } from "./parity.ts";
 import { peers } from "./peers.ts";
@@ -48,6 +50,7 @@ async function run(): Promise<void> {
     options: {
       smoke: { type: "boolean", default: false },
       predict: { type: "boolean", default: false },
+      kernels: { type: "boolean", default: false },
       "no-write": { type: "boolean", default: false },
       only: { type: "string" },
       threads: { type: "string" },
@@ -55,12 +58,17 @@ async function run(): Promise<void> {
       gguf: { type: "string" },
     },
   });
-  if (values.predict) {
-    const text = await predictions();
+  const worked = {
+    predicted: values.predict ? predictions : undefined,
+    kernels: values.kernels ? kernels : undefined,
+  };
+  for (const section of ["predicted", "kernels"] as const) {
+    const text = await worked[section]?.();
+    if (text === undefined) continue;
     process.stdout.write(`${text}\n`);
-    if (!values["no-write"]) writeSection(RESULTS, "predicted", text);
-    return;
+    if (!values["no-write"]) writeSection(RESULTS, section, text);
   }
+  if (values.predict || values.kernels) return;
   const names = values.only?.split(",") ?? Object.keys(PARTS);
   const unknown = names.find((name) => PARTS[name] === undefined);
   if (unknown !== undefined) {

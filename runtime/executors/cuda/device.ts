@@ -114,7 +114,7 @@ export class CudaDevice implements StepDevice {
     this.#number = new BigUint64Array(buffer, byteOffset + NUMBER, 1);
     this.#step.fill(0);
     fillRotations(hostTables, bundle.plan, memory);
-    if (tables) tables.write(hostTables.view(0, sizes.tables));
+    if (tables) tables.write(hostTables.view(0, hostTables.byteLength));
     if (weights) upload(context, memory, (tensor) => bundle.tensor(tensor).bytes, weights, this.#copies);
     if (stagingMemory && staging.bytes > 0) staging.attach(context, stagingMemory);
     owned.use(staging);
