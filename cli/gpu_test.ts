@@ -86,9 +86,9 @@ Deno.test("too little of the GPU's memory", { ignore }, () =>
   withLetterBundle(async (bundle) => {
     const run = ["run", bundle, "ab", "--max-tokens", "2", "--quiet"];
     assertFailed(
-      await simulated([...run, "--gpu-memory", "64KiB"]),
+      await simulated([...run, "--gpu-memory", "8KiB"]),
       2,
-      /64 KiB .* the smallest plan .* takes/,
+      /8 KiB .* the smallest plan .* takes/,
     );
     assertFailed(
       await simulated([...run, "--gpu-memory", "100GiB"]),

@@ -1,10 +1,10 @@
 /**
  * The demo: compiles a model four ways, lets it write, and compares quality, size and speed.
  *
- *   deno task demo [folder of a Hugging Face model] [--device auto|cpu|cuda] [--gpu-memory 8GiB]
+ *   deno task demo [folder of a Hugging Face model] [--device auto|cpu|cuda] [--gpu-memory 8GiB] [--windows 24]
  */
 import { readFileSync } from "node:fs";
-import { Command, CommanderError } from "commander";
+import { Command, CommanderError, Option } from "commander";
 import { basename, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -14,6 +14,7 @@ import {
   gpuMemoryOption,
   physicalCores,
   type PlaceOptions,
+  whole,
 } from "../cli/arguments.ts";
 import { measureSpeed, median } from "../cli/bench.ts";
 import { endWithReader, reportFailure } from "../cli/failure.ts";
@@ -33,7 +34,6 @@ import { Session } from "../runtime/session.ts";
 const ROOT = fileURLToPath(new URL("../", import.meta.url));
 const BUNDLED = "tiny-dense";
 const WINDOW = 256;
-const WINDOWS = 24;
 const SAMPLING = { temperature: 0.8, topP: 0.95, topK: 40, seed: 3 };
 const PROMPT = "The compiler reads the file and";
 const QUESTION = "In two sentences: what does a compiler do?";
@@ -115,11 +115,11 @@ interface Quality {
  * Perplexity of every model, and its KL divergence from the first, over the windows of the held-out text. The first's
  * logits of a window are remembered, so that it runs once.
  */
-async function compare(models: readonly OpenModel[]): Promise<Quality[]> {
+async function compare(models: readonly OpenModel[], windows: number): Promise<Quality[]> {
   const [first] = models;
   if (first === undefined) return [];
   const text = readFileSync(join(ROOT, "examples/models/heldout.txt"), "utf8");
-  const tokens = first.tokenizer().encode(text, { addSpecialTokens: false }).subarray(0, WINDOWS * WINDOW);
+  const tokens = first.tokenizer().encode(text, { addSpecialTokens: false }).subarray(0, windows * WINDOW);
   const sums = models.map(() => ({ nll: 0, kl: 0, predictions: 0 }));
   const progress = new Progress("evaluate");
   for (let start = 0; start + 2 <= tokens.length; start += WINDOW) {
@@ -164,7 +164,11 @@ function speeds(models: readonly OpenModel[]): number[] {
   return found.map(median);
 }
 
-async function demo(model: string, place: PlaceOptions): Promise<void> {
+interface Options extends PlaceOptions {
+  readonly windows: number;
+}
+
+async function demo(model: string, { windows, ...place }: Options): Promise<void> {
   await build();
   requireDevice(place.device);
   const outputs = await compileAll(model);
@@ -175,7 +179,7 @@ async function demo(model: string, place: PlaceOptions): Promise<void> {
     const last = models[models.length - 1]!;
     say(`\n${planSummary(last.bundle.plan)}\n`);
     await generate(last);
-    const quality = await compare(models);
+    const quality = await compare(models, windows);
     const speed = speeds(models);
     const rows = models.map(({ bundle: { plan } }, i) => {
       const { backboneBytes, correctionBytesStored, correctionBytesRead } = figures(plan);
@@ -195,10 +199,8 @@ async function demo(model: string, place: PlaceOptions): Promise<void> {
     say(`\n${table(head, rows)}\n`);
     say(
       `backbone: weights of all layers; stored, read/token: bytes of corrections.\n` +
-        `Perplexity and KL to bf16: the first ${WINDOWS} windows of ${WINDOW} tokens of heldout.txt,\n` +
-        `every position corrected as in decoding. Decoding on ${threads} threads, ${
-          last.executor.name.match(/\((\w+)/)?.[1]
-        }.`,
+        `Perplexity and KL to bf16: the first ${windows} windows of ${WINDOW} tokens of heldout.txt,\n` +
+        `every position corrected as in decoding. Decoding on ${last.executor.name}.`,
     );
   } finally {
     for (const open of models) open[Symbol.dispose]();
@@ -211,9 +213,10 @@ try {
     .argument("[model]", "folder of a Hugging Face model", join(ROOT, "examples/models", BUNDLED))
     .addOption(deviceOption())
     .addOption(gpuMemoryOption())
+    .addOption(new Option("--windows <n>", "windows of text to evaluate").argParser(whole()).default(24))
     .option("--debug", "print stack traces of errors")
     .hook("preAction", checkDevice)
-    .action((model: string, place: PlaceOptions) => demo(resolve(model), place));
+    .action((model: string, options: Options) => demo(resolve(model), options));
   await command.parseAsync();
 } catch (error) {
   // Commander has already written its message, or the help that was asked for.

@@ -10,7 +10,9 @@ export function gpuProblem(): string | undefined {
     return undefined;
   } catch (error) {
     if (!(error instanceof HcinferError && error.kind === "environment")) throw error;
-    // All names that the driver's library might have fail for the same reason.
-    return error.message.replace(/(; \S+ does not load: [^;]*)+$/, "").replaceAll("\n", ", ");
+    const [first = "", ...others] = error.message.replaceAll("\n", ", ").split("; ");
+    // The names that the driver's library may have are mostly missing for the same reason, which is said once.
+    const reason = /: [^:]*$/.exec(first)?.[0];
+    return [first, ...others.filter((text) => reason === undefined || !text.endsWith(reason))].join("; ");
   }
 }
