@@ -17,7 +17,7 @@ import { createCpuExecutor } from "../../runtime/executors/cpu/executor.ts";
 import { ReferenceExecutor } from "../../runtime/executors/reference.ts";
 import { bundleNumbers, type Numbers } from "../../runtime/executors/reference_numbers.ts";
 import type { FuzzBundle } from "./bundle.ts";
-import { cudaExecutor, onGpu } from "../fixtures/gpu.ts";
+import { cudaExecutor, onGpu, scattered } from "../fixtures/gpu.ts";
 import { normals, uniform } from "./choices.ts";
 
 /** A prompt longer than attention's tile, and single tokens after it. */
@@ -152,8 +152,11 @@ export function checkLowering({ logical, lowered }: FuzzBundle, reference: Refer
   }
 }
 
-/** What executes: the cpu executor, or the cuda executor on the simulator, with all that it can have on the GPU. */
-export type Device = "cpu" | "cuda";
+/**
+ * What executes: the cpu executor; or the cuda executor on the simulator, with all that it can have on the GPU, or ("both") with
+ * nodes scattered over both devices.
+ */
+export type Device = "cpu" | "cuda" | "both";
 
 interface ExecutorLimits {
   readonly threads: number;
@@ -165,7 +168,12 @@ interface ExecutorLimits {
 function executorOf(device: Device, bundle: FuzzBundle, options: ExecutorLimits): Executor {
   if (device === "cpu") return createCpuExecutor(bundle, options);
   const { threads: _, corrections: __, ...limits } = options;
-  return cudaExecutor(onGpu(bundle, { limits, prefill: "stream" }), options);
+  const placed = onGpu(bundle, { limits, prefill: "stream" });
+  const random = uniform(bundle.plan.graph.nodes.length);
+  return cudaExecutor(
+    device === "cuda" ? placed : scattered(placed, () => random() < 0.5 ? "gpu" : "cpu"),
+    options,
+  );
 }
 
 /** An executor is near the reference executor on the graph before lowering: `errorOf` within its bound. */

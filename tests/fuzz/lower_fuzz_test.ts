@@ -35,7 +35,7 @@ async function check(model: RandomGraph, packing: Packing, devices: readonly Dev
 
 const packings = numbers(8);
 
-for (const device of ["cpu", "cuda"] as const) {
+for (const device of ["cpu", "cuda", "both"] as const) {
   Deno.test(`random graphs compute what they say on ${device} (seed ${SEED}, ${SECONDS} s)`, async () => {
     await fc.assert(
       fc.asyncProperty(
