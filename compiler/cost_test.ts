@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { costs, predict } from "./cost.ts";
+import { costs, predict, transferTime } from "./cost.ts";
 import { HcinferError } from "./errors.ts";
 import { transformer } from "./ir/fixture.ts";
 import { values } from "./ir/graph.ts";
@@ -56,4 +56,16 @@ Deno.test("profiles: the built-in ones fit the schema; others are refused by fie
       (e) => e instanceof HcinferError && e.message.includes("p.json"),
     );
   }
+});
+
+Deno.test("GPUs: a link of their generation, tensor cores ahead of dp4a ahead of fp32, no transfer without one", () => {
+  const gpus = Object.values(PROFILES).flatMap((profile) => "gpu" in profile ? [profile] : []);
+  assert.deepEqual(gpus.map(({ gpu }) => gpu.linkBandwidth), [13, 26, 52]);
+  for (const { gpu, name } of gpus) {
+    assert.ok(gpu.tensorInt8Rate > gpu.tensorHalfRate && gpu.tensorInt8Rate > gpu.int8Rate, name);
+    assert.ok(gpu.int8Rate >= 1.9 * gpu.fp32Rate && gpu.readBandwidth > 10 * gpu.linkBandwidth, name);
+  }
+  // 26 kB at 26 GB/s are a microsecond.
+  assert.equal(transferTime(PROFILES["rtx-4090"], 26_000), 1.5 + 1);
+  assert.equal(transferTime(PROFILES["generic-2-core"], 26_000), 0);
 });

@@ -168,9 +168,7 @@ export function predictionText(prediction: Prediction): string {
   if (device !== null) {
     lines.push(
       `  gpu     ${bytes(device.total)}: weights ${bytes(device.weights)}, cache ${bytes(device.cache)},`,
-      `          activations ${bytes(device.arena)}, logits ${bytes(device.logits)}, scratch ${
-        bytes(device.scratch + device.staging)
-      }`,
+      `          activations ${bytes(device.arena)}, scratch ${bytes(device.scratch + device.staging)}`,
       ...paragraph("on cpu", spilledText(spilled)),
       ...paragraph("prompts", `corrections ${prediction.prefill}: ${prediction.prefillCause}`),
     );

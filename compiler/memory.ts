@@ -11,7 +11,7 @@ import { elementsPerToken } from "./ir/types.ts";
 import { eventsOf } from "./passes/schedule.ts";
 import { stepGraphs } from "./passes/steps.ts";
 import type { ModelInfo, Plan } from "./plan.ts";
-import { packedShape } from "./weights/format.ts";
+import { packedShape, ROW_BLOCK } from "./weights/format.ts";
 import { inventory } from "./weights/inventory.ts";
 
 /** Positions of the key-value cache that are allocated, shared and freed together. A multiple of 16. */
@@ -124,7 +124,7 @@ export type HostBytes = {
   readonly arena: number;
   readonly step: number;
   readonly mailbox: number;
-  /** f32 [capacity, vocabulary]; only the rows that a step writes are ever touched. */
+  /** f32 [capacity, vocabulary]; only the rows that a step writes are ever touched. A GPU writes them here, too. */
   readonly logits: number;
   /** Pinned, for what goes to the GPU; 0 without one. */
   readonly staging: number;
@@ -138,7 +138,6 @@ export type DeviceBytes = {
   readonly arena: number;
   /** The step's inputs as on the host, then `arrivals`. */
   readonly step: number;
-  readonly logits: number;
   /** Of the kernel that asks for most; kernels use it one after the other. */
   readonly scratch: number;
   /** Two windows' residuals and factors, on their way through a prompt. */
@@ -205,7 +204,6 @@ export function memoryOf(plan: MemoryOf, limits: Required<Limits>): Memory {
   const output = types.get(graph.outputs[0] ?? "");
   const arena = plan.memory.bytesPerToken * capacity;
   const logits = 4 * capacity * (output === undefined ? 0 : elementsPerToken(output.type));
-  const makesLogits = (node: Node) => node.outputs.some(({ name }) => graph.outputs.includes(name));
   const weights = new Segment();
   const deviceTensors = new Map(
     tensorsOf(graph, "gpu").map(([name, bytes]): [string, number] => [name, weights.take(bytes)]),
@@ -236,7 +234,6 @@ export function memoryOf(plan: MemoryOf, limits: Required<Limits>): Memory {
         tables: tables.bytes,
         arena,
         step: step.bytes + 4 * events,
-        logits: graph.nodes.some((node) => isOnGpu(node) && makesLogits(node)) ? logits : 0,
         scratch: scratchOf(plan, limits),
         staging: stagingOf(plan),
       })
@@ -286,8 +283,8 @@ function scratchOf(
     : [];
   const combined = inventory(graph, corrected).matrices.map(({ format, rows, inputs }) => {
     if (format === undefined || format.kind === "bf16") return 0;
-    const { groups, paddedInputs } = packedShape(format, rows, inputs);
-    return rows * paddedInputs + 4 * rows * groups;
+    const { groups, rowBlocks, paddedInputs } = packedShape(format, rows, inputs);
+    return ROW_BLOCK * rowBlocks * (paddedInputs + 4 * groups);
   });
   const types = values(graph);
   const attention = nodes.map((node) => {

@@ -50,19 +50,14 @@ Deno.test("weights and caches are where their nodes are; a tied matrix is on bot
   assert.ok(!both.deviceTensors.has("model.layers.0.input_layernorm.weight"));
 });
 
-Deno.test("both devices have one layout; logits are on the device that makes them and on the host", () => {
+Deno.test("both devices have one layout; logits are in the host's memory", () => {
   const plan = planOn(() => true);
   const { bytes, device, inputs, arrivals } = memoryOf(plan, limits);
   assert.deepEqual([device!.arena, device!.tables], [bytes.arena, bytes.tables].map(rounded));
   assert.equal(inputs.tokens, STEP_REPORT_BYTES);
   const events = plan.lanes.flatMap(({ steps }) => steps).filter((step) => "signal" in step).length;
   assert.deepEqual([arrivals, device!.step], [bytes.step, rounded(bytes.step + 4 * events)]);
-  assert.deepEqual([bytes.logits, device!.logits, bytes.staging], [
-    4 * 16 * TINY.vocabulary,
-    rounded(4 * 16 * TINY.vocabulary),
-    2 * LOADING_BYTES,
-  ]);
-  assert.equal(memoryOf(planOn((node) => node.op === "embedding"), limits).device!.logits, 0);
+  assert.deepEqual([bytes.logits, bytes.staging], [4 * 16 * TINY.vocabulary, 2 * LOADING_BYTES]);
   const { total, ...parts } = device!;
   assert.equal(total, Object.values(parts).reduce((sum, part) => sum + part, 0));
 });
@@ -70,7 +65,12 @@ Deno.test("both devices have one layout; logits are on the device that makes the
 Deno.test("what a kernel needs beside, and a prompt whose corrections stream", () => {
   const isLinear = (node: Node) => node.op === "linear" && node.params.window === "0.gate_up";
   const [without, with_] = ["none", "stream"] as const;
-  assert.equal(memoryOf(planOn(() => true, without), limits).device!.scratch, ATTENTION_SCRATCH);
+  const attention = (more: Partial<typeof limits>) =>
+    memoryOf(planOn(() => true, without), { ...limits, ...more }).device!.scratch;
+  assert.equal(attention({}), 0);
+  const { heads, headDim } = TINY;
+  assert.equal(attention({ contextLength: 700 }), rounded(4 * 3 * 16 * heads * (headDim + 2)));
+  assert.equal(attention({ contextLength: 700, capacity: 2 ** 16 }), ATTENTION_SCRATCH);
   assert.equal(memoryOf(planOn(isLinear, without), limits).device!.scratch, 0);
   // 320 rows of 64 inputs in one group each.
   const { scratch, staging } = memoryOf(planOn(isLinear, with_), limits).device!;

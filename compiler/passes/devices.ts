@@ -14,7 +14,7 @@ import { layerOf, packedName } from "../ir/naming.ts";
 import { CORRECTION_OPS } from "../ir/ops.ts";
 import { isLowered } from "../ir/verify.ts";
 import { type Limits, memoryOf, memoryText } from "../memory.ts";
-import type { Plan } from "../plan.ts";
+import type { MemoryLayout, Plan } from "../plan.ts";
 import type { GpuProfile, MachineProfile } from "../profile.ts";
 import { layout } from "./layout.ts";
 
@@ -92,68 +92,62 @@ export function gpuLimit(
  * @param windows what they store, of which prompts may stream some
  * @throws {HcinferError} "usage": not even the last layer and the head fit, and the GPU or its memory was asked for
  */
-export function chooseDevices(
-  graph: Graph,
-  windows: Plan["windows"],
-  options: DeviceOptions,
-): Placed {
+export function chooseDevices(graph: Graph, windows: Plan["windows"], options: DeviceOptions): Placed {
   const limit = gpuLimit(options);
-  const { profile, limits } = options;
+  const { profile, limits, device, gpuMemory } = options;
   const parts = [...new Set(partsOf(graph))];
+  const cpuAlone = (why: string): Placed => ({ spilled: new Set(parts), cause: () => `cpu: ${why}` });
   if (limit === undefined) {
-    const why = profile.gpu === undefined ? "the only lane" : "the GPU was not asked for";
-    return { spilled: new Set(parts), cause: () => `cpu: ${why}` };
+    return cpuAlone(profile.gpu === undefined ? "the only lane" : "the GPU was not asked for");
   }
   const layers = parts.filter((part) => typeof part === "number").sort((a, b) => a - b);
-  const order: Part[] = ["embedding", ...layers.slice(0, -1)];
-  const spilling = (count: number): Placed => ({ spilled: new Set(order.slice(0, count)), cause: () => "" });
-  const isCorrected = graph.nodes.some((node) => CORRECTION_OPS.has(node.op));
-  const taken = (count: number): number => {
-    const placed = withDevices(graph, spilling(count), options);
-    const memory = memoryOf({
-      graph: placed,
-      memory: layout(placed),
-      windows,
-      corrections: { prefill: isCorrected ? "stream" : "none" },
-    }, limits);
-    return memory.device?.total ?? 0;
+  const order: readonly Part[] = ["embedding", ...layers.slice(0, -1)];
+  const prefill = graph.nodes.some((node) => CORRECTION_OPS.has(node.op)) ? "stream" : "none";
+  const spilling = (count: number) =>
+    withDevices(graph, { spilled: new Set(order.slice(0, count)), cause: () => "" }, options);
+  const arenas = new Map<number, MemoryLayout>();
+  const arenaOf = (count: number): MemoryLayout => {
+    const arena = arenas.get(count) ?? layout(spilling(count));
+    arenas.set(count, arena);
+    return arena;
   };
-  const least = taken(order.length);
-  if (least > limit) {
+  /** With the arena of another number of spilled parts it is an estimate, close and cheap. */
+  const taken = (count: number, memory = arenaOf(count)): number =>
+    memoryOf({ graph: spilling(count), memory, windows, corrections: { prefill } }, limits).device?.total ??
+      0;
+
+  if (taken(0) <= limit) return { spilled: new Set(), cause: () => "gpu: it fits" };
+  const most = order.length;
+  if (taken(most) > limit) {
     const what =
       `the smallest plan on the GPU, its head${layers.length > 0 ? " and one layer" : ""}, takes ` +
-      `${memoryText(least)} with a context of ${limits.contextLength} tokens`;
-    if (options.device !== "gpu" && options.gpuMemory === undefined) {
-      return {
-        spilled: new Set(parts),
-        cause: () => `cpu: ${what}, and the GPU has ${memoryText(limit)} to give`,
-      };
+      `${memoryText(taken(most))} with a context of ${limits.contextLength} tokens`;
+    if (device !== "gpu" && gpuMemory === undefined) {
+      return cpuAlone(`${what}, and the GPU has ${memoryText(limit)} to give`);
     }
-    throw new HcinferError(
-      "usage",
-      `${
-        memoryText(limit)
-      } of GPU memory are allowed, and ${what}: allow as much, shorten the context, or use the CPU`,
-    );
+    const allowed = `${memoryText(limit)} of GPU memory are allowed`;
+    const advice = "allow as much, shorten the context, or use the CPU";
+    throw new HcinferError("usage", `${allowed}, and ${what}: ${advice}`);
   }
-  // Fewer spilled layers never take less.
-  let [fits, doesNot] = [order.length, -1];
+  // More spilled layers take less; the estimate may be a layer off.
+  let [fits, doesNot] = [most, 0];
   while (fits - doesNot > 1) {
     const middle = (fits + doesNot) >> 1;
-    if (taken(middle) <= limit) fits = middle;
+    if (taken(middle, arenaOf(most)) <= limit) fits = middle;
     else doesNot = middle;
   }
+  while (taken(fits) > limit) fits++;
+  while (fits > 1 && taken(fits - 1) <= limit) fits--;
+
+  const spilled = new Set(order.slice(0, fits));
   const use = `${memoryText(taken(fits))} of ${memoryText(limit)} are taken`;
-  const { spilled } = spilling(fits);
-  return {
-    spilled,
-    cause: (part) => {
-      if (!spilled.has(part)) return "gpu: it fits";
-      if (part === "embedding" && fits > 1) return `cpu: before layers that do not fit: ${use}`;
-      const what = typeof part === "number" ? `layer ${part} of ${layers.length}` : `the ${part}`;
-      return `cpu: ${what} does not fit: ${use}`;
-    },
+  const cause = (part: Part): string => {
+    if (!spilled.has(part)) return "gpu: it fits";
+    if (part === "embedding" && fits > 1) return `cpu: before layers that do not fit: ${use}`;
+    const what = typeof part === "number" ? `layer ${part} of ${layers.length}` : `the ${part}`;
+    return `cpu: ${what} does not fit: ${use}`;
   };
+  return { spilled, cause };
 }
 
 /** A graph of any stage with its nodes on their devices; corrections stay on the CPU, and attention is where its cache is. */

@@ -42,7 +42,7 @@ export interface Allocation {
   readonly name: string;
   /** Per token. */
   readonly bytes: number;
-  /** When it is in use: in each graph of a step that uses it, by each clock that decides (`clocksOf`). */
+  /** When it is in use: in each graph of a step that uses it, by each clock that decides (`lanesOf`). */
   readonly uses: readonly Use[];
 }
 
@@ -59,21 +59,23 @@ export interface Home {
 
 export function layout(graph: Graph): MemoryLayout {
   /** By offset. */
-  const placed: (Allocation & { readonly offset: number })[] = [];
+  const placed: { readonly offset: number; readonly bytes: number; readonly times: Int32Array }[] = [];
   const offsets: [string, number][] = [];
   let bytesPerToken = 0;
   // Largest first, each at the lowest offset that is free while it lives.
+  const clocks = lanesOf(graph).length;
   const begin = ({ uses: [spans] }: Allocation) => spans?.[0]?.first ?? 0;
   for (const allocation of allocations(graph).sort((a, b) => b.bytes - a.bytes || begin(a) - begin(b))) {
     const { name, bytes } = allocation;
+    const times = timesOf(allocation);
     let offset = 0;
     for (const other of placed) {
-      if (other.offset + other.bytes <= offset || areApart(allocation, other)) continue;
+      if (other.offset + other.bytes <= offset || areApart(times, other.times, clocks)) continue;
       if (offset + bytes <= other.offset) break;
       offset = Math.max(offset, other.offset + other.bytes);
     }
     const behind = placed.findLastIndex((other) => other.offset <= offset) + 1;
-    placed.splice(behind, 0, { ...allocation, offset });
+    placed.splice(behind, 0, { offset, bytes, times });
     offsets.push([name, offset]);
     bytesPerToken = Math.max(bytesPerToken, offset + bytes);
   }
@@ -101,15 +103,25 @@ export function homes(graph: Graph): ReadonlyMap<string, Home> {
   return found;
 }
 
-function areApart(a: Allocation, b: Allocation): boolean {
-  return a.uses.every((spans, step) => {
-    const others = b.uses[step];
-    if (spans === undefined || others === undefined) return true;
-    return spans.some((span, clock) => {
-      const other = others[clock];
-      return other !== undefined && (span.last < other.first || other.last < span.first);
-    });
-  });
+/** First and last of every use, step by step and clock by clock; of a step without one, a use that is over before it begins. */
+function timesOf({ uses }: Allocation): Int32Array {
+  const clocks = Math.max(...uses.map((spans) => spans?.length ?? 0));
+  const never = Array.from({ length: clocks }, (): Span => ({ first: 2 ** 31 - 1, last: -1 }));
+  return Int32Array.from(
+    uses.flatMap((spans) => (spans ?? never).flatMap(({ first, last }) => [first, last])),
+  );
+}
+
+/** Whether two allocations are apart by one of the clocks, in each step. The loop that most of the time goes to. */
+function areApart(a: Int32Array, b: Int32Array, clocks: number): boolean {
+  for (let step = 0; step < a.length; step += 2 * clocks) {
+    let isApart = false;
+    for (let at = step; at < step + 2 * clocks; at += 2) {
+      isApart ||= a[at + 1]! < b[at]! || b[at + 1]! < a[at]!;
+    }
+    if (!isApart) return false;
+  }
+  return true;
 }
 
 /** The span of every node by the clock of `lane`. */
@@ -129,10 +141,9 @@ function spansOf(graph: Graph, lane: Lane): Span[] {
   });
 }
 
-/** The clocks that decide who may share memory: what is apart by one of them is. */
-function clocksOf(graph: Graph): readonly (readonly Span[])[] {
-  const lanes = usesGpu(graph) ? ["backbone", "compensation"] as const : ["backbone"] as const;
-  return lanes.map((lane) => spansOf(graph, lane));
+/** The lanes whose clocks decide who may share memory: what is apart by one of them is. */
+function lanesOf(graph: Graph): readonly Lane[] {
+  return usesGpu(graph) ? ["backbone", "compensation"] : ["backbone"];
 }
 
 /** All blocks, and when each is in use. */
@@ -154,7 +165,7 @@ export function allocations(graph: Graph): Allocation[] {
 
 /** When allocations are in use in a step, by each clock. */
 function usesIn(step: Graph, where: ReturnType<typeof homes>): ReadonlyMap<string, readonly Span[]> {
-  const clocks = clocksOf(step);
+  const clocks = lanesOf(step).map((lane) => spansOf(step, lane));
   const uses = new Map<string, readonly Span[]>();
   step.nodes.forEach((node, i) => {
     for (const name of [...reads(node), ...node.outputs.map((v) => v.name)]) {

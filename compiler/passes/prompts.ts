@@ -49,13 +49,15 @@ export function choosePrompts(
     return { prefill: "cpu", prefillCause: "the backbone is on the CPU, and adds whole residuals there" };
   }
   const windows = promptWindows(graph, profile, gpu, threads);
-  if (windows.length === 0) {
+  if (windows.every(({ bytes }) => bytes === 0)) {
     return { prefill: "cpu", prefillCause: "every window that is corrected is on the CPU" };
   }
   const total = (of: (window: PromptWindow) => number) =>
     windows.reduce((sum, window) => sum + of(window), 0);
   const none = otherTime(graph, gpu) + total((w) => w.compute);
-  const link = (bytes: number) => bytes / (1e3 * gpu.linkBandwidth);
+  // One thread copies from the bundle to pinned memory, which reads and writes; the link takes it from there.
+  const streamed = Math.min(1e3 * gpu.linkBandwidth, readBandwidth(profile.cpu, 1) / 2e6);
+  const link = (bytes: number) => bytes / streamed;
   // While one window computes the next one streams; the first has nobody to hide behind.
   const rest = windows.reduce((sum, w, i) => {
     return sum + Math.max(w.compute + w.streamed, link(windows[i + 1]?.bytes ?? 0));

@@ -24,11 +24,11 @@ extern "C" __global__ void linear_q2_4(const Linear p, const Call call) { linear
 extern "C" __global__ void linear_combined_4(const Linear p, const Call call) { linear_vector<Combined, 4>(p, call, call.scratch); }
 
 // With them: some tokens.
-extern "C" __global__ void linear_q8_few(const Linear p, const Call call) { linear_few<Q8>(p, call, p.packed); }
-extern "C" __global__ void linear_q4_few(const Linear p, const Call call) { linear_few<Q4>(p, call, p.packed); }
-extern "C" __global__ void linear_q3_few(const Linear p, const Call call) { linear_few<Q3>(p, call, p.packed); }
-extern "C" __global__ void linear_q2_few(const Linear p, const Call call) { linear_few<Q2>(p, call, p.packed); }
-extern "C" __global__ void linear_combined_few(const Linear p, const Call call) { linear_few<Combined>(p, call, call.scratch); }
+extern "C" __global__ void __launch_bounds__(512) linear_q8_few(const Linear p, const Call call) { linear_few<Q8>(p, call, p.packed); }
+extern "C" __global__ void __launch_bounds__(512) linear_q4_few(const Linear p, const Call call) { linear_few<Q4>(p, call, p.packed); }
+extern "C" __global__ void __launch_bounds__(512) linear_q3_few(const Linear p, const Call call) { linear_few<Q3>(p, call, p.packed); }
+extern "C" __global__ void __launch_bounds__(512) linear_q2_few(const Linear p, const Call call) { linear_few<Q2>(p, call, p.packed); }
+extern "C" __global__ void __launch_bounds__(512) linear_combined_few(const Linear p, const Call call) { linear_few<Combined>(p, call, call.scratch); }
 
 // Many tokens.
 extern "C" __global__ void __launch_bounds__(256, 2) linear_q8_matrix(const Linear p, const Call call) { linear_matrix<Q8>(p, call, p.packed); }

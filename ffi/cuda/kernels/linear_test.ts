@@ -7,6 +7,7 @@ import {
   formatText,
   hasZeroPoint,
   packedShape,
+  parseFormat,
   type WeightFormat,
 } from "../../../compiler/weights/format.ts";
 import { toBF16, toF16 } from "../../../compiler/weights/half.ts";
@@ -206,6 +207,17 @@ for (const format of FORMATS) {
   });
 }
 
+Deno.test("matrix products in blocks of more rows", () => {
+  // On the simulator's 4 multiprocessors: blocks of 64 and of 128 rows.
+  for (const [rows, inputs, tokens] of [[200, 584, 129], [300, 392, 193]] as const) {
+    for (const text of ["q8g64", "q4g32", "q3g128"]) {
+      const c = randomCase(parseFormat(text)!, rows, inputs, tokens);
+      const found = run(c, tokens, { gap: 1 });
+      assert.deepEqual(found, run(c, tokens, { capability: 75 }), `${text} [${rows},${inputs}]`);
+    }
+  }
+});
+
 Deno.test("a linear of huge and of tiny numbers", () => {
   for (const format of FORMATS) {
     if (format.kind === "bf16") continue;
@@ -275,7 +287,7 @@ Deno.test("a residual is added to a prompt's weights", () => {
   const random = uniforms(11);
   for (const format of FORMATS) {
     if (format.kind === "bf16") continue;
-    for (const width of RESIDUAL_WIDTHS) {
+    for (const width of format.group === 64 ? RESIDUAL_WIDTHS : [4] as const) {
       for (const [rows, inputs] of format.kind === "q4" ? SHAPES : [[100, 200]] as const) {
         const stored: StoredResidual = {
           codes: Uint8Array.from(

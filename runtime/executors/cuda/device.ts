@@ -19,6 +19,7 @@ import { type PagedRun, StepInputs } from "../step_inputs.ts";
 import type { StepKind } from "../../executor.ts";
 import { prepare, type Prepared, scratchBytes, type Shape, type Surroundings } from "./launcher.ts";
 import type { CudaProgram, KernelStep } from "./program.ts";
+import { Logits } from "./logits.ts";
 import { Recent } from "./recent.ts";
 import { StepReport, STOPPED_OFFSET } from "./report.ts";
 import { type Staging, upload } from "./tensors.ts";
@@ -31,6 +32,8 @@ const MOST_RECORDED = 32, MOST_PREPARED = 8;
 const LEAST_CONTEXT = 256;
 /** Byte offset of the step's number in the mailbox. */
 const NUMBER = 64;
+/** Rows of logits that there is room for at first. */
+const FIRST_ROWS = 64;
 const STOP = Uint8Array.of(1, 0, 0, 0);
 
 export interface CudaParts {
@@ -62,7 +65,7 @@ export class CudaDevice implements StepDevice {
   /** In the mailbox: the flag that ends a step, and the number of the last. */
   readonly #abortFlag: Int32Array;
   readonly #number: BigUint64Array;
-  readonly #logits: PinnedMemory;
+  readonly #logits: Logits;
   readonly #engines: Readonly<Record<StepKind, Engine | undefined>>;
   readonly #recorded: Recent<Graph>;
   readonly #prepared = new Recent<Prepared[]>(MOST_PREPARED);
@@ -98,7 +101,10 @@ export class CudaDevice implements StepDevice {
     twin.view(0, twin.byteLength).fill(0);
     this.#inputs = pinned(memory.bytes.step);
     const mailbox = pinned(memory.bytes.mailbox);
-    this.#logits = pinned(memory.bytes.logits);
+    // The engine's memory stays where it is: where the head is on the CPU, there is room for all rows at once.
+    const { capacity } = memory.limits,
+      rows = isHeadOnGpu(bundle) ? Math.min(capacity, FIRST_ROWS) : capacity;
+    this.#logits = owned.use(new Logits(context, bundle.plan.model.vocabularySize, rows));
     this.#report = owned.use(new StepReport(context, this.#inputs));
     this.#hostCache = owned.use(allocate(memory.bytes.cache));
     const hostTables = owned.use(allocate(memory.bytes.tables));
@@ -119,12 +125,12 @@ export class CudaDevice implements StepDevice {
       cache: this.#cache?.address,
       tables: tables?.address,
       step: this.#step.address,
-      logits: this.#logits.deviceAddress,
       twin: twin.deviceAddress,
     };
     this.#around = {
       addressOf: ({ segment, offset }: Operand) => {
         if (segment === "staging") return staging.address(offset);
+        if (segment === "logits") return this.#logits.memory.deviceAddress + BigInt(offset);
         const base = bases[segment];
         if (base === undefined) throw new HcinferError("bundle", `a kernel has an operand in ${segment}`);
         return base + BigInt(offset);
@@ -157,7 +163,7 @@ export class CudaDevice implements StepDevice {
       tables: hostTables,
       step: this.#inputs,
       mailbox,
-      logits: this.#logits,
+      ...(isHeadOnGpu(bundle) ? {} : { logits: this.#logits.memory }),
     };
     const engine = (program: readonly Instruction[]) =>
       program.length === 0 ? undefined : new Engine({
@@ -176,8 +182,7 @@ export class CudaDevice implements StepDevice {
   }
 
   get logits(): Float32Array {
-    const { buffer, byteOffset, length } = this.#logits.view(0, this.#parts.memory.bytes.logits);
-    return new Float32Array(buffer, byteOffset, length / 4);
+    return this.#logits.values;
   }
 
   step(counts: StepCounts, runs: readonly PagedRun[]): StepStatus {
@@ -246,6 +251,10 @@ export class CudaDevice implements StepDevice {
     if (this.#engines[counts.mode] === undefined) this.#number[0] = number;
     this.#report.write(number, this.#parts.patience);
     this.#isOrdered = true;
+    if (this.#logits.reserve(counts.rows)) {
+      this.#recorded.clear();
+      this.#prepared.clear();
+    }
     const key = [counts.mode, ...Object.values(shape)].join();
     const prepared = () =>
       prepare(this.#parts.programs[counts.mode].kernels, shape, this.#kernels, {
@@ -253,7 +262,11 @@ export class CudaDevice implements StepDevice {
         checks: counts.mode === "prefill",
       });
     if (counts.mode === "decode" && counts.tokens <= RECORDED_TOKENS) {
-      const record = () => this.#stream.capture(() => this.#launch(prepared(), runs.length));
+      const record = () => {
+        // Kernels are loaded as they are prepared, which must not happen while a stream records.
+        const launches = prepared();
+        return this.#stream.capture(() => this.#launch(launches, runs.length));
+      };
       this.#recorded.get(`${key},${runs.length}`, record).launch(this.#stream);
     } else {
       this.#launch(this.#prepared.get(key, prepared), runs.length);
@@ -396,6 +409,11 @@ export class CudaDevice implements StepDevice {
 
 const KINDS: readonly StepKind[] = ["decode", "prefill"];
 const DONE: StepStatus = { status: "done" };
+
+function isHeadOnGpu({ plan: { graph } }: MappedBundle): boolean {
+  const head = graph.nodes.find((node) => node.outputs.some(({ name }) => graph.outputs.includes(name)));
+  return head?.placement.device === "gpu";
+}
 
 function isStatus(outcome: unknown): outcome is StepStatus {
   return typeof outcome === "object" && outcome !== null && "status" in outcome &&

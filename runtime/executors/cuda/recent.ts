@@ -18,9 +18,13 @@ export class Recent<V extends Disposable | object> implements Disposable {
     return found;
   }
 
-  [Symbol.dispose](): void {
+  clear(): void {
     for (const value of this.#kept.values()) dispose(value);
     this.#kept.clear();
+  }
+
+  [Symbol.dispose](): void {
+    this.clear();
   }
 }
 
