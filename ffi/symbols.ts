@@ -151,6 +151,11 @@ export const device = {
   },
 } as const;
 
+export const hostCopy = {
+  /** The address of a function (table), for cuLaunchHostFunc. */
+  hc_copy_parts: { type: "pointer" },
+} as const;
+
 export const symbols = {
   ...abi,
   ...mapping,
@@ -160,4 +165,5 @@ export const symbols = {
   ...engine,
   ...measure,
   ...device,
+  ...hostCopy,
 } as const;

@@ -81,7 +81,7 @@ export class Driver {
         text(opened.cuGetErrorString, status) ?? "the driver does not say more"
       }`;
     };
-    type Raw<Result> = (...args: (number | bigint | Uint8Array<ArrayBuffer> | null)[]) => Result;
+    type Raw<Result> = (...args: (number | bigint | Uint8Array<ArrayBuffer> | Deno.PointerValue)[]) => Result;
     const functions = opened as Readonly<Record<string, unknown>>;
     const missing = new Set<CallName>();
     const calls = {} as Record<CallName, Raw<void>>;

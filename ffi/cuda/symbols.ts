@@ -99,6 +99,7 @@ export const symbols = {
   cuStreamDestroy_v2: call(STREAM),
   cuStreamSynchronize: call(STREAM),
   cuStreamWaitEvent: call(STREAM, EVENT, "u32"),
+  cuLaunchHostFunc: call(STREAM, "pointer", "pointer"),
   cuStreamBeginCapture_v2: call(STREAM, "i32"),
   cuStreamEndCapture: call(STREAM, BUFFER),
   cuGraphInstantiateWithFlags: call(BUFFER, GRAPH, SIZE),
@@ -122,6 +123,7 @@ export const addresses = {
 export type CallName = keyof typeof symbols;
 
 type Argument<T> = T extends "buffer" ? Uint8Array<ArrayBuffer> | null
+  : T extends "pointer" ? Deno.PointerValue
   : T extends Word<infer V> ? V
   : number;
 type ArgumentsOf<P extends readonly unknown[]> = { -readonly [I in keyof P]: Argument<P[I]> };

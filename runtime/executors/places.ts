@@ -20,8 +20,8 @@ export interface PlacesOptions {
   readonly weight: (tensor: string) => Operand;
   /** Where a tensor of a correction lies, if not with the other weights. */
   readonly correction?: (tensor: string, window: string) => Operand;
-  /** Segment of a value that the node made, where it is added to another; if not "arena". */
-  readonly delta?: (maker: Node) => Segment;
+  /** Segment of a delta that the node made, undefined where it is not to be added. Default: all are in "arena". */
+  readonly delta?: (maker: Node) => Segment | undefined;
 }
 
 /** Methods throw HcinferError("bundle") for what the plan has no place for. */
@@ -78,8 +78,10 @@ export class Places {
     const of = (op: "low_rank_up" | "sparse_sum") => {
       const maker = makers.find((m) => m?.op === op);
       if (maker === undefined) return undefined;
-      const { offset } = this.place(maker.outputs[0]!.name, column);
-      return { segment: this.#options.delta?.(maker) ?? "arena", offset } as const;
+      const { delta = () => "arena" } = this.#options;
+      const segment = delta(maker);
+      if (segment === undefined) return undefined;
+      return { segment, offset: this.place(maker.outputs[0]!.name, column).offset } as const;
     };
     return {
       [prefix]: this.place(name),

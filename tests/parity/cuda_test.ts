@@ -73,13 +73,13 @@ Deno.test("cuda: what does not fit runs on the CPU, with the same numbers but fo
   const { shape, ...options } = CASES.find(({ correct }) => correct === "both")!;
   using bundle = await models.compile({ ...shape, layers: 4 }, options);
   const tokens = someTokens(LENGTH, bundle.plan.model.vocabularySize);
-  const whole = onGpu(bundle, { limits: LIMITS });
+  const whole = onGpu(bundle, { limits: LIMITS, prefill: "stream" });
   using all = cudaExecutor(whole, LIMITS);
   // Two layers' worth less.
   const layers = (plan: typeof whole.plan) =>
     plan.graph.nodes.filter((node) => node.op === "append" && node.placement.device === "gpu").length;
   for (let gpuMemory = all.deviceBytes - 1, seen = 4; seen > 1; gpuMemory = Math.floor(gpuMemory * 0.97)) {
-    const placed = onGpu(bundle, { limits: LIMITS, gpuMemory });
+    const placed = onGpu(bundle, { limits: LIMITS, gpuMemory, prefill: "stream" });
     if (layers(placed.plan) >= seen) continue;
     seen = layers(placed.plan);
     using cuda = cudaExecutor(placed, { ...LIMITS, gpuMemory });

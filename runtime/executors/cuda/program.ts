@@ -83,7 +83,9 @@ export function programOf(options: ProgramOptions): CudaProgram {
     residuals: form === "stream",
     weight: device.weight,
     correction: device.staged,
-    delta: (maker) => onGpu(maker) ? "arena" : "twin",
+    // Rows of spilled layers are chosen for decoded tokens alone; a prompt's linears have added all of them.
+    delta: (maker) =>
+      maker.op === "sparse_sum" && as === "prefill" ? undefined : onGpu(maker) ? "arena" : "twin",
   });
   const cpu = new Encoder({ plan: own, memory, residuals: mode !== "off", weight: host.weight });
   const backbone = lanes.find((lane) => lane.lane === "backbone") ?? { lane: "backbone", steps: [] };

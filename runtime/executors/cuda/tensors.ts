@@ -4,6 +4,7 @@
  */
 import { LOADING_BYTES, type Memory } from "../../../compiler/memory.ts";
 import type { Context } from "../../../ffi/cuda/context.ts";
+import { HostCopy } from "../../../ffi/cuda/host_copy.ts";
 import { DeviceMemory, PinnedMemory } from "../../../ffi/cuda/memory.ts";
 import { Event, type Stream } from "../../../ffi/cuda/stream.ts";
 import type { Operand } from "../../../ffi/instructions.ts";
@@ -57,6 +58,7 @@ interface Staged {
 export class Staging {
   readonly #windows = new Map<string, Staged>();
   readonly #read: Read;
+  readonly #fills = new Map<string, HostCopy>();
   #slots: Slot[] = [];
   #slotBytes = 0;
   #memory: DeviceMemory | undefined;
@@ -90,6 +92,14 @@ export class Staging {
   attach(context: Context, memory: DeviceMemory): void {
     this.#memory = memory;
     this.#slots = [0, 1].map(() => new Slot(context, this.#slotBytes));
+    for (const [window, { slot, tensors }] of this.#windows) {
+      const parts = [...tensors].map(([tensor, { offset }]) => ({
+        to: this.#slots[slot]!.pinned,
+        offset,
+        from: this.#read(tensor),
+      }));
+      this.#fills.set(window, new HostCopy(parts));
+    }
   }
 
   /** Where an offset in `staging` lies. */
@@ -103,16 +113,15 @@ export class Staging {
     return this.#slotBytes === 0 ? 0 : SLOT_SPACING + this.#slotBytes;
   }
 
-  /** Brings a window in: `kernels` waits until it is there. `used` must be called when its last kernel is ordered. */
+  /**
+   * Orders that a window is brought in: from the file to the slot's pinned buffer, from there to the GPU, where `kernels` waits
+   * for it. Nothing waits here, as the kernels before may wait for the CPU.
+   */
   bring(window: string, copies: Stream, kernels: Stream): void {
     const staged = this.#windows.get(window)!;
     const slot = this.#slots[staged.slot]!;
-    // The pinned buffer is free when its last copy is over, the place when its last kernel is.
-    slot.copied.synchronize();
     copies.wait(slot.used);
-    for (const [tensor, { offset, length }] of staged.tensors) {
-      slot.pinned.view(offset, length).set(this.#read(tensor));
-    }
+    this.#fills.get(window)!.order(copies);
     this.#memory!.writeAsync(copies, slot.pinned, {
       offset: staged.slot * this.#slotBytes,
       length: staged.bytes,
@@ -121,6 +130,7 @@ export class Staging {
     kernels.wait(slot.copied);
   }
 
+  /** To be called when the last kernel that reads the window is ordered. */
   used(window: string, kernels: Stream): void {
     this.#slots[this.#windows.get(window)!.slot]!.used.record(kernels);
   }
