@@ -49,6 +49,7 @@ export type {
   Sequence,
   StepRequest,
 } from "./runtime/executor.ts";
+export { type DeviceChoice, type DeviceOptions, openExecutor } from "./runtime/devices.ts";
 export { createCpuExecutor } from "./runtime/executors/cpu/executor.ts";
 export { createNullExecutor } from "./runtime/executors/null.ts";
 export { createReferenceExecutor } from "./runtime/executors/reference.ts";

@@ -62,7 +62,10 @@ async function evaluateBundle(path: string, options: Options): Promise<void> {
   const { window } = options;
   const open = { ...options, contextLength: window };
   using model = OpenModel.open(path, open);
-  using reference = options.reference ? OpenModel.open(options.reference, open) : null;
+  // A limit of the GPU's memory is for both models together: then the reference leaves the GPU alone.
+  const { gpuMemory, ...apart } = open;
+  const referenceOptions = gpuMemory === undefined ? apart : { ...apart, device: "cpu" as const };
+  using reference = options.reference ? OpenModel.open(options.reference, referenceOptions) : null;
   const tokens = model.tokenizer().encode(text, { addSpecialTokens: false });
   const progress = new Progress("eval");
   const result = await evaluate(model.executor, {

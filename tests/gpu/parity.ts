@@ -7,7 +7,11 @@ import { fileURLToPath } from "node:url";
 import { notMeasured, type Part, type Row } from "./setting.ts";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
-const SUITES = ["ffi/cuda", "tests/parity/cuda_test.ts"];
+const SUITES = [
+  "ffi/cuda/kernels",
+  ...["memory", "stream", "module"].map((name) => `ffi/cuda/${name}_test.ts`),
+  "tests/parity/cuda_test.ts",
+];
 /** A small run with every kind of kernel in it. */
 const SMALL_SUITE = "ffi/cuda/kernels/norm_test.ts";
 
