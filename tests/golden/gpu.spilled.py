@@ -21,9 +21,9 @@ rope_0 = rope_table(frequencies=(1, 0.8058421877614819, 0.6493816315762113, 0.52
     scale=1)
 
 h = embedding(tokens, "model.embed_tokens", rows=128256, width=4096, format="q8g64")
-    # [T,4096] f32 | cpu compensation | 4224 B read | 541753344 B stored | 2.07 us | because q8g64: format of embedding and head | because cpu: before layers that do not fit: 1.32 GiB of 1.4 GiB are taken
+    # [T,4096] f32 | cpu compensation | 4224 B read | 541753344 B stored | 2.07 us | because q8g64: format of embedding and head | because cpu: before layers that do not fit: 1.07 GiB of 1.2 GiB are taken
 x, x_codes = rms_norm(h, "model.layers.0.input_layernorm", epsilon=0.000001, codes=64)
-    # [T,4096] f32, [T,4096] i8g64 | cpu compensation | 16384 B read | 16384 B stored | 2.27 us | because cpu: layer 0 of 2 does not fit: 1.32 GiB of 1.4 GiB are taken
+    # [T,4096] f32, [T,4096] i8g64 | cpu compensation | 16384 B read | 16384 B stored | 2.27 us | because cpu: layer 0 of 2 does not fit: 1.07 GiB of 1.2 GiB are taken
 rows_0_qkv_chosen = sparse_select(x, "0.qkv", channels=496, width=4)
     # [T,496] chosen | cpu compensation | 16384 B read | 16384 B stored | 2.27 us | because cpu: corrections live in its memory
 
@@ -31,13 +31,13 @@ rows_0_qkv_chosen = sparse_select(x, "0.qkv", channels=496, width=4)
 budget("0.qkv", rank=0, channels=496)
     # 496 channels of 4096: next 16 would win 0.81 % of the error for 49.2 kB; stopped by the budget of 10 % bytes
 q, k, v = linear(x_codes, "model.layers.0.self_attn.q_proj+k_proj+v_proj", outputs=(4096, 1024, 1024), window="0.qkv", format="q4g64", residual=4)
-    # [T,4096] f32, [T,1024] f32, [T,1024] f32 | cpu compensation | 14155776 B read | 14155776 B stored | 237.93 us | because q4g64: format of the layers | because cpu: layer 0 of 2 does not fit: 1.32 GiB of 1.4 GiB are taken
+    # [T,4096] f32, [T,1024] f32, [T,1024] f32 | cpu compensation | 14155776 B read | 14155776 B stored | 237.93 us | because q4g64: format of the layers | because cpu: layer 0 of 2 does not fit: 1.07 GiB of 1.2 GiB are taken
 rows_0_qkv = sparse_sum(rows_0_qkv_chosen, "0.qkv", outputs=6144, width=4)
     # [T,6144] f32 | cpu compensation | 1525696 B read | 24576 B stored | 27.43 us | because cpu: corrections live in its memory
 a_q = append(q + rows_0_qkv, k + rows_0_qkv, v + rows_0_qkv, positions, "model.layers.0.self_attn.q_norm", "model.layers.0.self_attn.k_norm", layer=0, head_dim=128, q_epsilon=0.000001, k_epsilon=0.000001, rope="rope_0")
-    # [T,4096] f32 | cpu compensation | 2.06 us | because cpu: layer 0 of 2 does not fit: 1.32 GiB of 1.4 GiB are taken
+    # [T,4096] f32 | cpu compensation | 2.06 us | because cpu: layer 0 of 2 does not fit: 1.07 GiB of 1.2 GiB are taken
 a = attend(a_q, positions, layer=0, head_dim=128, kv_heads=8, scale=0.08838834764831845)
-    # [T,4096] f32 | cpu compensation | 1048576 B read | 19.48 us | because cpu: layer 0 of 2 does not fit: 1.32 GiB of 1.4 GiB are taken
+    # [T,4096] f32 | cpu compensation | 1048576 B read | 19.48 us | because cpu: layer 0 of 2 does not fit: 1.07 GiB of 1.2 GiB are taken
 a_codes = quantize(a, group=64)
     # [T,4096] i8g64 | cpu compensation | 2.03 us | because int8 codes for a linear: its producer makes none
 rows_0_o_chosen = sparse_select(a, "0.o", channels=448, width=4)
@@ -47,11 +47,11 @@ rows_0_o_chosen = sparse_select(a, "0.o", channels=448, width=4)
 budget("0.o", rank=0, channels=448)
     # 448 channels of 4096: next 16 would win 0.9 % of the error for 32.8 kB; stopped by the budget of 10 % bytes
 o = linear(a_codes, "model.layers.0.self_attn.o_proj", outputs=4096, window="0.o", format="q4g64", residual=4)
-    # [T,4096] f32 | cpu compensation | 9437184 B read | 9437184 B stored | 159.29 us | because q4g64: format of the layers | because cpu: layer 0 of 2 does not fit: 1.32 GiB of 1.4 GiB are taken
+    # [T,4096] f32 | cpu compensation | 9437184 B read | 9437184 B stored | 159.29 us | because q4g64: format of the layers | because cpu: layer 0 of 2 does not fit: 1.07 GiB of 1.2 GiB are taken
 rows_0_o = sparse_sum(rows_0_o_chosen, "0.o", outputs=4096, width=4)
     # [T,4096] f32 | cpu compensation | 919296 B read | 16384 B stored | 17.32 us | because cpu: corrections live in its memory
 h1, x1, x1_codes = add_rms_norm(h, o + rows_0_o, "model.layers.0.post_attention_layernorm", epsilon=0.000001, codes=64)
-    # [T,4096] f32, [T,4096] f32, [T,4096] i8g64 | cpu compensation | 16384 B read | 16384 B stored | 2.27 us | because cpu: layer 0 of 2 does not fit: 1.32 GiB of 1.4 GiB are taken
+    # [T,4096] f32, [T,4096] f32, [T,4096] i8g64 | cpu compensation | 16384 B read | 16384 B stored | 2.27 us | because cpu: layer 0 of 2 does not fit: 1.07 GiB of 1.2 GiB are taken
 rows_0_gate_up_chosen = sparse_select(x1, "0.gate_up", channels=480, width=4)
     # [T,480] chosen | cpu compensation | 16384 B read | 16384 B stored | 2.27 us | because cpu: corrections live in its memory
 
@@ -59,11 +59,11 @@ rows_0_gate_up_chosen = sparse_select(x1, "0.gate_up", channels=480, width=4)
 budget("0.gate_up", rank=0, channels=480)
     # 480 channels of 4096: next 16 would win 0.9 % of the error for 229.4 kB; stopped by the budget of 10 % bytes
 gate, up = linear(x1_codes, "model.layers.0.mlp.gate_proj+up_proj", outputs=(14336, 14336), window="0.gate_up", format="q4g64", residual=4)
-    # [T,14336] f32, [T,14336] f32 | cpu compensation | 66060288 B read | 66060288 B stored | 1103 us | because q4g64: format of the layers | because cpu: layer 0 of 2 does not fit: 1.32 GiB of 1.4 GiB are taken
+    # [T,14336] f32, [T,14336] f32 | cpu compensation | 66060288 B read | 66060288 B stored | 1103 us | because q4g64: format of the layers | because cpu: layer 0 of 2 does not fit: 1.07 GiB of 1.2 GiB are taken
 rows_0_gate_up = sparse_sum(rows_0_gate_up_chosen, "0.gate_up", outputs=28672, width=4)
     # [T,28672] f32 | cpu compensation | 6883200 B read | 114688 B stored | 116.72 us | because cpu: corrections live in its memory
 m, m_codes = silu_mul(gate + rows_0_gate_up, up + rows_0_gate_up, codes=64)
-    # [T,14336] f32, [T,14336] i8g64 | cpu compensation | 2.27 us | because cpu: layer 0 of 2 does not fit: 1.32 GiB of 1.4 GiB are taken
+    # [T,14336] f32, [T,14336] i8g64 | cpu compensation | 2.27 us | because cpu: layer 0 of 2 does not fit: 1.07 GiB of 1.2 GiB are taken
 rows_0_down_chosen = sparse_select(m, "0.down", channels=1568, width=4)
     # [T,1568] chosen | cpu compensation | 57344 B read | 57344 B stored | 2.96 us | because cpu: corrections live in its memory
 
@@ -71,7 +71,7 @@ rows_0_down_chosen = sparse_select(m, "0.down", channels=1568, width=4)
 budget("0.down", rank=0, channels=1568)
     # 1568 channels of 14336: next 56 would win 0.9 % of the error for 114.9 kB; stopped by the budget of 10 % bytes
 down = linear(m_codes, "model.layers.0.mlp.down_proj", outputs=4096, window="0.down", format="q4g64", residual=4)
-    # [T,4096] f32 | cpu compensation | 33030144 B read | 33030144 B stored | 552.5 us | because q4g64: format of the layers | because cpu: layer 0 of 2 does not fit: 1.32 GiB of 1.4 GiB are taken
+    # [T,4096] f32 | cpu compensation | 33030144 B read | 33030144 B stored | 552.5 us | because q4g64: format of the layers | because cpu: layer 0 of 2 does not fit: 1.07 GiB of 1.2 GiB are taken
 rows_0_down = sparse_sum(rows_0_down_chosen, "0.down", outputs=4096, width=4)
     # [T,4096] f32 | cpu compensation | 3217536 B read | 16384 B stored | 55.63 us | because cpu: corrections live in its memory
 h2, x2, x2_codes = add_rms_norm(h1, down + rows_0_down, "model.layers.1.input_layernorm", epsilon=0.000001, codes=64)
