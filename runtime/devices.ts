@@ -16,8 +16,10 @@ import { describeGpu } from "./gpu_machine.ts";
 import { gpuProblem } from "./gpu_problem.ts";
 
 export const DEVICE_CHOICES = ["auto", "cpu", "cuda"] as const;
+/** Where the backbone runs, as it is asked for. */
 export type DeviceChoice = typeof DEVICE_CHOICES[number];
 
+/** What `openExecutor` takes: limits and threads as for any executor. */
 export interface DeviceOptions extends ExecutorOptions {
   /** "auto": the GPU where there is one, and the CPU alone where there is none. */
   readonly device: DeviceChoice;
@@ -34,6 +36,7 @@ export function requireDevice(device: DeviceChoice): void {
 }
 
 /**
+ * An executor on the device that is asked for, its plan placed anew where it was made for another machine or context.
  * @throws {HcinferError} "environment" when `device` is "cuda" and there is no GPU to use, "usage" for options that contradict
  *   each other or less memory than the smallest plan takes, and what the executor's own constructor throws
  */

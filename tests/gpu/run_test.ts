@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
+import { temporary } from "../command_line.ts";
 import { gpuProblem } from "../../runtime/gpu_problem.ts";
 import { measuredTable, SECTIONS, table, withSection } from "./report.ts";
 
@@ -23,7 +24,9 @@ function run(
 
 Deno.test("every part runs on the simulator, and nothing is written", async () => {
   const before = Deno.readTextFileSync(RESULTS);
-  const { code, out, err } = await run(["--smoke"], { HCINFER_CUDA: "sim" });
+  using cache = temporary();
+  const env = { HCINFER_CUDA: "sim", HCINFER_BENCH_CACHE: cache.path };
+  const { code, out, err } = await run(["--smoke"], env);
   assert.equal(code, 0, err);
   const missing = out.split("\n").filter((line) => line.includes("not measured"));
   const expected = /PyTorch|llama\.cpp|compute-sanitizer|stream memory operations/;
