@@ -78,9 +78,10 @@ HC_DEVICE bool begin(const Call& call) {
 // After the block's last store. The last block of the grid publishes the step's number.
 HC_DEVICE void finish(const Call& call) {
   if (call.signal == nullptr) return;
-  __threadfence_system();
+  // The fence stands between the barrier and the count, in the thread that counts: so it covers what all threads stored.
   __syncthreads();
   if (thread_in_block() != 0) return;
+  __threadfence_system();
   const uint32_t blocks = gridDim.x * gridDim.y * gridDim.z;
   if (atomicInc(call.arrivals, blocks - 1) != blocks - 1) return;
   __threadfence_system();
