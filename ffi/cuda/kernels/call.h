@@ -64,7 +64,8 @@ HC_DEVICE bool begin(const Call& call) {
       if (load_acquire_system(&call.mailbox->abort) != 0) store_volatile(&call.report->stopped, stopped = 1);
       const uint64_t beat = load_acquire_system(&call.mailbox->heartbeat);
       if (beat != heartbeat) heartbeat = beat, since = clock_ns();
-      if (clock_ns() - since > load_volatile(&call.report->patience)) {
+      // Signed: the timer of a GPU need not grow between two reads.
+      if (static_cast<int64_t>(clock_ns() - since) > static_cast<int64_t>(load_volatile(&call.report->patience))) {
         store_volatile(&call.report->lost, 1u);
         store_volatile(&call.report->stopped, stopped = 1);
       }
