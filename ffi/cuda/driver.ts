@@ -8,7 +8,7 @@ import { fileURLToPath } from "node:url";
 import process from "node:process";
 import { HcinferError } from "../../compiler/errors.ts";
 import { open } from "../open.ts";
-import { addresses, type Arguments, type CallName, STICKY, symbols } from "./symbols.ts";
+import { addresses, type Arguments, type CallName, STATUS, STICKY, symbols } from "./symbols.ts";
 
 /** The oldest driver that compiles our kernels' PTX: 1000 * major + 10 * minor of the CUDA version. */
 const LEAST_VERSION = 12_000;
@@ -93,7 +93,10 @@ export class Driver {
       }
       calls[name] = (...args) => {
         const status = call(...args);
-        if (status !== 0) throw this.error(name, status);
+        // That a stream has work left is what a query is for.
+        if (status !== 0 && !(name === "cuStreamQuery" && status === STATUS.notReady)) {
+          throw this.error(name, status);
+        }
       };
     }
     this.calls = calls;

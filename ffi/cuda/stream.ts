@@ -38,6 +38,14 @@ export class Stream extends Resource<StreamHandle> {
     return { ...addresses, context: handle, stream: this.handle };
   }
 
+  /**
+   * Lets what was ordered begin, before anybody waits for the stream: on Windows and in WSL the driver gathers work until it is
+   * asked about it.
+   */
+  flush(): void {
+    this.context.calls.cuStreamQuery(this.handle);
+  }
+
   /** What is ordered from here on waits for the event. */
   wait(event: Event): void {
     this.context.calls.cuStreamWaitEvent(this.handle, event.handle, 0);

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import process from "node:process";
 import { DriverError } from "./driver.ts";
 import { testDevice } from "./kernels/fixture.ts";
 import { DeviceMemory, PinnedMemory } from "./memory.ts";
@@ -33,7 +34,11 @@ Deno.test("a stream is of use after a capture that failed", () => {
       memory.fill(1, { stream });
       throw new Error("changed my mind");
     }), /changed my mind/);
+  using other = new Stream(context);
   assert.throws(() => stream.capture(() => stream.synchronize()), DriverError);
+  // Neither is anything else waited for, nor is memory taken.
+  assert.throws(() => stream.capture(() => other.synchronize()), DriverError);
+  assert.throws(() => stream.capture(() => PinnedMemory.allocate(context, 4)), DriverError);
   memory.fill(3, { stream });
   stream.synchronize();
   const seen = new Uint8Array(1);
@@ -78,6 +83,19 @@ Deno.test("finished waits on another thread", async () => {
   memory.read(seen);
   assert.equal(seen[0], 99);
   await Promise.all([stream.finished(), stream.finished()]);
+});
+
+Deno.test("a stream with work left is flushed without an error, and one that failed with its own", () => {
+  using memory = DeviceMemory.allocate(context, 2 ** 26);
+  using stream = new Stream(context);
+  for (let n = 0; n < 16; n++) memory.fill(n, { stream });
+  stream.flush();
+  stream.synchronize();
+  stream.flush();
+  if (context.driver.kind === "device") return;
+  process.env["CUDA_SIM_FAIL"] = "cuStreamQuery:1:999";
+  assert.throws(() => stream.flush(), DriverError);
+  delete process.env["CUDA_SIM_FAIL"];
 });
 
 Deno.test("a stream that was disposed of is not used", async () => {

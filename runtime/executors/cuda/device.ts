@@ -271,6 +271,11 @@ export class CudaDevice implements StepDevice {
     } else {
       this.#launch(this.#prepared.get(key, prepared), runs.length);
     }
+    // The CPU's lane may wait for kernels before anybody waits for the streams.
+    if (this.#engines[counts.mode] !== undefined) {
+      this.#copies.flush();
+      this.#stream.flush();
+    }
   }
 
   #launch(prepared: readonly Prepared[], runs: number): void {
