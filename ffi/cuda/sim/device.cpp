@@ -204,8 +204,7 @@ API cuCtxGetCurrent(CUcontext* context) {
   return CUDA_SUCCESS;
 }
 API cuCtxSynchronize() {
-  ENTER;
-  if (capture_forbids()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  ENTER_UNCAPTURED;
   wait_for_all(lock);
   return device_error;
 }

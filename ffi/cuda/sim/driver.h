@@ -24,6 +24,10 @@
 #define ENTER                                    \
   sim::Lock lock(sim::mutex);                    \
   if (const CUresult failure = sim::enter(__func__)) return failure
+// Of functions that allocate, load or wait, which the driver may refuse to a thread that captures.
+#define ENTER_UNCAPTURED                         \
+  ENTER;                                         \
+  if (sim::capture_forbids()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
 
 namespace sim {
 

@@ -134,26 +134,25 @@ API cuMemGetInfo_v2(size_t* free, size_t* total) {
   return CUDA_SUCCESS;
 }
 API cuMemAlloc_v2(CUdeviceptr* pointer, size_t size) {
-  ENTER;
+  ENTER_UNCAPTURED;
   if (size == 0) return CUDA_ERROR_INVALID_VALUE;
-  if (capture_forbids()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   *pointer = allocate(size, Kind::device);
   return *pointer ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 API cuMemFree_v2(CUdeviceptr pointer) {
-  ENTER;
+  ENTER_UNCAPTURED;
   if (!pointer) return CUDA_SUCCESS;
   wait_for_all(lock);  // as the driver does
   return release_one(pointer, Kind::device);
 }
 API cuMemHostAlloc(void** pointer, size_t size, unsigned) {
-  ENTER;
+  ENTER_UNCAPTURED;
   if (size == 0) return CUDA_ERROR_INVALID_VALUE;
   *pointer = reinterpret_cast<void*>(allocate(size, Kind::pinned));
   return *pointer ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 API cuMemFreeHost(void* pointer) {
-  ENTER;
+  ENTER_UNCAPTURED;
   wait_for_all(lock);
   return release_one(reinterpret_cast<uintptr_t>(pointer), Kind::pinned);
 }

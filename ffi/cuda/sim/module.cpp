@@ -92,7 +92,7 @@ void release_modules() {
 using namespace sim;
 
 API cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned options, CUjit_option* names, void** values) {
-  ENTER;
+  ENTER_UNCAPTURED;
   Module loaded = load_library(static_cast<const unsigned char*>(image));
   const auto* table = loaded.library ? static_cast<const SimModule*>(dlsym(loaded.library, "sim_module")) : nullptr;
   if (!table) {
@@ -117,7 +117,7 @@ API cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned options, CU
   return CUDA_SUCCESS;
 }
 API cuModuleUnload(CUmodule handle) {
-  ENTER;
+  ENTER_UNCAPTURED;
   auto* module = reinterpret_cast<Module*>(handle);
   if (!modules.count(module)) return CUDA_ERROR_INVALID_HANDLE;
   wait_for_all(lock);

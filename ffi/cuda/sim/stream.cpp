@@ -155,7 +155,7 @@ API cuStreamDestroy_v2(CUstream handle) {
   return CUDA_SUCCESS;
 }
 API cuStreamSynchronize(CUstream handle) {
-  ENTER;
+  ENTER_UNCAPTURED;
   const Stream* stream = stream_of(handle);
   if (!stream) return CUDA_ERROR_INVALID_HANDLE;
   if (stream->capture) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
@@ -163,7 +163,7 @@ API cuStreamSynchronize(CUstream handle) {
   return device_error;
 }
 API cuStreamQuery(CUstream handle) {
-  ENTER;
+  ENTER_UNCAPTURED;
   const Stream* stream = stream_of(handle);
   if (!stream) return CUDA_ERROR_INVALID_HANDLE;
   if (stream->capture) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
@@ -217,7 +217,7 @@ API cuStreamWaitEvent(CUstream stream_handle, CUevent handle, unsigned) {
   return CUDA_SUCCESS;
 }
 API cuEventSynchronize(CUevent handle) {
-  ENTER;
+  ENTER_UNCAPTURED;
   const Event* event = event_of(handle);
   if (!event) return CUDA_ERROR_INVALID_HANDLE;
   if (event->capture) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
@@ -225,7 +225,7 @@ API cuEventSynchronize(CUevent handle) {
   return device_error;
 }
 API cuEventQuery(CUevent handle) {
-  ENTER;
+  ENTER_UNCAPTURED;
   const Event* event = event_of(handle);
   if (!event) return CUDA_ERROR_INVALID_HANDLE;
   return !event->signal || event->signal->done ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
