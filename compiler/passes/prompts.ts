@@ -17,6 +17,8 @@ import { type GpuProfile, type MachineProfile, readBandwidth } from "../profile.
 import { factorBytesRead, residualShape } from "../weights/correction.ts";
 
 const CHUNK = 512;
+/** Threads of hc_copy_parts (ffi/cuda/host_copy.cpp), of half the cores. */
+const MOST_COPIERS = 4;
 /** A prompt eight times as long as its answer then costs no more than the answer. */
 const MOST_OF_A_TOKEN = 1 / 8;
 
@@ -55,8 +57,9 @@ export function choosePrompts(
   const total = (of: (window: PromptWindow) => number) =>
     windows.reduce((sum, window) => sum + of(window), 0);
   const none = otherTime(graph, gpu) + total((w) => w.compute);
-  // One thread copies from the bundle to pinned memory, which reads and writes; the link takes it from there.
-  const streamed = Math.min(1e3 * gpu.linkBandwidth, readBandwidth(profile.cpu, 1) / 2e6);
+  // Threads copy from the bundle to pinned memory, which reads and writes; the link takes it from there.
+  const copiers = Math.max(1, Math.min(MOST_COPIERS, Math.floor(profile.cpu.cores / 2)));
+  const streamed = Math.min(1e3 * gpu.linkBandwidth, readBandwidth(profile.cpu, copiers) / 2e6);
   const link = (bytes: number) => bytes / streamed;
   // While one window computes the next one streams; the first has nobody to hide behind.
   const rest = windows.reduce((sum, w, i) => {

@@ -19,7 +19,7 @@ import {
 import { traceDescription } from "../models/descriptions.ts";
 import { arbitraryScript, graphOf, numbers, type RandomGraph } from "./graphs.ts";
 
-const SECONDS = Number(process.env["HCINFER_FUZZ_SECONDS"] ?? 20);
+const SECONDS = Number(process.env["HCINFER_FUZZ_SECONDS"] ?? 10);
 const SEED = Number(process.env["HCINFER_FUZZ_SEED"] ?? 1);
 
 async function check(model: RandomGraph, packing: Packing, devices: readonly Device[]): Promise<void> {
