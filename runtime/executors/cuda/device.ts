@@ -3,26 +3,18 @@
  * few tokens as one recorded graph), the engine runs the CPU's lane meanwhile, and both are waited for.
  */
 import { HcinferError } from "../../../compiler/errors.ts";
-import type { Memory } from "../../../compiler/memory.ts";
-import type { Context } from "../../../ffi/cuda/context.ts";
 import { DriverError } from "../../../ffi/cuda/driver.ts";
 import { Kernels } from "../../../ffi/cuda/kernels.ts";
-import { DeviceMemory, PinnedMemory } from "../../../ffi/cuda/memory.ts";
 import { type Graph, Stream } from "../../../ffi/cuda/stream.ts";
 import { checkProgram, Engine, type StepCounts, type StepStatus } from "../../../ffi/engine.ts";
-import { allocate, type NativeMemory } from "../../../ffi/mapping.ts";
-import type { Instruction, Operand, Segment } from "../../../ffi/instructions.ts";
-import type { MappedBundle } from "../cpu/executor.ts";
+import type { Instruction } from "../../../ffi/instructions.ts";
 import type { StepDevice } from "../paged.ts";
-import { fillRotations } from "../rotations.ts";
 import { type PagedRun, StepInputs } from "../step_inputs.ts";
 import type { StepKind } from "../../executor.ts";
-import { prepare, type Prepared, scratchBytes, type Shape, type Surroundings } from "./launcher.ts";
+import { prepare, type Prepared, scratchBytes, type Shape } from "./launcher.ts";
+import { CudaMemory, type MemoryParts } from "./memory.ts";
 import type { CudaProgram, KernelStep } from "./program.ts";
-import { Logits } from "./logits.ts";
 import { Recent } from "./recent.ts";
-import { StepReport, STOPPED_OFFSET } from "./report.ts";
-import { type Staging, upload } from "./tensors.ts";
 
 /** Decode steps of at most so many tokens are recorded: their kernels depend on counts, which repeat. */
 const RECORDED_TOKENS = 8;
@@ -30,23 +22,12 @@ const RECORDED_TOKENS = 8;
 const MOST_RECORDED = 32, MOST_PREPARED = 8;
 /** Least rounding of a step's context, so that one recording serves many steps. */
 const LEAST_CONTEXT = 256;
-/** Byte offset of the step's number in the mailbox. */
-const NUMBER = 64;
-/** Rows of logits that there is room for at first. */
-const FIRST_ROWS = 64;
-const STOP = Uint8Array.of(1, 0, 0, 0);
 
-export interface CudaParts {
-  readonly context: Context;
-  readonly bundle: MappedBundle;
-  readonly memory: Memory;
+export interface CudaParts extends MemoryParts {
   readonly programs: Readonly<Record<StepKind, CudaProgram>>;
-  readonly staging: Staging;
   readonly threads: number;
   /** Milliseconds that one side waits for the other before it calls it lost. */
   readonly patience: number;
-  /** Bytes of the GPU's memory that may be taken. */
-  readonly limit: number;
 }
 
 export class CudaDevice implements StepDevice {
@@ -56,133 +37,44 @@ export class CudaDevice implements StepDevice {
   readonly #kernels: Kernels;
   readonly #stream: Stream;
   readonly #copies: Stream;
-  readonly #around: Surroundings;
-  readonly #cache: DeviceMemory | undefined;
-  readonly #hostCache: NativeMemory;
-  readonly #step: DeviceMemory;
-  readonly #inputs: PinnedMemory;
-  readonly #report: StepReport;
-  /** In the mailbox: the flag that ends a step, and the number of the last. */
-  readonly #abortFlag: Int32Array;
-  readonly #number: BigUint64Array;
-  readonly #logits: Logits;
+  readonly #memory: CudaMemory;
   readonly #engines: Readonly<Record<StepKind, Engine | undefined>>;
   readonly #recorded: Recent<Graph>;
   readonly #prepared = new Recent<Prepared[]>(MOST_PREPARED);
-  #taken = 0;
   #isOrdered = false;
   #isClosed = false;
   #isLost = false;
   #failure: unknown;
 
   constructor(parts: CudaParts) {
-    const { context, bundle, memory, programs, staging } = parts;
+    const { context, memory, programs, threads, patience } = parts;
     this.#parts = parts;
+    checkSizes(parts);
     // Until it is whole, a failure gives everything back.
     using owned = new DisposableStack();
     this.#kernels = owned.use(new Kernels(context));
     this.#stream = owned.use(new Stream(context));
     this.#copies = owned.use(new Stream(context));
     this.#recorded = owned.use(new Recent(MOST_RECORDED));
-    const device = (bytes: number, what: string) => this.#take(owned, bytes, what);
-    // Whole cache lines, at least one.
-    const pinned = (bytes: number) =>
-      owned.use(PinnedMemory.allocate(context, 64 * Math.max(1, Math.ceil(bytes / 64))));
-
-    const sizes = memory.device!;
-    const weights = device(sizes.weights, "weights");
-    const stagingMemory = device(sizes.staging, "corrections on their way");
-    const arena = device(sizes.arena, "activations"), tables = device(sizes.tables, "tables");
-    this.#cache = device(sizes.cache, "keys and values");
-    this.#step = device(sizes.step, "inputs of a step")!;
-    const scratch = device(sizes.scratch, "scratch");
-    this.#checkSizes();
-    const twin = pinned(memory.bytes.arena);
-    twin.view(0, twin.byteLength).fill(0);
-    this.#inputs = pinned(memory.bytes.step);
-    const mailbox = pinned(memory.bytes.mailbox);
-    // The engine's memory stays where it is: where the head is on the CPU, there is room for all rows at once.
-    const { capacity } = memory.limits,
-      rows = isHeadOnGpu(bundle) ? Math.min(capacity, FIRST_ROWS) : capacity;
-    this.#logits = owned.use(new Logits(context, bundle.plan.model.vocabularySize, rows));
-    this.#report = owned.use(new StepReport(context, this.#inputs));
-    this.#hostCache = owned.use(allocate(memory.bytes.cache));
-    const hostTables = owned.use(allocate(memory.bytes.tables));
-
-    const { buffer, byteOffset } = mailbox.view(0, mailbox.byteLength).fill(0);
-    this.#abortFlag = new Int32Array(buffer, byteOffset, 1);
-    this.#number = new BigUint64Array(buffer, byteOffset + NUMBER, 1);
-    this.#step.fill(0);
-    fillRotations(hostTables, bundle.plan, memory);
-    if (tables) tables.write(hostTables.view(0, hostTables.byteLength));
-    if (weights) upload(context, memory, (tensor) => bundle.tensor(tensor).bytes, weights, this.#copies);
-    if (stagingMemory && staging.bytes > 0) staging.attach(context, stagingMemory);
-    owned.use(staging);
-
-    const bases: { readonly [S in Segment]?: bigint | undefined } = {
-      weights: weights?.address,
-      arena: arena?.address,
-      cache: this.#cache?.address,
-      tables: tables?.address,
-      step: this.#step.address,
-      twin: twin.deviceAddress,
-    };
-    this.#around = {
-      addressOf: ({ segment, offset }: Operand) => {
-        if (segment === "staging") return staging.address(offset);
-        if (segment === "logits") return this.#logits.memory.deviceAddress + BigInt(offset);
-        const base = bases[segment];
-        if (base === undefined) throw new HcinferError("bundle", `a kernel has an operand in ${segment}`);
-        return base + BigInt(offset);
-      },
-      twin: twin.deviceAddress - (arena?.address ?? 0n),
-      report: this.#step.address,
-      mailbox: mailbox.deviceAddress,
-      arrivals: this.#step.at(memory.arrivals),
-      scratch: scratch?.address ?? 0n,
-      checks: false,
-    };
-    const extents = {
-      weights: sizes.weights,
-      arena: sizes.arena,
-      cache: sizes.cache,
-      tables: sizes.tables,
-      step: memory.bytes.step,
-      logits: memory.bytes.logits,
-      twin: memory.bytes.arena,
-      staging: staging.extent,
-    };
+    this.#memory = owned.use(new CudaMemory(parts, this.#copies));
+    const { capacity } = memory.limits;
     for (const as of KINDS) {
-      checkProgram(tableInstructions(programs[as].kernels), extents, memory.limits.capacity);
+      checkProgram(tableInstructions(programs[as].kernels), this.#memory.extents, capacity);
     }
-
-    const engineMemory = {
-      weights: bundle.mapping,
-      arena: twin,
-      cache: this.#hostCache,
-      tables: hostTables,
-      step: this.#inputs,
-      mailbox,
-      ...(isHeadOnGpu(bundle) ? {} : { logits: this.#logits.memory }),
-    };
     const engine = (program: readonly Instruction[]) =>
-      program.length === 0 ? undefined : new Engine({
-        lanes: [{ program, threads: parts.threads }],
-        memory: engineMemory,
-        capacity: memory.limits.capacity,
-        patience: parts.patience,
-      });
+      program.length === 0
+        ? undefined
+        : new Engine({ lanes: [{ program, threads }], memory: this.#memory.engine, capacity, patience });
     const decode = engine(programs.decode.host), prefill = engine(programs.prefill.host);
-    // The memory is given back here, after the engines.
+    // The memory is given back with the rest, after the engines.
     for (const own of [decode, prefill]) owned.defer(() => own?.close());
     this.#engines = { decode, prefill };
-    this.inputs = new StepInputs(this.#inputs, memory);
-    this.#stream.synchronize();
+    this.inputs = new StepInputs(this.#memory.inputs, memory);
     this.#owned = owned.move();
   }
 
   get logits(): Float32Array {
-    return this.#logits.values;
+    return this.#memory.logits.values;
   }
 
   step(counts: StepCounts, runs: readonly PagedRun[]): StepStatus {
@@ -212,7 +104,7 @@ export class CudaDevice implements StepDevice {
     }
     const { status, driver } = await engine.stepBeside(counts, {
       ...this.#stream.native,
-      abort: this.#abortFlag,
+      abort: this.#memory.abortFlag,
     });
     if (driver !== 0) throw this.#parts.context.driver.error("cuStreamSynchronize", driver);
     return status;
@@ -246,19 +138,20 @@ export class CudaDevice implements StepDevice {
       tiles: counts.tiles,
       context: Math.min(context, this.#parts.memory.limits.contextLength),
     };
-    const number = this.#number[0]! + 1n;
+    const { number, report, logits, around } = this.#memory;
+    const next = number[0]! + 1n;
     // The engine counts the steps that it runs.
-    if (this.#engines[counts.mode] === undefined) this.#number[0] = number;
-    this.#report.write(number, this.#parts.patience);
+    if (this.#engines[counts.mode] === undefined) number[0] = next;
+    report.write(next, this.#parts.patience);
     this.#isOrdered = true;
-    if (this.#logits.reserve(counts.rows)) {
+    if (logits.reserve(counts.rows)) {
       this.#recorded.clear();
       this.#prepared.clear();
     }
     const key = [counts.mode, ...Object.values(shape)].join();
     const prepared = () =>
       prepare(this.#parts.programs[counts.mode].kernels, shape, this.#kernels, {
-        ...this.#around,
+        ...around,
         checks: counts.mode === "prefill",
       });
     if (counts.mode === "decode" && counts.tokens <= RECORDED_TOKENS) {
@@ -279,10 +172,8 @@ export class CudaDevice implements StepDevice {
   }
 
   #launch(prepared: readonly Prepared[], runs: number): void {
-    const { staging, memory } = this.#parts;
-    const { pages } = memory.inputs;
-    // The report, then the inputs; page tables come last, and only the first are of this step.
-    this.#step.writeAsync(this.#stream, this.#inputs, { length: pages + 4 * memory.mostPages * runs });
+    const { staging } = this.#parts;
+    this.#memory.orderUp(this.#stream, runs);
     prepared.forEach(({ step: { streams }, launches }, i) => {
       if (streams !== undefined && prepared[i - 1]?.step.streams !== streams) {
         staging.bring(streams, this.#copies, this.#stream);
@@ -292,13 +183,13 @@ export class CudaDevice implements StepDevice {
         staging.used(streams, this.#stream);
       }
     });
-    this.#report.fetch(this.#step, this.#stream);
+    this.#memory.orderReport(this.#stream);
   }
 
   /** Where the engine ended early, the kernels that wait for it are to end, too. */
   #heard(status: StepStatus): StepStatus {
     if (status.status !== "done" && status.status !== "overflow" && !this.#isClosed) {
-      Atomics.store(this.#abortFlag, 0, 1);
+      Atomics.store(this.#memory.abortFlag, 0, 1);
     }
     return status;
   }
@@ -306,11 +197,10 @@ export class CudaDevice implements StepDevice {
   /** What became of a step that both sides have ended. */
   #outcome(status: StepStatus): StepStatus {
     this.#isOrdered = false;
-    const { stopped, lost, overflow } = this.#report;
-    // Blocks that left early were not counted.
-    if (stopped) this.#step.fill(0, { offset: this.#parts.memory.arrivals });
+    const { stopped, lost, overflow } = this.#memory.report;
+    if (stopped) this.#memory.resetArrivals();
     if (lost || status.status === "lost") {
-      Atomics.store(this.#abortFlag, 0, 0);
+      this.rearm();
       const [who, whom] = lost ? ["the GPU", "the CPU's lane"] : ["the CPU's lane", "the GPU"];
       throw new HcinferError(
         "environment",
@@ -324,31 +214,16 @@ export class CudaDevice implements StepDevice {
   }
 
   abort(): void {
-    Atomics.store(this.#abortFlag, 0, 1);
-    // Kernels that wait for nobody look at the report.
-    if (this.#isOrdered) this.#step.write(STOP, STOPPED_OFFSET);
+    Atomics.store(this.#memory.abortFlag, 0, 1);
+    if (this.#isOrdered) this.#memory.stop();
   }
 
   rearm(): void {
-    Atomics.store(this.#abortFlag, 0, 0);
+    Atomics.store(this.#memory.abortFlag, 0, 0);
   }
 
   copyPage(from: number, to: number): void {
-    for (const { device, k, v, pageBytes } of this.#parts.memory.caches.values()) {
-      for (const base of [k, v]) {
-        if (device === "gpu") {
-          const cache = this.#cache!;
-          cache.copyAsync(this.#stream, cache, {
-            offset: base + to * pageBytes,
-            fromOffset: base + from * pageBytes,
-            length: pageBytes,
-          });
-        } else {
-          const page = this.#hostCache.view(base + from * pageBytes, pageBytes);
-          this.#hostCache.view(base + to * pageBytes, pageBytes).set(page);
-        }
-      }
-    }
+    this.#memory.copyPage(from, to, this.#stream);
   }
 
   /** Ends a step that runs, and gives all memory back. */
@@ -363,24 +238,6 @@ export class CudaDevice implements StepDevice {
     this.#owned[Symbol.dispose]();
   }
 
-  /** Memory of the GPU, within the limit; undefined for none. */
-  #take(owned: DisposableStack, bytes: number, what: string): DeviceMemory | undefined {
-    if (bytes === 0) return undefined;
-    this.#taken += bytes;
-    const { limit, context } = this.#parts;
-    if (this.#taken > limit) {
-      const gib = (n: number) => (n / 2 ** 30).toFixed(2);
-      throw new HcinferError(
-        "usage",
-        `${what} need ${gib(bytes)} GiB of the GPU's memory and ${
-          gib(this.#taken - bytes)
-        } GiB are taken, of ` +
-          `${gib(limit)} GiB that are allowed: allow more, choose fewer bits or a shorter context`,
-      );
-    }
-    return owned.use(DeviceMemory.allocate(context, bytes));
-  }
-
   /** Whether the GPU's context is lost: nothing can be computed in it any more. */
   get isLost(): boolean {
     return this.#isLost;
@@ -388,36 +245,28 @@ export class CudaDevice implements StepDevice {
 
   /** Bytes of the GPU's memory that it holds. */
   get deviceBytes(): number {
-    return this.#taken;
-  }
-
-  /** That what the kernels ask for is no more than was planned. */
-  #checkSizes(): void {
-    const { memory: { limits, device }, programs, staging, context } = this.#parts;
-    const few = Array.from({ length: Math.min(RECORDED_TOKENS, limits.capacity) }, (_, i) => i + 1);
-    const scratch = KINDS.flatMap((as) =>
-      [...few, limits.capacity].map((tokens) => {
-        const shape = { tokens, rows: tokens, tiles: tokens, context: limits.contextLength };
-        return scratchBytes(programs[as].kernels, shape, context.device);
-      })
-    );
-    const needed = Math.max(...scratch);
-    if (needed > device!.scratch || staging.bytes > device!.staging) {
-      throw new Error(
-        `planned ${device!.scratch} bytes of scratch and ${
-          device!.staging
-        } of staging, needed ${needed} and ${staging.bytes}`,
-      );
-    }
+    return this.#memory.deviceBytes;
   }
 }
 
 const KINDS: readonly StepKind[] = ["decode", "prefill"];
 const DONE: StepStatus = { status: "done" };
 
-function isHeadOnGpu({ plan: { graph } }: MappedBundle): boolean {
-  const head = graph.nodes.find((node) => node.outputs.some(({ name }) => graph.outputs.includes(name)));
-  return head?.placement.device === "gpu";
+/** That what the kernels ask for is no more than was planned. */
+function checkSizes({ memory: { limits, device }, programs, staging, context }: CudaParts): void {
+  const few = Array.from({ length: Math.min(RECORDED_TOKENS, limits.capacity) }, (_, i) => i + 1);
+  const scratch = KINDS.flatMap((as) =>
+    [...few, limits.capacity].map((tokens) => {
+      const shape = { tokens, rows: tokens, tiles: tokens, context: limits.contextLength };
+      return scratchBytes(programs[as].kernels, shape, context.device);
+    })
+  );
+  const needed = Math.max(...scratch), planned = device!;
+  if (needed <= planned.scratch && staging.bytes <= planned.staging) return;
+  throw new Error(
+    `planned ${planned.scratch} bytes of scratch and ${planned.staging} of staging, needed ${needed} and ` +
+      `${staging.bytes}`,
+  );
 }
 
 function isStatus(outcome: unknown): outcome is StepStatus {
