@@ -1,4 +1,5 @@
 /** Measures what the cost model (compiler/cost.ts) asks of a GPU, with the kernels that steps use. */
+import { HANDSHAKE } from "../ffi/cuda/kernels/mirror.ts";
 import { performance } from "node:perf_hooks";
 import type { GpuProfile } from "../compiler/profile.ts";
 import type { WeightFormat } from "../compiler/weights/format.ts";
@@ -7,7 +8,7 @@ import { Driver, DriverError } from "../ffi/cuda/driver.ts";
 import { DeviceMemory, PinnedMemory } from "../ffi/cuda/memory.ts";
 import { Event, Stream } from "../ffi/cuda/stream.ts";
 import { gpuProblem } from "./gpu_problem.ts";
-import { linearStep, NOTHING, Rig, type RigStep } from "./gpu_rig.ts";
+import { linearStep, Rig, type RigStep } from "./gpu_rig.ts";
 
 const Q8: WeightFormat = { kind: "q8", group: 64 };
 const BF16: WeightFormat = { kind: "bf16" };
@@ -160,7 +161,7 @@ function linearRate(
 /** Seconds of a kernel that does nothing, in a graph of `count`. */
 export function emptyKernelSeconds(context: Context, count: number): number {
   using rig = new Rig(context, { arena: 64 });
-  const graph = rig.record(Array.from({ length: count }, () => ({ instruction: NOTHING, tokens: 1 })));
+  const graph = rig.record(Array.from({ length: count }, () => ({ instruction: HANDSHAKE, tokens: 1 })));
   return rig.seconds(() => graph.launch(rig.stream)) / count;
 }
 
@@ -171,7 +172,7 @@ export function emptyKernelSeconds(context: Context, count: number): number {
 export function handshakeSeconds(context: Context, count: number): number {
   using rig = new Rig(context, { arena: 64, events: 2 * count });
   const steps = Array.from({ length: count }, (_, i): RigStep => {
-    return { instruction: NOTHING, tokens: 1, wait: 2 * i, signal: 2 * i + 1 };
+    return { instruction: HANDSHAKE, tokens: 1, wait: 2 * i, signal: 2 * i + 1 };
   });
   const graph = rig.record(steps);
   const run = (answers: boolean) => {

@@ -33,15 +33,6 @@ export interface RigOptions {
 }
 
 const MOST_STEPS = 4096;
-/** A step that only waits or tells. */
-const HANDSHAKE: Launch = { kernel: "mirror", module: "mirror", grid: [1, 1, 1], block: 32 };
-export const NOTHING: KernelInstruction = {
-  op: "mirror",
-  operands: {},
-  integers: { rowBytes: 0 },
-  reals: {},
-};
-
 export class Rig implements Disposable {
   readonly stream: Stream;
   readonly #owned = new DisposableStack();
@@ -110,7 +101,7 @@ export class Rig implements Disposable {
       const parameters = packParameters(instruction, address);
       return launches.map((launch, i) => {
         const call = packCall({
-          n: launch === HANDSHAKE ? 0 : tokens,
+          n: tokens,
           tokens,
           tiles: tokens,
           chunks: launch.chunks ?? 1,
@@ -156,7 +147,6 @@ export class Rig implements Disposable {
   }
 
   #launchesOf({ instruction: { op, integers }, tokens }: RigStep): readonly Launch[] {
-    if (op === "mirror" && integers["rowBytes"] === 0) return [HANDSHAKE];
     return LAUNCHES[op](integers, { n: tokens, tokens, tiles: tokens, context: tokens }, this.context.device);
   }
 

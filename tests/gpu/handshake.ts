@@ -2,13 +2,14 @@
  * How the CPU and a running GPU can tell each other that something is ready: a round trip of each way, over what the same
  * kernels take without. The partner on the CPU is this thread, which spins.
  */
+import { HANDSHAKE } from "../../ffi/cuda/kernels/mirror.ts";
 import { hostFunction, memoryOperations } from "../../ffi/cuda/alternatives.ts";
 import type { Context } from "../../ffi/cuda/context.ts";
 import { DeviceMemory, PinnedMemory } from "../../ffi/cuda/memory.ts";
 import { Event } from "../../ffi/cuda/stream.ts";
 import type { DevicePointer } from "../../ffi/cuda/symbols.ts";
 import { awaitNumber, emptyKernelSeconds, handshakeSeconds } from "../../runtime/gpu_machine.ts";
-import { NOTHING, Rig } from "../../runtime/gpu_rig.ts";
+import { Rig } from "../../runtime/gpu_rig.ts";
 import { notMeasured, openContext, type Part, type Setting } from "./setting.ts";
 
 /** A delta of a window of Llama-3.1-8B. */
@@ -53,7 +54,7 @@ function streamMemoryOperations(context: Context, count: number): number {
   const { buffer, byteOffset } = words.view(0, 16 * count).fill(0);
   const at = (offset: number) => words.deviceAddress + BigInt(offset) as DevicePointer;
   const numbers = new Int32Array(buffer, byteOffset, 4 * count);
-  const [kernel] = rig.prepare([{ instruction: NOTHING, tokens: 1 }]);
+  const [kernel] = rig.prepare([{ instruction: HANDSHAKE, tokens: 1 }]);
   let number = 0;
   return over(count, (meets) => {
     rig.begin();
@@ -75,7 +76,7 @@ function streamMemoryOperations(context: Context, count: number): number {
 function hostFunctions(context: Context, count: number): number {
   const launchHost = hostFunction(context.driver);
   using rig = new Rig(context, { arena: 64 });
-  const [kernel] = rig.prepare([{ instruction: NOTHING, tokens: 1 }]);
+  const [kernel] = rig.prepare([{ instruction: HANDSHAKE, tokens: 1 }]);
   using graph = rig.stream.capture(() => {
     for (let i = 0; i < count; i++) {
       kernel!.launch(rig.stream);
@@ -90,7 +91,7 @@ function copiesAndEvents(context: Context, count: number): number {
   using host = PinnedMemory.allocate(context, COPIED_BYTES);
   using device = DeviceMemory.allocate(context, COPIED_BYTES);
   using event = new Event(context);
-  const [kernel] = rig.prepare([{ instruction: NOTHING, tokens: 1 }]);
+  const [kernel] = rig.prepare([{ instruction: HANDSHAKE, tokens: 1 }]);
   return over(count, (meets) => {
     rig.begin();
     for (let i = 0; i < count; i++) {

@@ -51,20 +51,22 @@ export function lanesOf(
 }
 
 function laneProgram(plan: Plan, lane: LanePlan, encode: (node: Node) => Instruction): Instruction[] {
-  return lane.steps.map((step) => {
-    if ("run" in step) return encode(plan.graph.nodes[step.run]!);
-    const number = "signal" in step ? step.signal : step.wait;
-    return {
-      op: "signal" in step ? "signal" : "wait",
-      operands: { event: { segment: "mailbox", offset: MAILBOX_EVENTS + EVENT_BYTES * number } },
-      integers: {},
-      reals: {},
-      over: "tokens",
-      when: "always",
-      barrier: false,
-      awaits: 0,
-    };
-  });
+  return lane.steps.map((step) => "run" in step ? encode(plan.graph.nodes[step.run]!) : meeting(step));
+}
+
+/** The instruction that tells another lane, or waits for it. */
+export function meeting(step: { readonly signal: number } | { readonly wait: number }): Instruction {
+  const number = "signal" in step ? step.signal : step.wait;
+  return {
+    op: "signal" in step ? "signal" : "wait",
+    operands: { event: { segment: "mailbox", offset: MAILBOX_EVENTS + EVENT_BYTES * number } },
+    integers: {},
+    reals: {},
+    over: "tokens",
+    when: "always",
+    barrier: false,
+    awaits: 0,
+  };
 }
 
 function inlined({ graph }: Plan, encode: (node: Node) => Instruction): Instruction[] {

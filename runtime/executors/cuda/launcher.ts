@@ -3,11 +3,12 @@
  * them (ffi/cuda/launches.ts); here they get their addresses, and who waits for whom.
  */
 import { EVENT_BYTES, MAILBOX_EVENTS } from "../../../compiler/memory.ts";
-import type { DeviceShape, Launch, StepShape } from "../../../ffi/cuda/launch.ts";
+import type { DeviceShape, Launch } from "../../../ffi/cuda/launch.ts";
 import { LAUNCHES } from "../../../ffi/cuda/launches.ts";
 import type { Kernels } from "../../../ffi/cuda/kernels.ts";
 import { PreparedLaunch } from "../../../ffi/cuda/module.ts";
-import { packCall, packParameters } from "../../../ffi/cuda/parameters.ts";
+import { HANDSHAKE } from "../../../ffi/cuda/kernels/mirror.ts";
+import { type KernelInstruction, packCall, packParameters } from "../../../ffi/cuda/parameters.ts";
 import type { Operand } from "../../../ffi/instructions.ts";
 import type { KernelStep } from "./program.ts";
 
@@ -39,18 +40,20 @@ export interface Prepared {
   readonly launches: readonly PreparedLaunch[];
 }
 
-/** What an instruction becomes that only waits or tells. */
-const HANDSHAKE: Launch = { kernel: "mirror", module: "mirror", grid: [1, 1, 1], block: 32 };
+/** What an instruction runs over. */
+function countOf(step: KernelStep, shape: Shape): number {
+  return step.over === "rows" ? shape.rows : shape.tokens;
+}
 
-/** The launches of an instruction; one that has nothing to do may still have to wait or to tell. */
+/** The instruction that is launched: one that has nothing to do may still have to wait or to tell. */
+function launched(step: KernelStep, shape: Shape): KernelInstruction {
+  const meets = step.wait !== undefined || step.signal !== undefined;
+  return countOf(step, shape) === 0 && meets ? HANDSHAKE : step.instruction;
+}
+
 function launchesOf(step: KernelStep, shape: Shape, device: DeviceShape): readonly Launch[] {
-  const { op, integers } = step.instruction;
-  const n = step.over === "rows" ? shape.rows : shape.tokens;
-  const kernelShape: StepShape = { n, tokens: shape.tokens, tiles: shape.tiles, context: shape.context };
-  const isIdle = n === 0 || (op === "mirror" && integers["rowBytes"] === 0);
-  const launches = isIdle ? [] : LAUNCHES[op](integers, kernelShape, device);
-  if (launches.length > 0 || (step.wait === undefined && step.signal === undefined)) return launches;
-  return [HANDSHAKE];
+  const { op, integers } = launched(step, shape);
+  return LAUNCHES[op](integers, { n: countOf(step, shape), ...shape }, device);
 }
 
 /** Bytes of scratch that a program needs for steps of a shape. */
@@ -72,14 +75,13 @@ export function prepare(
     number === undefined ? 0n : around.mailbox + BigInt(MAILBOX_EVENTS + EVENT_BYTES * number);
   return steps.map((step): Prepared => {
     const launches = launchesOf(step, shape, device);
-    const parameters = packParameters(step.instruction, around.addressOf);
+    const parameters = packParameters(launched(step, shape), around.addressOf);
     return {
       step,
       launches: launches.map((launch, i) => {
         const isLast = i === launches.length - 1;
-        const isHandshake = launch === HANDSHAKE;
         const call = packCall({
-          n: isHandshake ? 0 : step.over === "rows" ? shape.rows : shape.tokens,
+          n: countOf(step, shape),
           tokens: shape.tokens,
           tiles: shape.tiles,
           chunks: launch.chunks ?? 1,
@@ -92,11 +94,8 @@ export function prepare(
           arrivals: around.arrivals + 4n * BigInt(step.signal ?? 0),
           scratch: around.scratch,
         });
-        const own = isHandshake ? packParameters({ ...NOTHING, op: "mirror" }, () => 0n) : parameters;
-        return new PreparedLaunch(kernels.function(launch.module, launch.kernel), launch, [own, call]);
+        return new PreparedLaunch(kernels.function(launch.module, launch.kernel), launch, [parameters, call]);
       }),
     };
   });
 }
-
-const NOTHING = { operands: {}, integers: { rowBytes: 0 }, reals: {} } as const;

@@ -7,15 +7,15 @@
  * by a `mirror` of its own, always one for values that come from the CPU. Deltas are read where the CPU wrote them.
  */
 import { consumers, type Graph, type Node, producers, values } from "../../../compiler/ir/graph.ts";
-import { EVENT_BYTES, MAILBOX_EVENTS } from "../../../compiler/memory.ts";
 import type { LanePlan, LaneStep, Plan } from "../../../compiler/plan.ts";
 import { makeLanes, windowOf } from "../../../compiler/passes/schedule.ts";
 import { stepGraph } from "../../../compiler/passes/steps.ts";
+import { HANDSHAKE } from "../../../ffi/cuda/kernels/mirror.ts";
 import { hasKernel, type KernelInstruction } from "../../../ffi/cuda/parameters.ts";
 import type { Instruction, Operand, Segment } from "../../../ffi/instructions.ts";
 import { Encoder } from "../encode.ts";
 import type { StepKind } from "../../executor.ts";
-import type { ProgramMode } from "../cpu/program.ts";
+import { meeting, type ProgramMode } from "../cpu/program.ts";
 
 /** Ops whose kernels store f32 outputs for the other lane, too (`put` in ffi/cuda/kernels/call.h). */
 const MIRRORING: ReadonlySet<Node["op"]> = new Set<Node["op"]>([
@@ -92,7 +92,7 @@ export function programOf(options: ProgramOptions): CudaProgram {
   const rest = lanes.find((lane) => lane.lane === "compensation") ?? { lane: "compensation", steps: [] };
   return {
     kernels: new KernelLane(graph, kernels).steps(mode === "inline" ? eager(backbone, rest) : backbone),
-    host: rest.steps.map((step) => "run" in step ? cpu.encode(graph.nodes[step.run]!) : event(step)),
+    host: rest.steps.map((step) => "run" in step ? cpu.encode(graph.nodes[step.run]!) : meeting(step)),
   };
 }
 
@@ -120,20 +120,6 @@ function eager(backbone: LanePlan, other: LanePlan): LanePlan {
         "wait" in step ? [] : "signal" in step ? [step, ...waits(step.signal)] : [step]
       ),
     ],
-  };
-}
-
-function event(step: { readonly signal: number } | { readonly wait: number }): Instruction {
-  const number = "signal" in step ? step.signal : step.wait;
-  return {
-    op: "signal" in step ? "signal" : "wait",
-    operands: { event: { segment: "mailbox", offset: MAILBOX_EVENTS + EVENT_BYTES * number } },
-    integers: {},
-    reals: {},
-    over: "tokens",
-    when: "always",
-    barrier: false,
-    awaits: 0,
   };
 }
 
@@ -216,7 +202,8 @@ class KernelLane {
       for (const { offset, rowBytes } of this.#encoder.arrays(name)) {
         const operands = { from: { segment: from, offset }, to: { segment: to, offset } };
         const over = this.#types.get(name)!.type.shape[0] === "R" ? "rows" : "tokens";
-        copies.set(offset, this.#mirror(node, operands, rowBytes, over));
+        const instruction = { op: "mirror", operands, integers: { rowBytes }, reals: {} } as const;
+        copies.set(offset, this.#step(node, instruction, over));
       }
     }
     return [...copies.values()];
@@ -224,16 +211,10 @@ class KernelLane {
 
   /** A kernel that only waits or tells. */
   #handshake(node: Node = this.#graph.nodes[0]!): KernelStep {
-    return this.#mirror(node, {}, 0, "tokens");
+    return this.#step(node, HANDSHAKE, "tokens");
   }
 
-  #mirror(
-    node: Node,
-    operands: KernelInstruction["operands"],
-    rowBytes: number,
-    over: KernelStep["over"],
-  ): KernelStep {
-    const instruction = { op: "mirror", operands, integers: { rowBytes }, reals: {} } as const;
+  #step(node: Node, instruction: KernelInstruction, over: KernelStep["over"]): KernelStep {
     return {
       instruction,
       over,
