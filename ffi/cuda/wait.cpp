@@ -5,7 +5,8 @@
 #define HC_EXPORT extern "C" __attribute__((visibility("default")))
 
 // ffi/simd/engine.cpp
-extern "C" int32_t hc_engine_step_announced(void* engine, int32_t tokens, int32_t rows, int32_t tiles, int32_t mode);
+extern "C" int32_t hc_engine_step(void* engine, int32_t tokens, int32_t rows, int32_t tiles, int32_t mode);
+extern "C" void hc_engine_ended(void* engine);
 
 using SetCurrent = int32_t (*)(uint64_t context);
 using Synchronize = int32_t (*)(uint64_t stream);
@@ -23,8 +24,10 @@ HC_EXPORT int32_t hc_device_wait(SetCurrent set_current, Synchronize synchronize
 HC_EXPORT int32_t hc_device_step(void* engine, int32_t tokens, int32_t rows, int32_t tiles, int32_t mode, SetCurrent set_current,
                                  Synchronize synchronize, uint64_t context, uint64_t stream, uint32_t* abort, int32_t* driver) {
   constexpr int32_t done = 0, overflow = 2;  // STEP_STATUS of ffi/symbols.ts
-  const int32_t status = hc_engine_step_announced(engine, tokens, rows, tiles, mode);
+  const int32_t status = hc_engine_step(engine, tokens, rows, tiles, mode);
   if (status != done && status != overflow) __atomic_store_n(abort, 1u, __ATOMIC_RELEASE);
   *driver = hc_device_wait(set_current, synchronize, context, stream);
+  // Not before: who destroys the engine gives back the flag and the stream next.
+  hc_engine_ended(engine);
   return status;
 }

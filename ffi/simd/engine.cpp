@@ -398,9 +398,11 @@ HC_EXPORT int32_t hc_engine_step(void* engine, int32_t tokens, int32_t rows, int
 // For a step on another thread: announced before the thread is asked for, so that destroying the engine waits for it.
 HC_EXPORT void hc_engine_announce(void* engine) { static_cast<Engine*>(engine)->announce(); }
 
+extern "C" void hc_engine_ended(void* engine) { static_cast<Engine*>(engine)->ended(); }
+
 HC_EXPORT int32_t hc_engine_step_announced(void* engine, int32_t tokens, int32_t rows, int32_t tiles, int32_t mode) {
   const int32_t status = hc_engine_step(engine, tokens, rows, tiles, mode);
-  static_cast<Engine*>(engine)->ended();
+  hc_engine_ended(engine);
   return status;
 }
 

@@ -168,6 +168,10 @@ API cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y, unsigned
   if (empty || grid_y > 65535 || grid_z > 65535 || uint64_t{block_x} * block_y * block_z > 1024 ||
       shared > function->max_shared || extra || (!parameters && function->kernel->parameter_count))
     return CUDA_ERROR_INVALID_VALUE;
+  // A full queue makes the caller wait, as the driver's does.
+  const Stream* queued = stream_of(stream);
+  const auto most = static_cast<size_t>(setting("CUDA_SIM_QUEUE", 1024));
+  if (queued && !queued->capture) changed.wait(lock, [&] { return queued->queue.size() < most || device_error; });
   // The values are taken now, as the driver does; a graph replays them.
   std::vector<std::vector<char>> values;
   for (size_t i = 0; i < function->kernel->parameter_count; i++) {

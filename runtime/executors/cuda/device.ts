@@ -79,7 +79,7 @@ export class CudaDevice implements StepDevice {
 
   step(counts: StepCounts, runs: readonly PagedRun[]): StepStatus {
     return this.#guarded(counts, () => {
-      this.#order(counts, runs);
+      this.#ready(counts, runs)();
       const status = this.#heard(this.#engines[counts.mode]?.step(counts) ?? DONE);
       this.#stream.synchronize();
       return this.#outcome(status);
@@ -87,8 +87,23 @@ export class CudaDevice implements StepDevice {
   }
 
   async stepAsync(counts: StepCounts, runs: readonly PagedRun[]): Promise<StepStatus> {
-    this.#guarded(counts, () => this.#order(counts, runs));
-    const status = await this.#ended(this.#engines[counts.mode], counts).catch((error: unknown) => error);
+    const order = this.#guarded(counts, () => this.#ready(counts, runs));
+    const engine = this.#engines[counts.mode];
+    const ended = () => this.#ended(engine, counts).catch((error: unknown) => error);
+    // A driver's queue holds some 1000 launches: more wait for kernels, and kernels for the CPU's lane, which must run by then.
+    const early = engine === undefined || isRecorded(counts) ? undefined : ended();
+    try {
+      this.#guarded(counts, order);
+    } catch (error) {
+      Atomics.store(this.#memory.abortFlag, 0, 1);
+      await early;
+      throw error;
+    }
+    let status = await (early ?? ended());
+    // What was ordered since the lane had ended was not waited for.
+    if (early !== undefined && isStatus(status) && !this.#isClosed) {
+      status = await this.#stream.finished().then(() => status, (error: unknown) => error);
+    }
     if (this.#isClosed) return { status: "aborted" };
     return this.#guarded(counts, () => {
       if (!isStatus(status)) throw status;
@@ -127,8 +142,8 @@ export class CudaDevice implements StepDevice {
     }
   }
 
-  /** Orders a step on the GPU: returns before it has run. */
-  #order(counts: StepCounts, runs: readonly PagedRun[]): void {
+  /** Makes a step ready, which may load kernels. What is returned orders it on the GPU, and returns before it has run. */
+  #ready(counts: StepCounts, runs: readonly PagedRun[]): () => void {
     const most = Math.max(...runs.map((run) => run.end));
     // Powers of two, so that few recordings serve all positions.
     const context = Math.max(LEAST_CONTEXT, 2 ** Math.ceil(Math.log2(most)));
@@ -143,7 +158,6 @@ export class CudaDevice implements StepDevice {
     // The engine counts the steps that it runs.
     if (this.#engines[counts.mode] === undefined) number[0] = next;
     report.write(next, this.#parts.patience);
-    this.#isOrdered = true;
     if (logits.reserve(counts.rows)) {
       this.#recorded.clear();
       this.#prepared.clear();
@@ -154,21 +168,27 @@ export class CudaDevice implements StepDevice {
         ...around,
         checks: counts.mode === "prefill",
       });
-    if (counts.mode === "decode" && counts.tokens <= RECORDED_TOKENS) {
+    let launch: () => void;
+    if (isRecorded(counts)) {
       const record = () => {
         // Kernels are loaded as they are prepared, which must not happen while a stream records.
         const launches = prepared();
         return this.#stream.capture(() => this.#launch(launches, runs.length));
       };
-      this.#recorded.get(`${key},${runs.length}`, record).launch(this.#stream);
+      const graph = this.#recorded.get(`${key},${runs.length}`, record);
+      launch = () => graph.launch(this.#stream);
     } else {
-      this.#launch(this.#prepared.get(key, prepared), runs.length);
+      const launches = this.#prepared.get(key, prepared);
+      launch = () => this.#launch(launches, runs.length);
     }
-    // The CPU's lane may wait for kernels before anybody waits for the streams.
-    if (this.#engines[counts.mode] !== undefined) {
+    return () => {
+      this.#isOrdered = true;
+      launch();
+      if (this.#engines[counts.mode] === undefined) return;
+      // The CPU's lane may wait for kernels before anybody waits for the streams.
       this.#copies.flush();
       this.#stream.flush();
-    }
+    };
   }
 
   #launch(prepared: readonly Prepared[], runs: number): void {
@@ -251,6 +271,11 @@ export class CudaDevice implements StepDevice {
 
 const KINDS: readonly StepKind[] = ["decode", "prefill"];
 const DONE: StepStatus = { status: "done" };
+
+/** Whether a step is launched as one. */
+function isRecorded({ mode, tokens }: StepCounts): boolean {
+  return mode === "decode" && tokens <= RECORDED_TOKENS;
+}
 
 /** That what the kernels ask for is no more than was planned. */
 function checkSizes({ memory: { limits, device }, programs, staging, context }: CudaParts): void {

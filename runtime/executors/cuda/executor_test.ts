@@ -36,6 +36,20 @@ Deno.test("steps beside the event loop compute what others do, in every kind", (
     }
   }));
 
+Deno.test("a step of more launches than the driver's queue holds ends: the CPU's lane runs while they are ordered", () =>
+  withBundle(async (bundle, tokens) => {
+    using _ = environment({ CUDA_SIM_QUEUE: "4" });
+    using cuda = cudaExecutor(onGpu(bundle, { limits: LIMITS, prefill: "cpu" }), {
+      ...LIMITS,
+      patience: 5000,
+    });
+    for (const as of ["decode", "prefill"] as const) {
+      using sequence = cuda.sequence();
+      const run: Run = { sequence, position: 0, tokens, as, logits: "all" };
+      assert.ok((await cuda.stepAsync({ runs: [run] }))[0]!.every(Number.isFinite));
+    }
+  }));
+
 Deno.test("a lane that does not answer in time is an error, not a hang; the device stays usable", () =>
   withBundle((bundle, tokens) => {
     const placed = onGpu(bundle, { limits: LIMITS });
