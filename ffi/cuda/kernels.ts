@@ -1,5 +1,5 @@
 /** All kernels of a device: their images, loaded when one is first asked for. */
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { HcinferError } from "../../compiler/errors.ts";
 import type { Context } from "./context.ts";
 import { SIMULATOR_KERNELS } from "./driver.ts";
@@ -29,9 +29,11 @@ export class Kernels implements Disposable {
     if (this.context.driver.kind === "sim") {
       return { path: SIMULATOR_KERNELS, name: "the simulator's kernels" };
     }
-    const architecture = ARCHITECTURES.find((least) => least <= this.context.device.capability);
-    const name = `${architecture}/${module}.ptx`;
-    return { path: new URL(`./ptx/${name}`, import.meta.url), name };
+    const names = ARCHITECTURES.filter((least) => least <= this.context.device.capability)
+      .map((architecture) => `${architecture}/${module}.ptx`);
+    const images = names.map((name) => ({ path: new URL(`./ptx/${name}`, import.meta.url), name }));
+    // Sources without anything of a newer architecture are compiled for the least alone.
+    return images.find(({ path }) => existsSync(path)) ?? images[0]!;
   }
 
   [Symbol.dispose](): void {

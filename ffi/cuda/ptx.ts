@@ -1,6 +1,7 @@
 /**
  * Compiles the kernels to PTX, which is checked in: ffi/cuda/ptx/<75|80>/<source>.ptx, text that NVIDIA's driver compiles
- * for the GPU at hand when it loads it. Only who changes a kernel needs nvcc.
+ * for the GPU at hand when it loads it; of sources that are the same for both, only that of 75. Only who changes a kernel needs
+ * nvcc.
  *
  *   deno task ptx            compiles what is out of date
  *   deno task ptx --check    compares the hashes of the sources, and the text where the same nvcc is installed
@@ -55,22 +56,33 @@ export function sourceNames(): string[] {
   );
 }
 
-/** SHA-256 of a source, the headers it includes, theirs, and how it is compiled. `read` gives a file's text by its name. */
-export function sourceHash(source: string, read: (name: string) => string): string {
-  const hash = createHash("sha256").update(JSON.stringify([FLAGS, PTX_VERSION]));
-  const seen = new Set<string>();
+/** The texts of a source and of all that it includes, by name. `read` gives a file's text. */
+function closure(source: string, read: (name: string) => string): ReadonlyMap<string, string> {
+  const texts = new Map<string, string>();
   const add = (name: string) => {
-    if (seen.has(name)) return;
-    seen.add(name);
+    if (texts.has(name)) return;
     const text = read(name);
-    hash.update(JSON.stringify([name, text]));
+    texts.set(name, text);
     for (const match of text.matchAll(/^\s*#\s*include\s+"([^"]+)"/gm)) {
       // What the simulator has instead of CUDA's own headers, nvcc does not see.
       if (!match[1]!.startsWith("../sim/")) add(match[1]!);
     }
   };
   add(source);
+  return texts;
+}
+
+/** SHA-256 of a source, the headers it includes, theirs, and how it is compiled. `read` gives a file's text by its name. */
+export function sourceHash(source: string, read: (name: string) => string): string {
+  const hash = createHash("sha256").update(JSON.stringify([FLAGS, PTX_VERSION]));
+  for (const entry of closure(source, read)) hash.update(JSON.stringify(entry));
   return hash.digest("hex");
+}
+
+/** What a source is compiled for: where nothing in it asks what it is compiled for, the least. */
+function architecturesOf(name: string): readonly number[] {
+  const texts = [...closure(`${name}.cu`, readSource).values()];
+  return texts.some((text) => text.includes("__CUDA_ARCH__")) ? ARCHITECTURES : ARCHITECTURES.slice(0, 1);
 }
 
 function readSource(name: string): string {
@@ -91,7 +103,7 @@ export function outOfDate(): string[] {
   const { sha256 } = recorded(), current = currentHashes();
   const names = new Set([...Object.keys(sha256), ...Object.keys(current)]);
   return [...names].filter((name) =>
-    sha256[name] !== current[name] || !ARCHITECTURES.every((arch) => existsSync(ptxPath(arch, name)))
+    sha256[name] !== current[name] || !architecturesOf(name).every((arch) => existsSync(ptxPath(arch, name)))
   ).sort();
 }
 
@@ -164,7 +176,13 @@ export async function parallel<T>(items: readonly T[], work: (item: T) => Promis
 }
 
 const units = (names: readonly string[]) =>
-  names.flatMap((name) => ARCHITECTURES.map((arch) => ({ name, arch })));
+  names.flatMap((name) => architecturesOf(name).map((arch) => ({ name, arch })));
+
+/** The file that a device of a compute capability takes. */
+export function ptxOf(capability: number, name: string): string {
+  const paths = ARCHITECTURES.filter((least) => least <= capability).map((least) => ptxPath(least, name));
+  return paths.findLast(existsSync) ?? paths[0]!;
+}
 
 /** Compiles what is out of date, or all if nvcc is of another version than it was. */
 async function update(): Promise<void> {
@@ -178,8 +196,10 @@ async function update(): Promise<void> {
     writeFileSync(ptxPath(arch, name), await compile(arch, name));
     console.error(`${arch}/${name}.ptx`);
   });
-  for (const { name, arch } of units(names.filter((name) => !(name in current)))) {
-    rmSync(ptxPath(arch, name), { force: true });
+  for (const arch of ARCHITECTURES) {
+    for (const name of names.filter((name) => !(name in current))) {
+      rmSync(ptxPath(arch, name), { force: true });
+    }
   }
   const sources: Sources = { nvcc: version, sha256: current };
   writeChanged(RECORD, `${JSON.stringify(sources, null, 2)}\n`);

@@ -8,7 +8,7 @@ import type { DeviceShape, Launch } from "./launch.ts";
 import { LAUNCHES } from "./launches.ts";
 import { occupancy } from "./occupancy.ts";
 import { KERNEL_OPS } from "./parameters.ts";
-import { ARCHITECTURES, nvcc, parallel, ptxPath, sourceNames } from "./ptx.ts";
+import { nvcc, parallel, ptxOf, sourceNames } from "./ptx.ts";
 
 const DEVICES: readonly DeviceShape[] = [
   { capability: 75, multiprocessors: 40 }, // T4
@@ -98,9 +98,16 @@ export async function report(): Promise<string> {
   const units = sourceNames().flatMap((name) => DEVICES.map(({ capability }) => ({ name, capability })));
   try {
     await parallel(units, async ({ name, capability }) => {
-      const from = ARCHITECTURES.findLast((least) => least <= capability)!;
       const output = join(folder, `${name}.${capability}`);
-      const args = ["-cubin", `-arch=sm_${capability}`, "-Xptxas", "-v", "-o", output, ptxPath(from, name)];
+      const args = [
+        "-cubin",
+        `-arch=sm_${capability}`,
+        "-Xptxas",
+        "-v",
+        "-o",
+        output,
+        ptxOf(capability, name),
+      ];
       const { stdout, stderr } = await nvcc(args);
       for (const needs of parseNeeds(stdout + stderr)) {
         const row = cells.get(needs.kernel) ?? new Map<number, string>();

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { kernelNames } from "./build.ts";
-import { ARCHITECTURES, normalise, outOfDate, ptxPath, sourceHash } from "./ptx.ts";
+import { ARCHITECTURES, normalise, outOfDate, ptxOf, sourceHash } from "./ptx.ts";
 import { launchedBlocks, parseNeeds } from "./ptx_report.ts";
 import { HcinferError } from "../../compiler/errors.ts";
 
@@ -13,7 +13,7 @@ Deno.test("every kernel that is launched has an entry in its module's PTX", () =
   const texts = new Map<string, string>();
   for (const capability of ARCHITECTURES) {
     for (const [kernel, { module }] of launchedBlocks({ capability, multiprocessors: 80 })) {
-      const path = ptxPath(capability, module);
+      const path = ptxOf(capability, module);
       if (!texts.has(path)) texts.set(path, readFileSync(path, "utf8"));
       assert.ok(texts.get(path)!.includes(`.visible .entry ${kernel}(`), `${kernel} is not in ${path}`);
     }

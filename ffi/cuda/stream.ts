@@ -4,6 +4,7 @@ import { type Context, Resource } from "./context.ts";
 import { type Calls, handle } from "./driver.ts";
 import {
   CAPTURE_THREAD_LOCAL,
+  EVENT_DISABLE_TIMING,
   type EventHandle,
   type GraphExecHandle,
   type GraphHandle,
@@ -98,8 +99,9 @@ export class Graph extends Resource<GraphExecHandle> {
 
 /** A point in a stream's work: to wait for, or to measure time from. */
 export class Event extends Resource<EventHandle> {
-  constructor(context: Context) {
-    super(context, handle((out) => context.calls.cuEventCreate(out, 0)));
+  /** @param options isTimed: whether `since` can be asked; an event that is not is faster to wait for */
+  constructor(context: Context, { isTimed = true } = {}) {
+    super(context, handle((out) => context.calls.cuEventCreate(out, isTimed ? 0 : EVENT_DISABLE_TIMING)));
   }
 
   record(stream: Stream): void {

@@ -177,8 +177,8 @@ export const FUNCTION_MOST_DYNAMIC_SHARED = 8;
 export const SCHEDULE = { auto: 0, spin: 1, yield: 2, blocking: 4 } as const;
 export const HOST_ALLOC_PORTABLE = 1;
 export const HOST_ALLOC_DEVICEMAP = 2;
-export const STREAM_NON_BLOCKING = 1;
 export const EVENT_DISABLE_TIMING = 2;
+export const STREAM_NON_BLOCKING = 1;
 /** Only the capturing thread is kept from calls that cannot be captured. */
 export const CAPTURE_THREAD_LOCAL = 1;
 export const JIT = { errorLog: 5, errorLogBytes: 6 } as const;

@@ -175,7 +175,6 @@ class Engine {
     bool begun = false;  // work that no barrier has ended
     for (size_t n = 0; n < lane.program.size() && !aborted(); n++) {
       const BoundInstruction& bound = lane.program[n];
-      if (patience_ > 0 && thread == 0) heartbeat().fetch_add(1, std::memory_order_relaxed);
       if (const int64_t items = bound.items(step_); items > 0) {
         std::visit([&](const auto& arguments) { execute(lane, n, arguments, items, thread, own); }, bound.arguments);
         begun = true;
@@ -211,7 +210,7 @@ class Engine {
     const BoundInstruction& bound = lane.program[n];
     prepare(arguments, bound.over_rows ? step_.rows : step_.tokens, own);
     const auto kernel = kernel_of(arguments);
-    if (lane.threads == 1) return kernel(arguments, 0, items);
+    if (lane.threads == 1 && patience_ == 0) return kernel(arguments, 0, items);
     if (bound.awaits > 0) {
       const size_t earlier = n - static_cast<size_t>(bound.awaits);
       const int64_t all = lane.program[earlier].items(step_);
@@ -222,6 +221,7 @@ class Engine {
     while (!aborted()) {
       const auto [begin, end] = pieces[progress.claimed.fetch_add(1, std::memory_order_relaxed)];
       if (begin >= items) return;
+      if (patience_ > 0) heartbeat().fetch_add(1, std::memory_order_relaxed);
       kernel(arguments, begin, end);
       progress.done.fetch_add(end - begin, std::memory_order_acq_rel);
     }

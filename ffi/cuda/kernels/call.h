@@ -32,7 +32,7 @@ struct Mailbox {
   uint32_t abort;
   uint32_t unused[15];
   uint64_t number;
-  uint64_t heartbeat;  // grows whenever a lane of the CPU begins an instruction
+  uint64_t heartbeat;  // grows whenever a thread of the CPU begins a piece of work
 };
 
 struct Call {
@@ -51,26 +51,33 @@ struct Call {
   void* scratch;         // device memory; who needs some says how much in its launch rule
 };
 
+// Whether the event that a kernel waits for comes. Every look crosses the bus, so the event is looked at most.
+HC_DEVICE bool await(const Call& call) {
+  const uint64_t number = load_volatile(&call.report->number);
+  const auto patience = static_cast<int64_t>(load_volatile(&call.report->patience));
+  uint64_t since = clock_ns(), heartbeat = 0;
+  for (unsigned looks = 1; load_acquire_system(call.wait) < number; looks++) {
+    __nanosleep(looks < 8 ? 32 * looks : 256);
+    if (looks % 16 != 0) continue;
+    if (load_acquire_system(&call.mailbox->abort) != 0) return false;
+    const uint64_t beat = load_acquire_system(&call.mailbox->heartbeat);
+    if (beat != heartbeat) heartbeat = beat, since = clock_ns();
+    // Signed: the timer of a GPU need not grow between two reads.
+    if (static_cast<int64_t>(clock_ns() - since) <= patience) continue;
+    store_volatile(&call.report->lost, 1u);
+    return false;
+  }
+  return true;
+}
+
 // Waits for the other lane. False: the step was stopped, leave; to all threads of a block alike, as one looks for all.
 HC_DEVICE bool begin(const Call& call) {
   __shared__ uint32_t stopped;
   // A read of memory before everything else would cost a decode step's small kernels a tenth of their time.
   if (call.wait == nullptr && call.checks == 0) return true;
   if (thread_in_block() == 0) {
-    const uint64_t number = load_volatile(&call.report->number);
-    uint64_t since = clock_ns(), heartbeat = 0;
     stopped = load_volatile(&call.report->stopped);
-    for (unsigned pause = 0; call.wait != nullptr && !stopped && load_acquire_system(call.wait) < number; pause = pause < 256 ? pause + 32 : pause) {
-      if (load_acquire_system(&call.mailbox->abort) != 0) store_volatile(&call.report->stopped, stopped = 1);
-      const uint64_t beat = load_acquire_system(&call.mailbox->heartbeat);
-      if (beat != heartbeat) heartbeat = beat, since = clock_ns();
-      // Signed: the timer of a GPU need not grow between two reads.
-      if (static_cast<int64_t>(clock_ns() - since) > static_cast<int64_t>(load_volatile(&call.report->patience))) {
-        store_volatile(&call.report->lost, 1u);
-        store_volatile(&call.report->stopped, stopped = 1);
-      }
-      __nanosleep(pause);
-    }
+    if (call.wait != nullptr && !stopped && !await(call)) store_volatile(&call.report->stopped, stopped = 1);
   }
   __syncthreads();
   return stopped == 0;

@@ -27,7 +27,7 @@ export function upload(
   using owned = new DisposableStack();
   const buffers = [0, 1].map(() => ({
     pinned: owned.use(PinnedMemory.allocate(context, LOADING_BYTES)),
-    free: owned.use(new Event(context)),
+    free: owned.use(new Event(context, { isTimed: false })),
   }));
   let turn = 0;
   for (const [tensor, offset] of deviceTensors) {
@@ -152,8 +152,8 @@ class Slot implements Disposable {
   constructor(context: Context, bytes: number) {
     using owned = new DisposableStack();
     this.pinned = owned.use(PinnedMemory.allocate(context, bytes));
-    this.copied = owned.use(new Event(context));
-    this.used = owned.use(new Event(context));
+    this.copied = owned.use(new Event(context, { isTimed: false }));
+    this.used = owned.use(new Event(context, { isTimed: false }));
     owned.move();
   }
 
