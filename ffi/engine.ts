@@ -133,6 +133,23 @@ export class Engine implements Disposable {
     }
   }
 
+  /**
+   * Begins a step on another thread. What is returned waits for its end, and must be called; the engine does nothing else until
+   * then.
+   * @throws {HcinferError} "environment" when no thread starts
+   */
+  begin(counts: StepCounts): () => StepStatus {
+    const engine = this.#rest();
+    if (library().hc_engine_begin(engine, ...numbers(counts)) !== 0) {
+      throw new HcinferError("environment", text(library().hc_engine_error()));
+    }
+    this.#running = true;
+    return () => {
+      this.#running = false;
+      return this.#status(library().hc_engine_join(engine), counts);
+    };
+  }
+
   /** `stepAsync` beside a step that was ordered on another device: returns when both are over. */
   async stepBeside(
     counts: StepCounts,

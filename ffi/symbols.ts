@@ -4,7 +4,7 @@
  */
 
 /** Must equal HC_ABI_VERSION in simd/mapping.cpp: raised whenever a signature changes. */
-export const ABI_VERSION = 4;
+export const ABI_VERSION = 5;
 
 export const abi = {
   hc_abi_version: { parameters: [], result: "u32" },
@@ -91,6 +91,10 @@ export const engine = {
   hc_engine_check: { parameters: ["buffer", "i64", "buffer", "i32"], result: "i32" },
   /** (engine, tokens, rows, tiles, mode) -> STEP_STATUS. One call at a time. */
   hc_engine_step: { parameters: ["pointer", "i32", "i32", "i32", "i32"], result: "i32" },
+  /** (engine, tokens, rows, tiles, mode) -> 0, or -1 with hc_engine_error() set. The step must be joined. */
+  hc_engine_begin: { parameters: ["pointer", "i32", "i32", "i32", "i32"], result: "i32" },
+  /** (engine) -> STEP_STATUS of the step that was begun, once it has ended. */
+  hc_engine_join: { parameters: ["pointer"], result: "i32" },
   /** (engine). Says that the next function will be called; destroying the engine then ends that step first. */
   hc_engine_announce: { parameters: ["pointer"], result: "void" },
   /** `hc_engine_step` on a thread that is not JavaScript's. */

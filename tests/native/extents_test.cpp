@@ -74,7 +74,7 @@ static void fill(const std::string& name, int32_t places, uint8_t* data, int64_t
   }
 }
 
-// Runs a bound instruction as the engine does (engine.cpp), with scratch of exactly what it says.
+// Runs a bound instruction as the engine does (engine.h), with scratch of exactly what it says.
 struct Run {
   const BoundInstruction& bound;
   Step step;

@@ -79,8 +79,22 @@ export class CudaDevice implements StepDevice {
 
   step(counts: StepCounts, runs: readonly PagedRun[]): StepStatus {
     return this.#guarded(counts, () => {
-      this.#ready(counts, runs)();
-      const status = this.#heard(this.#engines[counts.mode]?.step(counts) ?? DONE);
+      const order = this.#ready(counts, runs), engine = this.#engines[counts.mode];
+      let status: StepStatus;
+      if (engine === undefined || isRecorded(counts)) {
+        order();
+        status = this.#heard(engine?.step(counts) ?? DONE);
+      } else {
+        const join = engine.begin(counts);
+        try {
+          order();
+        } catch (error) {
+          this.abort();
+          join();
+          throw error;
+        }
+        status = this.#heard(join());
+      }
       this.#stream.synchronize();
       return this.#outcome(status);
     });
@@ -90,7 +104,6 @@ export class CudaDevice implements StepDevice {
     const order = this.#guarded(counts, () => this.#ready(counts, runs));
     const engine = this.#engines[counts.mode];
     const ended = () => this.#ended(engine, counts).catch((error: unknown) => error);
-    // A driver's queue holds some 1000 launches: more wait for kernels, and kernels for the CPU's lane, which must run by then.
     const early = engine === undefined || isRecorded(counts) ? undefined : ended();
     try {
       this.#guarded(counts, order);
@@ -272,7 +285,10 @@ export class CudaDevice implements StepDevice {
 const KINDS: readonly StepKind[] = ["decode", "prefill"];
 const DONE: StepStatus = { status: "done" };
 
-/** Whether a step is launched as one. */
+/**
+ * Whether a step is launched as one. Others are ordered while the CPU's lane runs: a driver's queue holds some 1000 launches,
+ * beyond which ordering waits for kernels, and these may wait for the CPU's lane.
+ */
 function isRecorded({ mode, tokens }: StepCounts): boolean {
   return mode === "decode" && tokens <= RECORDED_TOKENS;
 }
