@@ -155,9 +155,12 @@ export const device = {
   },
 } as const;
 
-export const hostCopy = {
-  /** The address of a function (table), for cuLaunchHostFunc. */
+/** Addresses of functions for cuLaunchHostFunc. */
+export const hostFunctions = {
+  /** (table). ffi/cuda/host_copy.ts. */
   hc_copy_parts: { type: "pointer" },
+  /** (table). ffi/cuda/event_wait.ts. */
+  hc_await_event: { type: "pointer" },
 } as const;
 
 export const symbols = {
@@ -169,5 +172,5 @@ export const symbols = {
   ...engine,
   ...measure,
   ...device,
-  ...hostCopy,
+  ...hostFunctions,
 } as const;

@@ -1,6 +1,8 @@
 // The waits for the device that leave JavaScript's thread free: Stream.finished in ffi/cuda/stream.ts, and Engine.stepBeside in
-// ffi/engine.ts.
+// ffi/engine.ts; and the device's wait for the CPU that leaves its kernels free (ffi/cuda/event_wait.ts).
+#include <chrono>
 #include <cstdint>
+#include <thread>
 
 #define HC_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -30,4 +32,18 @@ HC_EXPORT int32_t hc_device_step(void* engine, int32_t tokens, int32_t rows, int
   // Not before: who destroys the engine gives back the flag and the stream next.
   hc_engine_ended(engine);
   return status;
+}
+
+struct EventWait {
+  const uint64_t* event;
+  const uint64_t* number;
+  const uint32_t* abort;
+};
+
+// What cuLaunchHostFunc calls, on a thread of the driver: returns when the event has the step's number, or the step is aborted.
+HC_EXPORT void hc_await_event(void* wait) {
+  const auto& [event, number, abort] = *static_cast<const EventWait*>(wait);
+  while (__atomic_load_n(event, __ATOMIC_ACQUIRE) < *number && __atomic_load_n(abort, __ATOMIC_RELAXED) == 0) {
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
 }

@@ -4,6 +4,7 @@
  */
 import { HcinferError } from "../../../compiler/errors.ts";
 import { DriverError } from "../../../ffi/cuda/driver.ts";
+import type { EventWait } from "../../../ffi/cuda/event_wait.ts";
 import { Kernels } from "../../../ffi/cuda/kernels.ts";
 import { type Graph, Stream } from "../../../ffi/cuda/stream.ts";
 import { checkProgram, Engine, type StepCounts, type StepStatus } from "../../../ffi/engine.ts";
@@ -39,6 +40,8 @@ export class CudaDevice implements StepDevice {
   readonly #copies: Stream;
   readonly #memory: CudaMemory;
   readonly #engines: Readonly<Record<StepKind, Engine | undefined>>;
+  /** By the event that the GPU waits for before anything else. */
+  readonly #firstWaits: ReadonlyMap<number, EventWait>;
   readonly #recorded: Recent<Graph>;
   readonly #prepared = new Recent<Prepared[]>(MOST_PREPARED);
   #isOrdered = false;
@@ -69,6 +72,8 @@ export class CudaDevice implements StepDevice {
     // The memory is given back with the rest, after the engines.
     for (const own of [decode, prefill]) owned.defer(() => own?.close());
     this.#engines = { decode, prefill };
+    const first = KINDS.map((as) => programs[as].kernels[0]?.wait).filter((event) => event !== undefined);
+    this.#firstWaits = new Map(first.map((event) => [event, this.#memory.waitFor(event)]));
     this.inputs = new StepInputs(this.#memory.inputs, memory);
     this.#owned = owned.move();
   }
@@ -207,6 +212,8 @@ export class CudaDevice implements StepDevice {
   #launch(prepared: readonly Prepared[], runs: number): void {
     const { staging } = this.#parts;
     this.#memory.orderUp(this.#stream, runs);
+    // Where layers are spilled the CPU begins, and may take long.
+    this.#firstWaits.get(prepared[0]?.step.wait ?? -1)?.order(this.#stream);
     prepared.forEach(({ step: { streams }, launches }, i) => {
       if (streams !== undefined && prepared[i - 1]?.step.streams !== streams) {
         staging.bring(streams, this.#copies, this.#stream);

@@ -3,9 +3,10 @@
  * for what both sides see; and what the CPU's lane has for itself.
  */
 import { HcinferError } from "../../../compiler/errors.ts";
-import type { Memory } from "../../../compiler/memory.ts";
+import { EVENT_BYTES, MAILBOX_EVENTS, type Memory } from "../../../compiler/memory.ts";
 import type { Context } from "../../../ffi/cuda/context.ts";
 import { DeviceMemory, PinnedMemory } from "../../../ffi/cuda/memory.ts";
+import { EventWait } from "../../../ffi/cuda/event_wait.ts";
 import type { Stream } from "../../../ffi/cuda/stream.ts";
 import type { EngineOptions } from "../../../ffi/engine.ts";
 import { allocate, type NativeMemory } from "../../../ffi/mapping.ts";
@@ -14,7 +15,7 @@ import type { MappedBundle } from "../cpu/executor.ts";
 import { fillRotations } from "../rotations.ts";
 import type { Surroundings } from "./launcher.ts";
 import { Logits } from "./logits.ts";
-import { StepReport, STOPPED_OFFSET } from "./report.ts";
+import { REPORT_NUMBER, StepReport, STOPPED_OFFSET } from "./report.ts";
 import { type Staging, upload } from "./tensors.ts";
 
 /** Byte offset of the step's number in the mailbox. */
@@ -47,6 +48,7 @@ export class CudaMemory implements Disposable {
   /** The segments of the CPU's lane. */
   readonly engine: EngineOptions["memory"];
   readonly #memory: Memory;
+  readonly #mailbox: PinnedMemory;
   readonly #owned: DisposableStack;
   readonly #step: DeviceMemory;
   readonly #cache: DeviceMemory | undefined;
@@ -75,6 +77,7 @@ export class CudaMemory implements Disposable {
     this.#step = device(sizes.step, "inputs of a step")!;
     const scratch = device(sizes.scratch, "scratch");
     const twin = pinned(memory.bytes.arena), mailbox = pinned(memory.bytes.mailbox);
+    this.#mailbox = mailbox;
     this.inputs = pinned(memory.bytes.step);
     this.report = owned.use(new StepReport(context, this.inputs));
     // The engine's memory stays where it is: where the head is on the CPU, there is room for all rows at once.
@@ -150,6 +153,16 @@ export class CudaMemory implements Disposable {
     const { inputs: { pages }, mostPages } = this.#memory;
     // Page tables come last, and only the first are of this step.
     this.#step.writeAsync(stream, this.inputs, { length: pages + 4 * mostPages * runs });
+  }
+
+  /** A wait for an event of the CPU that holds no kernel. */
+  waitFor(event: number): EventWait {
+    const memory = this.#mailbox;
+    return new EventWait(
+      { memory, offset: MAILBOX_EVENTS + EVENT_BYTES * event },
+      { memory: this.inputs, offset: REPORT_NUMBER },
+      { memory, offset: 0 },
+    );
   }
 
   /** Orders the report back. */

@@ -9,6 +9,8 @@ import type { StepStatus } from "../../../ffi/engine.ts";
 const NUMBER = 0, OVERFLOW = 8, PATIENCE = 16, STOPPED = 24, LOST = 28;
 const NO_OVERFLOW = 2n ** 64n - 1n;
 
+/** Where the step's number stands: a u64. */
+export const REPORT_NUMBER = NUMBER;
 /** Where a step that runs can be stopped from outside: a u32. */
 export const STOPPED_OFFSET = STOPPED;
 
