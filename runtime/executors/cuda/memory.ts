@@ -170,8 +170,9 @@ export class CudaMemory implements Disposable {
     this.report.fetch(this.#step, stream);
   }
 
-  /** Says to kernels that wait for nobody that the step is over. */
+  /** Says to kernels that wait for nobody that the step is over, whether its inputs are there yet or not. */
   stop(): void {
+    this.report.stop();
     this.#step.write(STOP, STOPPED_OFFSET);
   }
 

@@ -40,6 +40,11 @@ export class StepReport implements Disposable {
     this.#up.setUint32(LOST, 0, true);
   }
 
+  /** What goes up from here on, until the next step is written, is of a step that is over. */
+  stop(): void {
+    this.#up.setUint32(STOPPED, 1, true);
+  }
+
   /** Orders its way back. */
   fetch(from: DeviceMemory, stream: Stream): void {
     from.readAsync(stream, this.#pinned);
