@@ -147,9 +147,9 @@ export const device = {
     result: "i32",
     nonblocking: true,
   },
-  /** (cuCtxSetCurrent, cuStreamSynchronize, context, stream) -> CUresult. */
+  /** (cuCtxSetCurrent, cuStreamSynchronize, context, stream, i32[1] out: 1 when it no longer uses them) -> CUresult. */
   hc_device_wait: {
-    parameters: ["pointer", "pointer", "u64", "u64"],
+    parameters: ["pointer", "pointer", "u64", "u64", "buffer"],
     result: "i32",
     nonblocking: true,
   },

@@ -14,6 +14,9 @@ import {
 
 /** Work in order. Other streams, the driver's own among them, are not waited for. */
 export class Stream extends Resource<StreamHandle> {
+  /** Of waits on other threads: 1 when they no longer use the stream. */
+  readonly #waits = new Set<Int32Array<ArrayBuffer>>();
+
   constructor(context: Context) {
     super(context, handle((out) => context.calls.cuStreamCreate(out, STREAM_NON_BLOCKING)));
   }
@@ -24,13 +27,28 @@ export class Stream extends Resource<StreamHandle> {
   }
 
   /**
-   * `synchronize` on another thread: JavaScript goes on meanwhile, but must not dispose of the stream or of what it works on.
-   * Throws what its work failed with.
+   * `synchronize` on another thread: JavaScript goes on meanwhile, but must not dispose of what the stream works on. Disposing
+   * of the stream waits for it. Throws what its work failed with.
    */
   async finished(): Promise<void> {
     const { setCurrent, synchronize, context, stream } = this.native;
-    const status = await library().hc_device_wait(setCurrent, synchronize, context, stream);
+    const left = new Int32Array(new ArrayBuffer(4));
+    const wait = library().hc_device_wait(
+      setCurrent,
+      synchronize,
+      context,
+      stream,
+      new Uint8Array(left.buffer),
+    );
+    this.#waits.add(left);
+    const status = await wait;
+    this.#waits.delete(left);
     if (status !== 0) throw this.context.driver.error("cuStreamSynchronize", status);
+  }
+
+  override [Symbol.dispose](): void {
+    for (const left of this.#waits) while (Atomics.load(left, 0) === 0);
+    super[Symbol.dispose]();
   }
 
   /** What native code needs to wait for it. */

@@ -85,6 +85,17 @@ Deno.test("finished waits on another thread", async () => {
   await Promise.all([stream.finished(), stream.finished()]);
 });
 
+Deno.test("a stream that is waited for is destroyed after the wait", async () => {
+  using memory = DeviceMemory.allocate(context, 2 ** 24);
+  let finished: Promise<void>;
+  {
+    using stream = new Stream(context);
+    for (let i = 0; i < 20; i++) memory.fill(i, { stream });
+    finished = stream.finished();
+  }
+  await finished;
+});
+
 Deno.test("a stream with work left is flushed without an error, and one that failed with its own", () => {
   using memory = DeviceMemory.allocate(context, 2 ** 26);
   using stream = new Stream(context);

@@ -15,9 +15,16 @@ using Synchronize = int32_t (*)(uint64_t stream);
 
 // Waits for a stream on the calling thread, which knows no context yet: contexts are current for one thread each. The
 // functions are the driver's cuCtxSetCurrent and cuStreamSynchronize. Returns their CUresult.
-HC_EXPORT int32_t hc_device_wait(SetCurrent set_current, Synchronize synchronize, uint64_t context, uint64_t stream) {
+static int32_t device_wait(SetCurrent set_current, Synchronize synchronize, uint64_t context, uint64_t stream) {
   const int32_t status = set_current(context);
   return status != 0 ? status : synchronize(stream);
+}
+
+// `left` is set when the driver is not called any more: the stream may then be destroyed.
+HC_EXPORT int32_t hc_device_wait(SetCurrent set_current, Synchronize synchronize, uint64_t context, uint64_t stream, int32_t* left) {
+  const int32_t status = device_wait(set_current, synchronize, context, stream);
+  __atomic_store_n(left, 1, __ATOMIC_RELEASE);
+  return status;
 }
 
 // A step of the engine beside one that was ordered on the device, which is waited for then: a step has one call like this.
@@ -28,7 +35,7 @@ HC_EXPORT int32_t hc_device_step(void* engine, int32_t tokens, int32_t rows, int
   constexpr int32_t done = 0, overflow = 2;  // STEP_STATUS of ffi/symbols.ts
   const int32_t status = hc_engine_step(engine, tokens, rows, tiles, mode);
   if (status != done && status != overflow) __atomic_store_n(abort, 1u, __ATOMIC_RELEASE);
-  *driver = hc_device_wait(set_current, synchronize, context, stream);
+  *driver = device_wait(set_current, synchronize, context, stream);
   // Not before: who destroys the engine gives back the flag and the stream next.
   hc_engine_ended(engine);
   return status;
