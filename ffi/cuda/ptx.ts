@@ -112,13 +112,18 @@ export const ptxPath = (architecture: number, name: string): string =>
 
 /** nvcc's text without comments, without what depends on where it was compiled, and as PTX of an older version. */
 export function normalise(ptx: string): string {
+  // Names of what is local to a source have hashes of its path, before and, where no kernel's name stands there, behind its name.
+  const local = /_(?:INTERNAL_|GLOBAL__N__)([0-9a-f]{8})_\d+_\w+?_cu_([0-9a-f]{8})?/g;
+  const hashes = new Set([...ptx.matchAll(local)].flatMap(([, before, behind]) => [before, behind]));
+  hashes.delete(undefined);
   const lines = ptx.split("\n").map((line) => line.replace(/\s*\/\/.*$/, "").trim())
     // A hint about loads of which not all bytes are used; PTX 8.3.
     .filter((line) => line !== "" && !line.startsWith('.pragma "used_bytes_mask'))
-    .map((line) => line.replace(/^\.version .*/, `.version ${PTX_VERSION}`))
-    // Names of what is local to a source have hashes of its path.
-    .map((line) => line.replaceAll(/_[0-9a-f]{8}(_\d+_\w+?_cu_)[0-9a-f]{8}/g, "_00000000$100000000"));
-  return lines.join("\n") + "\n";
+    .map((line) => line.replace(/^\.version .*/, `.version ${PTX_VERSION}`));
+  return [...hashes].reduce<string>(
+    (text, hash) => text.replaceAll(`_${hash}`, "_00000000"),
+    lines.join("\n") + "\n",
+  );
 }
 
 /** Runs nvcc. Throws HcinferError with what it says where it fails. */

@@ -44,6 +44,12 @@ Deno.test("PTX without what depends on the machine", () => {
   );
 });
 
+Deno.test("PTX does not depend on where its source lies", () => {
+  const of = (hash: string) =>
+    `.shared _ZZN37_INTERNAL_${hash}_7_norm_cu_rms_norm39_GLOBAL__N__${hash}_7_norm_cu_rms_norm9block_sumEfE8of_warps;\n`;
+  assert.equal(normalise(of("dfc84ab4")), normalise(of("8c6ff987")));
+});
+
 Deno.test("what ptxas says of kernels", () => {
   const text = `ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function 'first' for 'sm_80'
