@@ -199,7 +199,9 @@ async function demo(model: string, { windows, ...place }: Options): Promise<void
     say(`\n${table(head, rows)}\n`);
     say(
       `backbone: weights of all layers; stored, read/token: bytes of corrections.\n` +
-        `Perplexity and KL to bf16: the first ${windows} windows of ${WINDOW} tokens of heldout.txt,\n` +
+        `Perplexity and KL to bf16: the first ${
+          windows === 1 ? "window" : `${windows} windows`
+        } of ${WINDOW} tokens of heldout.txt,\n` +
         `every position corrected as in decoding. Decoding on ${last.executor.name}.`,
     );
   } finally {
