@@ -126,7 +126,7 @@ export type HostBytes = {
   readonly mailbox: number;
   /** f32 [capacity, vocabulary]; only the rows that a step writes are ever touched. A GPU writes them here, too. */
   readonly logits: number;
-  /** Pinned, for what goes to the GPU; 0 without one. */
+  /** Pinned, for what goes to the GPU: weights while they load, then what prompts stream; 0 without one. */
   readonly staging: number;
 };
 
@@ -225,7 +225,7 @@ export function memoryOf(plan: MemoryOf, limits: Required<Limits>): Memory {
       step: step.bytes,
       mailbox: MAILBOX_EVENTS + EVENT_BYTES * events,
       logits,
-      staging: withGpu ? 2 * LOADING_BYTES : 0,
+      staging: withGpu ? Math.max(2 * LOADING_BYTES, stagingOf(plan)) : 0,
     },
     device: withGpu
       ? totalled({

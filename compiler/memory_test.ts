@@ -73,7 +73,8 @@ Deno.test("what a kernel needs beside, and a prompt whose corrections stream", (
   assert.equal(attention({ contextLength: 700, capacity: 2 ** 16 }), ATTENTION_SCRATCH);
   assert.equal(memoryOf(planOn(isLinear, without), limits).device!.scratch, 0);
   // 320 rows of 64 inputs in one group each.
-  const { scratch, staging } = memoryOf(planOn(isLinear, with_), limits).device!;
+  const { bytes, device } = memoryOf(planOn(isLinear, with_), limits), { scratch, staging } = device!;
+  assert.equal(bytes.staging, Math.max(2 * LOADING_BYTES, staging));
   assert.deepEqual([scratch, staging], [320 * 64 + 4 * 320, 2 * (rounded(1000) + 9 * 64)]);
 });
 

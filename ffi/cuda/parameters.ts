@@ -14,7 +14,7 @@ import {
 
 /** Instructions that only this device has: name -> fields, as in the instruction table. */
 export const DEVICE_INSTRUCTIONS = {
-  // Copies [n, rowBytes] from the device's memory to `to`, for values that the other lane reads and no kernel mirrors.
+  // Copies [n, rowBytes] between the arenas: values of the CPU that kernels read, and those for it that no kernel mirrors.
   mirror: {
     operands: {
       from: { bytes: "n * rowBytes", access: "read" },

@@ -67,7 +67,7 @@ export class Staging {
     this.#read = read;
   }
 
-  /** Offsets are within a slot until `place` has been called for all: programs are encoded twice where there are two. */
+  /** Where a tensor will be. Windows take slots in the order in which they are first named, which is that of the program. */
   readonly place = (tensor: string, window: string): Operand => {
     let staged = this.#windows.get(window);
     if (staged === undefined) {
