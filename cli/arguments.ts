@@ -116,7 +116,7 @@ export function gpuMemoryOption(): Option {
     .argParser(bytes);
 }
 
-/** A `preAction` hook of commands that have both options. */
+/** A `preAction` hook of commands that have both options: `withRunOptions` adds it. */
 export function checkDevice(command: Command): void {
   if (command.getOptionValue("device") === "cpu") refuse(command, "--device cpu uses no GPU", "gpuMemory");
 }
@@ -126,7 +126,7 @@ export function threadsOption(): Option {
     .default(physicalCores(), "physical cores");
 }
 
-export function correctionsOption(): Option {
+function correctionsOption(): Option {
   return new Option("--corrections <mode>", "beside the backbone, in line with it, or not at all")
     .choices(["async", "inline", "off"]).default("auto", "what the bundle says");
 }
@@ -173,4 +173,15 @@ export function physicalCores(): number {
   } catch {
     return usable;
   }
+}
+
+/** The command with the options of all that run a model (`RunOptions`), behind its own. */
+export function withRunOptions(command: Command): Command {
+  return command
+    .addOption(deviceOption())
+    .addOption(gpuMemoryOption())
+    .addOption(threadsOption())
+    .addOption(correctionsOption())
+    .addOption(contextOption())
+    .hook("preAction", checkDevice);
 }

@@ -5,17 +5,12 @@ import {
   between,
   budget,
   bytes,
-  checkDevice,
-  contextOption,
-  correctionsOption,
-  deviceOption,
   given,
-  gpuMemoryOption,
   physicalCores,
   refuse,
-  threadsOption,
   tokenIds,
   whole,
+  withRunOptions,
 } from "./arguments.ts";
 
 function refused(reader: (text: string) => unknown, message: RegExp, ...texts: string[]): void {
@@ -122,9 +117,7 @@ Deno.test("token ids", () => {
 });
 
 function parsed(...args: string[]): Command {
-  return new Command().exitOverride().configureOutput({ writeErr: () => {} })
-    .addOption(threadsOption()).addOption(correctionsOption()).addOption(contextOption())
-    .addOption(deviceOption()).addOption(gpuMemoryOption()).hook("preAction", checkDevice).action(() => {})
+  return withRunOptions(new Command()).exitOverride().configureOutput({ writeErr: () => {} }).action(() => {})
     .option("--max-rank <n>")
     .parse(args, { from: "user" });
 }

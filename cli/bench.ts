@@ -2,36 +2,23 @@
 import { Command, Option } from "commander";
 import process from "node:process";
 import { HcinferError } from "../compiler/errors.ts";
-import {
-  checkDevice,
-  contextOption,
-  correctionsOption,
-  deviceOption,
-  gpuMemoryOption,
-  type RunOptions,
-  threadsOption,
-  whole,
-} from "./arguments.ts";
+import { type RunOptions, whole, withRunOptions } from "./arguments.ts";
 import { OpenModel } from "./opening.ts";
 import { figures } from "./summary.ts";
 import { bytesText, Progress, secondsText, table } from "./terminal.ts";
 
 export function benchCommand(): Command {
-  return new Command("bench")
-    .description("Measure prompt and decode speed with random tokens: medians of several repeats.")
-    .argument("<bundle>", "folder that compile wrote")
-    .addOption(new Option("--prompt <n>", "tokens of the prompt").argParser(whole()).default(512))
-    .addOption(new Option("--tokens <n>", "tokens to decode").argParser(whole()).default(128))
-    .addOption(new Option("--repeats <n>", "times to measure").argParser(whole()).default(5))
-    .option("--json", "print the numbers as JSON")
-    .addOption(deviceOption())
-    .addOption(gpuMemoryOption())
-    .addOption(threadsOption())
-    .addOption(correctionsOption())
-    .addOption(contextOption())
-    .addHelpText("after", "\nExample:\n  hcinfer bench bundles/tiny --threads 2 --corrections off")
-    .hook("preAction", checkDevice)
-    .action(bench);
+  return withRunOptions(
+    new Command("bench")
+      .description("Measure prompt and decode speed with random tokens: medians of several repeats.")
+      .argument("<bundle>", "folder that compile wrote")
+      .addOption(new Option("--prompt <n>", "tokens of the prompt").argParser(whole()).default(512))
+      .addOption(new Option("--tokens <n>", "tokens to decode").argParser(whole()).default(128))
+      .addOption(new Option("--repeats <n>", "times to measure").argParser(whole()).default(5))
+      .option("--json", "print the numbers as JSON")
+      .addHelpText("after", "\nExample:\n  hcinfer bench bundles/tiny --threads 2 --corrections off")
+      .action(bench),
+  );
 }
 
 interface Options extends RunOptions {

@@ -5,47 +5,33 @@ import { readRegularText } from "../compiler/files.ts";
 import { tokenLoss } from "../runtime/executors/cpu/executor.ts";
 import { evaluate } from "../runtime/evaluate.ts";
 import type { StepKind } from "../runtime/executor.ts";
-import {
-  asOption,
-  checkDevice,
-  contextOption,
-  correctionsOption,
-  deviceOption,
-  gpuMemoryOption,
-  type RunOptions,
-  threadsOption,
-  whole,
-} from "./arguments.ts";
+import { asOption, type RunOptions, whole, withRunOptions } from "./arguments.ts";
 import { OpenModel } from "./opening.ts";
 import { Progress } from "./terminal.ts";
 
 export function evalCommand(): Command {
-  return new Command("eval")
-    .description("Perplexity of a text, and the KL divergence from a reference, in windows of their own.")
-    .argument("<bundle>", "folder that compile wrote")
-    .requiredOption("--text <file>", "UTF-8 text")
-    .option(
-      "--reference <bundle>",
-      "what to measure the divergence from, usually compiled with --weights bf16",
-    )
-    .addOption(asOption())
-    .addOption(new Option("--window <n>", "tokens in a window").argParser(whole(2)).default(256))
-    .addOption(new Option("--windows <n>", "most windows; all by default").argParser(whole()))
-    .option("--json", "print {perplexity, kl, tokens}")
-    .addOption(deviceOption())
-    .addOption(gpuMemoryOption())
-    .addOption(threadsOption())
-    .addOption(correctionsOption())
-    .addOption(contextOption())
-    .addHelpText(
-      "after",
-      `
+  return withRunOptions(
+    new Command("eval")
+      .description("Perplexity of a text, and the KL divergence from a reference, in windows of their own.")
+      .argument("<bundle>", "folder that compile wrote")
+      .requiredOption("--text <file>", "UTF-8 text")
+      .option(
+        "--reference <bundle>",
+        "what to measure the divergence from, usually compiled with --weights bf16",
+      )
+      .addOption(asOption())
+      .addOption(new Option("--window <n>", "tokens in a window").argParser(whole(2)).default(256))
+      .addOption(new Option("--windows <n>", "most windows; all by default").argParser(whole()))
+      .option("--json", "print {perplexity, kl, tokens}")
+      .addHelpText(
+        "after",
+        `
 Examples:
   hcinfer eval bundles/tiny --text examples/models/heldout.txt --windows 24
   hcinfer eval bundles/q3 --text heldout.txt --reference bundles/bf16 --json`,
-    )
-    .hook("preAction", checkDevice)
-    .action(evaluateBundle);
+      )
+      .action(evaluateBundle),
+  );
 }
 
 interface Options extends RunOptions {

@@ -3,42 +3,28 @@ import { Command, Option } from "commander";
 import process from "node:process";
 import { layoutSafetensors } from "../compiler/weights/safetensors.ts";
 import type { StepKind } from "../runtime/executor.ts";
-import {
-  asOption,
-  checkDevice,
-  contextOption,
-  correctionsOption,
-  deviceOption,
-  gpuMemoryOption,
-  type RunOptions,
-  threadsOption,
-  tokenIds,
-} from "./arguments.ts";
+import { asOption, type RunOptions, tokenIds, withRunOptions } from "./arguments.ts";
 import { abortable } from "./interrupted.ts";
 import { OpenModel } from "./opening.ts";
 import { writeFile } from "./output.ts";
 import { printable } from "./terminal.ts";
 
 export function logitsCommand(): Command {
-  return new Command("logits")
-    .description(
-      "Write the logits of some tokens as safetensors: one F32 tensor logits [tokens, vocabulary].",
-    )
-    .argument("<bundle>", "folder that compile wrote")
-    .addOption(new Option("--tokens <ids>", "token ids, 1,2,3").argParser(tokenIds).makeOptionMandatory())
-    .requiredOption(
-      "-o, --output <file>",
-      "file to write; a link is followed, and only an ordinary file replaced",
-    )
-    .addOption(asOption())
-    .addOption(deviceOption())
-    .addOption(gpuMemoryOption())
-    .addOption(threadsOption())
-    .addOption(correctionsOption())
-    .addOption(contextOption())
-    .addHelpText("after", "\nExample:\n  hcinfer logits bundles/tiny --tokens 12,400,7 -o out.safetensors")
-    .hook("preAction", checkDevice)
-    .action(logits);
+  return withRunOptions(
+    new Command("logits")
+      .description(
+        "Write the logits of some tokens as safetensors: one F32 tensor logits [tokens, vocabulary].",
+      )
+      .argument("<bundle>", "folder that compile wrote")
+      .addOption(new Option("--tokens <ids>", "token ids, 1,2,3").argParser(tokenIds).makeOptionMandatory())
+      .requiredOption(
+        "-o, --output <file>",
+        "file to write; a link is followed, and only an ordinary file replaced",
+      )
+      .addOption(asOption())
+      .addHelpText("after", "\nExample:\n  hcinfer logits bundles/tiny --tokens 12,400,7 -o out.safetensors")
+      .action(logits),
+  );
 }
 
 interface Options extends RunOptions {

@@ -10,59 +10,45 @@ import { requireDevice } from "../runtime/devices.ts";
 import { Sampler } from "../runtime/sampler.ts";
 import { type GenerationStatistics, Session } from "../runtime/session.ts";
 import { Tokenizer } from "../runtime/tokenizer.ts";
-import {
-  between,
-  checkDevice,
-  contextOption,
-  correctionsOption,
-  deviceOption,
-  given,
-  gpuMemoryOption,
-  type RunOptions,
-  threadsOption,
-  whole,
-} from "./arguments.ts";
+import { between, given, type RunOptions, whole, withRunOptions } from "./arguments.ts";
 import { abortable } from "./interrupted.ts";
 import { openExecutorOn } from "./opening.ts";
 import { Progress, secondsText, writeOut } from "./terminal.ts";
 
 export function runCommand(): Command {
-  return new Command("run")
-    .description("Continue a prompt. The text goes to standard output, speed to standard error.")
-    .argument("<bundle>", "folder that compile wrote")
-    .argument("<prompt>", '"-" reads standard input')
-    .addOption(new Option("--max-tokens <n>", "most tokens to generate").argParser(whole()).default(256))
-    .addOption(
-      new Option("--temperature <t>", "0 takes the most probable token").argParser(between(0, 1000)).default(
-        0,
-      ),
-    )
-    .addOption(new Option("--top-k <n>", "sample from the n most probable tokens").argParser(whole()))
-    .addOption(
-      new Option("--top-p <p>", "from the fewest whose probabilities reach p").argParser(between(0, 1)),
-    )
-    .addOption(
-      new Option("--min-p <p>", "from those p times as probable as the best").argParser(between(0, 1)),
-    )
-    .addOption(new Option("--seed <s>", "the same seed gives the same text").argParser(whole(0)))
-    .option("--chat", "put the prompt into the model's chat template")
-    .addOption(new Option("--system <text>", "system message").implies({ chat: true }))
-    .option("--quiet", "no speed on standard error")
-    .addOption(deviceOption())
-    .addOption(gpuMemoryOption())
-    .addOption(threadsOption())
-    .addOption(correctionsOption())
-    .addOption(contextOption())
-    .addHelpText(
-      "after",
-      `
+  return withRunOptions(
+    new Command("run")
+      .description("Continue a prompt. The text goes to standard output, speed to standard error.")
+      .argument("<bundle>", "folder that compile wrote")
+      .argument("<prompt>", '"-" reads standard input')
+      .addOption(new Option("--max-tokens <n>", "most tokens to generate").argParser(whole()).default(256))
+      .addOption(
+        new Option("--temperature <t>", "0 takes the most probable token").argParser(between(0, 1000))
+          .default(
+            0,
+          ),
+      )
+      .addOption(new Option("--top-k <n>", "sample from the n most probable tokens").argParser(whole()))
+      .addOption(
+        new Option("--top-p <p>", "from the fewest whose probabilities reach p").argParser(between(0, 1)),
+      )
+      .addOption(
+        new Option("--min-p <p>", "from those p times as probable as the best").argParser(between(0, 1)),
+      )
+      .addOption(new Option("--seed <s>", "the same seed gives the same text").argParser(whole(0)))
+      .option("--chat", "put the prompt into the model's chat template")
+      .addOption(new Option("--system <text>", "system message").implies({ chat: true }))
+      .option("--quiet", "no speed on standard error")
+      .addHelpText(
+        "after",
+        `
 Examples:
   hcinfer run bundles/tiny "The compiler" --max-tokens 64
   hcinfer run bundles/tiny "The compiler" --temperature 0.8 --top-p 0.95 --seed 7
   echo "Why is the sky blue?" | hcinfer run bundles/chat - --chat`,
-    )
-    .hook("preAction", checkDevice)
-    .action(run);
+      )
+      .action(run),
+  );
 }
 
 /** Tokens of a prompt between two looks at its progress: within 5 % of the speed of longer chunks. */
