@@ -9,7 +9,7 @@
  */
 import { mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { arch, platform } from "node:os";
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, join, relative } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { HcinferError } from "../compiler/errors.ts";
@@ -60,20 +60,21 @@ function compilations(
   sources: readonly string[],
   folder: string,
   extra: readonly string[],
+  root: string,
 ): Compilation[] {
   const variants = VARIANTS[arch()] ?? { scalar: [] };
-  const common = [...FLAGS.split(" "), `-I${GENERATED}`, ...extra];
+  const common = [...FLAGS.split(" "), `-I${relative(root, GENERATED)}`, ...extra];
   const files = sources.flatMap((sources) =>
     readdirSync(sources).filter((name) => name.endsWith(".cpp")).sort().map((name) => join(sources, name))
   );
   return files.flatMap((source) => {
     const stem = basename(source, ".cpp");
     if (!readFileSync(source, "utf8").includes(VARIANT_MARK)) {
-      return [{ object: join(folder, `${stem}.o`), args: [...common, "-c", source] }];
+      return [{ object: join(folder, `${stem}.o`), args: [...common, "-c", relative(root, source)] }];
     }
     return Object.entries(variants).map(([isa, flags]) => ({
       object: join(folder, `${stem}.${isa}.o`),
-      args: [...common, `-DHC_ISA=${isa}`, ...flags, "-c", source],
+      args: [...common, `-DHC_ISA=${isa}`, ...flags, "-c", relative(root, source)],
     }));
   });
 }
@@ -82,6 +83,8 @@ export interface BuildOptions {
   readonly sanitize?: Sanitizer | undefined;
   /** Folders of the .cpp files. Default: ffi/simd and ffi/cuda. */
   readonly sources?: readonly string[];
+  /** The folder that the compiler names files from. Default: ffi. */
+  readonly root?: string;
   /** The file to make, beside its objects. Default: where `open` looks. */
   readonly library?: string;
   /** For the compiler, after all others. */
@@ -90,7 +93,7 @@ export interface BuildOptions {
 
 /** Builds what is out of date. Throws HcinferError when there is no compiler or a source does not compile. */
 export async function build(options: BuildOptions = {}): Promise<void> {
-  const { sanitize, sources = SOURCES, library = libraryPath(sanitize), flags = [] } = options;
+  const { sanitize, sources = SOURCES, root = FFI, library = libraryPath(sanitize), flags = [] } = options;
   const folder = dirname(library);
   mkdirSync(folder, { recursive: true });
   writeChanged(join(GENERATED, "instructions.h"), cppHeader());
@@ -99,7 +102,8 @@ export async function build(options: BuildOptions = {}): Promise<void> {
   const extra = [...instrumented, ...flags];
   await buildLibrary({
     path: library,
-    units: compilations(sources, folder, extra),
+    root,
+    units: compilations(sources, folder, extra, root),
     link: extra,
     partial: sanitize !== undefined,
   });

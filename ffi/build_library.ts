@@ -1,13 +1,14 @@
 /**
- * Compiles sources into objects and links them into a library; only what is out of date. An object is compiled again when its
- * source, a header it included (-MMD) or the command changed. Outputs are renamed into place, so an interrupted build leaves
- * nothing half written. The compiler is $CXX, or the first of g++, clang++, c++.
+ * Compiles sources into objects and links them into a library; only what is out of date. An object is compiled again when the
+ * text of its source or of a header it included (-MMD), or the command changed: not when files are copied or moved, since
+ * commands run in a folder that they name all others from. Outputs are renamed into place, so an interrupted build leaves
+ * nothing half written. The compiler is $CXX, or the first of g++, clang++, c++; where nothing is out of date, none is needed.
  */
 import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { availableParallelism, platform } from "node:os";
-import { basename, dirname, relative } from "node:path";
+import { basename, dirname, join, relative } from "node:path";
 import process from "node:process";
 import { promisify } from "node:util";
 import { HcinferError } from "../compiler/errors.ts";
@@ -16,26 +17,53 @@ const run = promisify(execFile);
 
 export interface Compilation {
   readonly object: string;
+  /** Of the compiler, but for the outputs; files are named from the library's `root`. */
   readonly args: readonly string[];
 }
 
-function modified(path: string): number {
-  return statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? Infinity;
+interface Compiler {
+  readonly name: string;
+  readonly version: string;
+}
+
+/** What an object or a library was made of and by, as JSON beside it. */
+interface Made {
+  readonly compiler: string;
+  /** Of the command and the text of all files that went into it. */
+  readonly from: string;
+}
+
+function sha256(text: string): string {
+  return createHash("sha256").update(text).digest("hex");
+}
+
+function madeOf(output: string): Made | undefined {
+  const record = `${output}.made`;
+  if (!existsSync(output) || !existsSync(record)) return undefined;
+  return JSON.parse(readFileSync(record, "utf8")) as Made;
+}
+
+/** Without a compiler, what another one made is as good. */
+function isCurrent(output: string, from: string, compiler: Compiler | undefined): boolean {
+  const made = madeOf(output);
+  return made?.from === from && (compiler === undefined || made.compiler === sha256(compiler.version));
 }
 
 /** The files a compiler listed in a -MMD depfile: `object: source header \<newline> header`. */
 function dependencies(depfile: string): string[] {
+  if (!existsSync(depfile)) return [];
   const text = readFileSync(depfile, "utf8");
   return text.slice(text.indexOf(":") + 1).replaceAll("\\\n", " ").split(/(?<!\\)\s+/).filter(Boolean)
     .map((path) => path.replaceAll("\\ ", " "));
 }
 
-function isStale(object: string, hash: string): boolean {
-  const [depfile, record] = [`${object}.d`, `${object}.hash`];
-  if (![object, depfile, record].every((path) => existsSync(path))) return true;
-  if (readFileSync(record, "utf8") !== hash) return true;
-  const built = modified(object);
-  return dependencies(depfile).some((path) => modified(path) > built);
+/** Of a command and the text of the files that the compiler read for it last time. */
+function sourcesOf({ object, args }: Compilation, root: string): string {
+  const texts = dependencies(`${object}.d`).map((path) => {
+    const file = join(root, path);
+    return existsSync(file) ? sha256(readFileSync(file, "utf8")) : "";
+  });
+  return sha256(JSON.stringify([args, texts]));
 }
 
 /** Writes a generated file when its text changed, so that what includes it is not compiled again without need. */
@@ -47,24 +75,28 @@ export function writeChanged(path: string, text: string): void {
   renameSync(temporary, path);
 }
 
-async function compile(compiler: string, unit: Compilation, hash: string): Promise<void> {
+async function compile(compiler: Compiler, unit: Compilation, root: string): Promise<void> {
   const temporary = `${unit.object}.${process.pid}.tmp`;
   try {
-    await invoke(compiler, [...unit.args, "-MMD", "-MF", `${temporary}.d`, "-o", temporary]);
+    await invoke(compiler, [...unit.args, "-MMD", "-MF", `${temporary}.d`, "-o", temporary], root);
     renameSync(`${temporary}.d`, `${unit.object}.d`);
-    writeFileSync(`${unit.object}.hash`, hash);
     renameSync(temporary, unit.object);
+    record(unit.object, { compiler: sha256(compiler.version), from: sourcesOf(unit, root) });
   } finally {
     for (const path of [temporary, `${temporary}.d`]) rmSync(path, { force: true });
   }
 }
 
-async function invoke(compiler: string, args: readonly string[]): Promise<void> {
+function record(output: string, made: Made): void {
+  writeFileSync(`${output}.made`, JSON.stringify(made));
+}
+
+async function invoke({ name }: Compiler, args: readonly string[], root: string): Promise<void> {
   try {
-    await run(compiler, [...args], { maxBuffer: 1 << 26 });
+    await run(name, [...args], { maxBuffer: 1 << 26, cwd: root });
   } catch (error) {
     const { stderr, message } = error as { stderr?: string; message: string };
-    const command = [compiler, ...args].join(" ");
+    const command = [name, ...args].join(" ");
     throw new HcinferError(
       "environment",
       `the native library does not compile\n${command}\n${stderr || message}`,
@@ -72,12 +104,13 @@ async function invoke(compiler: string, args: readonly string[]): Promise<void> 
   }
 }
 
-async function findCompiler(): Promise<{ compiler: string; version: string }> {
+/** The compiler there is, or why there is none. */
+async function findCompiler(): Promise<Compiler | HcinferError> {
   const chosen = process.env["CXX"];
-  for (const compiler of chosen ? [chosen] : ["g++", "clang++", "c++"]) {
+  for (const name of chosen ? [chosen] : ["g++", "clang++", "c++"]) {
     try {
-      const { stdout } = await run(compiler, ["--version"]);
-      return { compiler, version: stdout };
+      const { stdout } = await run(name, ["--version"]);
+      return { name, version: `${name} ${stdout}` };
     } catch {
       // Not installed under this name.
     }
@@ -87,7 +120,7 @@ async function findCompiler(): Promise<{ compiler: string; version: string }> {
     : "no C++ compiler found (looked for g++, clang++, c++)";
   let release = "";
   if (existsSync("/etc/os-release")) release = readFileSync("/etc/os-release", "utf8");
-  throw new HcinferError("environment", `${found}\n${installInstructions(platform(), release)}`);
+  return new HcinferError("environment", `${found}\n${installInstructions(platform(), release)}`);
 }
 
 /** How to install a compiler on this system; `release` is the text of /etc/os-release. */
@@ -116,6 +149,8 @@ const INSTALL: Readonly<Record<string, string>> = {
 
 export interface Library {
   readonly path: string;
+  /** The folder that compilers run in. */
+  readonly root: string;
   readonly units: readonly Compilation[];
   /** For the linker, before the objects. */
   readonly link: readonly string[];
@@ -125,24 +160,26 @@ export interface Library {
   readonly partial?: boolean;
 }
 
-/** Builds what is out of date. Throws HcinferError when there is no compiler or a source does not compile. */
-export async function buildLibrary(
-  { path, units, link, libraries = [], partial = false }: Library,
-): Promise<void> {
-  const { compiler, version } = await findCompiler();
-  const hashOf = (args: readonly string[]) =>
-    createHash("sha256").update(JSON.stringify([compiler, version, args])).digest("hex");
-
-  const stale = units.filter((unit) => isStale(unit.object, hashOf(unit.args)));
+/** Builds what is out of date. Throws HcinferError when there is no compiler for it or a source does not compile. */
+export async function buildLibrary(library: Library): Promise<void> {
+  const { path, root, units } = library;
+  const found = await findCompiler();
+  const compiler = found instanceof HcinferError ? undefined : found;
+  const needed = () => {
+    if (found instanceof HcinferError) throw found;
+    return found;
+  };
+  const stale = units.filter((unit) => !isCurrent(unit.object, sourcesOf(unit, root), compiler));
   const show = progress();
   let started = 0;
   let failure: unknown;
   const worker = async () => {
     while (started < stale.length && failure === undefined) {
       const unit = stale[started++]!;
-      show(`compiling ${started}/${stale.length} ${basename(unit.object, ".o")}`);
       try {
-        await compile(compiler, unit, hashOf(unit.args));
+        const compiler = needed();
+        show(`compiling ${started}/${stale.length} ${basename(unit.object, ".o")}`);
+        await compile(compiler, unit, root);
       } catch (error) {
         failure ??= error;
       }
@@ -151,21 +188,23 @@ export async function buildLibrary(
   await Promise.all(Array.from({ length: availableParallelism() }, worker));
   if (failure !== undefined) throw failure;
 
-  // A function that is declared but nowhere defined fails here, not when the library is opened.
-  const complete = platform() === "linux" && !partial ? ["-Wl,--no-undefined"] : [];
-  const objects = units.map((unit) => unit.object);
-  const linkArgs = ["-shared", "-pthread", ...link, ...complete, ...objects, ...libraries];
-  const linkHash = hashOf(linkArgs);
-  const record = `${path}.hash`;
-  const linked = existsSync(path) && existsSync(record) && readFileSync(record, "utf8") === linkHash &&
-    objects.every((object) => modified(object) <= modified(path));
-  if (linked) return;
+  const args = linkArgs(library);
+  const from = sha256(JSON.stringify([args, units.map((unit) => madeOf(unit.object)?.from)]));
+  if (isCurrent(path, from, compiler)) return;
+  const linker = needed();
   show(`linking ${basename(path)}`);
   const temporary = `${path}.${process.pid}.tmp`;
-  await invoke(compiler, [...linkArgs, "-o", temporary]);
-  writeFileSync(record, linkHash);
+  await invoke(linker, [...args, "-o", temporary], root);
   renameSync(temporary, path);
-  show(`built ${relative(process.cwd(), path)} with ${compiler}`, true);
+  record(path, { compiler: sha256(linker.version), from });
+  show(`built ${relative(process.cwd(), path)} with ${linker.name}`, true);
+}
+
+function linkArgs({ root, units, link, libraries = [], partial = false }: Library): string[] {
+  // A function that is declared but nowhere defined fails here, not when the library is opened.
+  const complete = platform() === "linux" && !partial ? ["-Wl,--no-undefined"] : [];
+  const objects = units.map((unit) => relative(root, unit.object));
+  return ["-shared", "-pthread", ...link, ...complete, ...objects, ...libraries];
 }
 
 /** One line on a terminal, rewritten; lines elsewhere. */

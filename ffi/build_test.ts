@@ -1,5 +1,14 @@
 import assert from "node:assert/strict";
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -55,21 +64,36 @@ Deno.test("any library opens with a table of its functions", () => {
 
 /** Two small sources, and a compiler that writes down what it is called with. */
 class Project implements Disposable {
-  readonly #folder = mkdtempSync(join(tmpdir(), "hcinfer-build-"));
-  readonly #log = join(this.#folder, "log");
+  readonly #tools = mkdtempSync(join(tmpdir(), "hcinfer-build-"));
+  readonly #log = join(this.#tools, "log");
   readonly #chosen = process.env["CXX"];
-  readonly sources = join(this.#folder, "sources");
-  readonly library = join(this.#folder, "built", "libsmall.so");
+  #root = join(this.#tools, "root");
+
+  get sources() {
+    return join(this.#root, "sources");
+  }
+
+  get library() {
+    return join(this.#root, "built", "libsmall.so");
+  }
 
   constructor() {
-    mkdirSync(this.sources);
+    mkdirSync(this.sources, { recursive: true });
     this.write("number.h", "#define NUMBER 1\n");
     this.write("a.cpp", '#include "number.h"\nint a() { return NUMBER; }\n');
     this.write("b.cpp", "int b() { return 2; }\n");
-    const compiler = join(this.#folder, "compiler");
+    const compiler = join(this.#tools, "compiler");
     writeFileSync(compiler, `#!/bin/sh\necho "$@" >> ${this.#log}\nexec ${this.#chosen ?? "c++"} "$@"\n`);
     chmodSync(compiler, 0o755);
     process.env["CXX"] = compiler;
+  }
+
+  /** A copy with other times of modification takes its place. */
+  move(): void {
+    const copy = join(this.#tools, "copy");
+    cpSync(this.#root, copy, { recursive: true });
+    rmSync(this.#root, { recursive: true });
+    this.#root = copy;
   }
 
   write(name: string, text: string): void {
@@ -79,15 +103,15 @@ class Project implements Disposable {
   /** Builds, and says what it compiled, `link` for the library. */
   async build(options: BuildOptions = {}): Promise<string[]> {
     writeFileSync(this.#log, "");
-    await build({ sources: [this.sources], library: this.library, ...options });
-    const calls = readFileSync(this.#log, "utf8").trim().split("\n").filter((line) => line !== "--version");
+    await build({ sources: [this.sources], root: this.#root, library: this.library, ...options });
+    const calls = readFileSync(this.#log, "utf8").trim().split("\n").filter((line) => line && line !== "--version");
     return calls.map((line) => /-c \S*?(\w+\.cpp)/.exec(line)?.[1] ?? "link").sort();
   }
 
   [Symbol.dispose](): void {
     if (this.#chosen === undefined) delete process.env["CXX"];
     else process.env["CXX"] = this.#chosen;
-    rmSync(this.#folder, { recursive: true });
+    rmSync(this.#tools, { recursive: true });
   }
 }
 
@@ -126,4 +150,15 @@ Deno.test("a source that does not compile: its command and the compiler's words,
     project.build(),
     (error) => error instanceof HcinferError && /^CXX=\/nowhere\/c\+\+ does not run\n/.test(error.message),
   );
+});
+
+Deno.test("a copy of the folder has nothing to compile, and needs no compiler", async () => {
+  using project = new Project();
+  await project.build();
+  project.move();
+  assert.deepEqual(await project.build(), []);
+  process.env["CXX"] = "/nowhere/c++";
+  assert.deepEqual(await project.build(), []);
+  project.write("b.cpp", "int b() { return 5; }\n");
+  await assert.rejects(project.build(), /CXX=\/nowhere\/c\+\+ does not run/);
 });

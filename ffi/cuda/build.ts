@@ -9,7 +9,7 @@
  */
 import { mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { arch, platform } from "node:os";
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, join, relative } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { HcinferError } from "../../compiler/errors.ts";
@@ -62,12 +62,12 @@ export function kernelNames(source: string, text: string): string[] {
   return names;
 }
 
-/** A source with the table of its kernels behind it. `identifier` names the table. */
-function withTable(path: string, identifier: string): string {
+/** A source with the table of its kernels behind it, for a file in `folder`. `identifier` names the table. */
+function withTable(path: string, identifier: string, folder: string): string {
   const names = kernelNames(basename(path), readFileSync(path, "utf8"));
   return [
     "// Written by ffi/cuda/build.ts. Do not edit.",
-    `#include "${path}"`,
+    `#include "${relative(folder, path)}"`,
     `static const SimKernel kernels[] = {`,
     ...names.map((name) => `    SimLauncher<${name}>::entry("${name}"),`),
     "    {}};",
@@ -78,10 +78,10 @@ function withTable(path: string, identifier: string): string {
 }
 
 /** All sources' tables, and the dynamic shared memory that the sources declare as `extern __shared__ float4 hc_shared[]`. */
-function moduleSource(identifiers: readonly string[]): string {
+function moduleSource(identifiers: readonly string[], folder: string): string {
   return [
     "// Written by ffi/cuda/build.ts. Do not edit.",
-    `#include "${join(SIMULATOR, "cuda_sim.h")}"`,
+    `#include "${relative(folder, join(SIMULATOR, "cuda_sim.h"))}"`,
     "alignas(128) thread_local float4 hc_shared[(sim_max_dynamic_shared + sim_shared_tail) / sizeof(float4)];",
     ...identifiers.map((name) => `extern const SimSource sim_${name};`),
     `static const SimSource sources[] = {${identifiers.map((name) => `sim_${name}, `).join("")}{}};`,
@@ -114,9 +114,10 @@ export async function buildCuda(options: CudaBuildOptions = {}): Promise<void> {
   const sources = readdirSync(SIMULATOR).filter((name) => name.endsWith(".cpp")).sort();
   await buildLibrary({
     path: simulator,
+    root: CUDA,
     units: sources.map((name) => ({
       object: join(simulatorObjects, `${name.slice(0, -".cpp".length)}.o`),
-      args: [...flags, "-c", join(SIMULATOR, name)],
+      args: [...flags, "-c", relative(CUDA, join(SIMULATOR, name))],
     })),
     link: [...instrumented, "-Wl,-soname,libcuda_sim.so"],
     libraries: ["-ldl"],
@@ -129,27 +130,28 @@ export async function buildCuda(options: CudaBuildOptions = {}): Promise<void> {
   const stems = readdirSync(kernels).filter((name) => name.endsWith(".cu")).sort()
     .map((name) => name.slice(0, -".cu".length));
   for (const name of stems) {
-    writeChanged(join(objects, `${name}.cpp`), withTable(join(kernels, `${name}.cu`), name));
+    writeChanged(join(objects, `${name}.cpp`), withTable(join(kernels, `${name}.cu`), name, objects));
   }
-  writeChanged(join(objects, "sim_module.cpp"), moduleSource(stems));
+  writeChanged(join(objects, "sim_module.cpp"), moduleSource(stems, objects));
   // An array that is not bounded has no -fsanitize=bounds; the address sanitizer sees more, and reports instead of trapping.
   const checks = sanitize ? [] : TRAPS;
   await buildLibrary({
     path: library,
+    root: CUDA,
     units: [...stems, "sim_module"].map((name) => ({
       object: join(objects, `${name}.o`),
       args: [
         ...flags,
         ...KERNEL_FLAGS,
         ...checks,
-        `-I${GENERATED}`,
-        `-I${KERNELS}`,
+        `-I${relative(CUDA, GENERATED)}`,
+        `-I${relative(CUDA, KERNELS)}`,
         "-c",
-        join(objects, `${name}.cpp`),
+        relative(CUDA, join(objects, `${name}.cpp`)),
       ],
     })),
     link: instrumented,
-    libraries: [simulator, "-Wl,-rpath,$ORIGIN"],
+    libraries: [relative(CUDA, simulator), "-Wl,-rpath,$ORIGIN"],
     partial: sanitize !== undefined,
   });
 }
