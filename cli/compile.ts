@@ -7,6 +7,7 @@ import {
   type CompileOptions,
   type CompileReport,
   defaultHead,
+  defaultResidualWidth,
 } from "../compiler/compile.ts";
 import { type Whitening, WHITENINGS } from "../compiler/calibration/fit_factors.ts";
 import { type Choice, CHOICES } from "../compiler/calibration/planned.ts";
@@ -14,7 +15,8 @@ import { readStatistics } from "../compiler/calibration/statistics.ts";
 import { HcinferError } from "../compiler/errors.ts";
 import { type Stage, STAGES } from "../compiler/ir/graph.ts";
 import { genericProfile } from "../compiler/profile.ts";
-import { RESIDUAL_WIDTHS } from "../compiler/weights/correction.ts";
+import type { Report } from "../compiler/report.ts";
+import { RESIDUAL_WIDTHS, type ResidualWidth } from "../compiler/weights/correction.ts";
 import { FORMAT_KINDS, type FormatKind, GROUP_SIZES } from "../compiler/weights/format.ts";
 import { type QuantizerName, QUANTIZERS } from "../compiler/weights/quantizer.ts";
 import { describeFirstGpu } from "../runtime/gpu_machine.ts";
@@ -32,6 +34,7 @@ import {
   whole,
 } from "./arguments.ts";
 import { calibrateOnBundledTexts } from "./calibration_text.ts";
+import { measureBundle, type MeasureOptions } from "./compile_measure.ts";
 import { interruptible } from "./interrupted.ts";
 import { machineNamed, machineOption } from "./machine.ts";
 import { planSummary } from "./summary.ts";
@@ -88,12 +91,12 @@ export function compileCommand(): Command {
         .argParser(budget).default(COMPILE_DEFAULTS.budget, "bytes:10%"),
     )
     .addOption(
-      choice(
+      new Option(
         "--residual-width <bits>",
-        "bits of a residual's code",
-        RESIDUAL_WIDTHS,
-        COMPILE_DEFAULTS.residualWidth,
-      ),
+        `bits of a residual's code (default: ${defaultResidualWidth(false)}, ${
+          defaultResidualWidth(true)
+        } with statistics)`,
+      ).choices(RESIDUAL_WIDTHS.map(String)),
     )
     .addOption(
       choice(
@@ -157,7 +160,7 @@ interface Options extends PlaceOptions {
   readonly correct: CompileOptions["correct"] | "auto";
   readonly factors?: Whitening;
   readonly budget: CompileOptions["budget"];
-  readonly residualWidth: string;
+  readonly residualWidth?: string;
   readonly factorDtype: CompileOptions["factorDType"];
   readonly maxRank: number;
   readonly machine?: string;
@@ -189,14 +192,15 @@ async function compile(
   const options = expandWeights(asked, command);
   const correct = checkKnobs(options, command);
   const progress = new Progress("compile");
-  let report: CompileReport;
+  let compiled: CompileReport;
   try {
-    report = await interruptible(async (check) => {
+    compiled = await interruptible(async (check) => {
       const onProgress = (done: number, total: number, what: string) => {
         check();
         progress.show(done, total, what);
       };
-      return await compileModel({
+      const fitted = await fitting(model, options, onProgress);
+      const compiled = await compileModel({
         model,
         output: options.output,
         weights: options.weights,
@@ -204,27 +208,50 @@ async function compile(
         ...(options.head ? { head: options.head } : {}),
         correct,
         budget: options.budget,
-        residualWidth: Number(options.residualWidth) as CompileOptions["residualWidth"],
+        ...(options.residualWidth === undefined ? {} : { residualWidth: widthOf(options.residualWidth) }),
         factorDType: options.factorDtype,
         maxRank: options.maxRank,
         ...(options.factors ? { whitening: options.factors } : {}),
-        ...await fitting(model, options, onProgress),
+        ...fitted,
         threads: options.threads,
         ...placement(options),
         onProgress,
         ...(options.printAfter ? { printAfter: { stages: [options.printAfter], sink: writeOut } } : {}),
       });
+      return { ...compiled, report: await measured(model, compiled.report, options, fitted, onProgress) };
     });
   } finally {
     progress.finish();
   }
   process.stderr.write(
     printable(
-      `${planSummary(report.plan, report.report)}\nwrote ${options.output}: ${bytesText(report.bytes)} in ${
-        secondsText(report.seconds)
-      }\n`,
+      `${planSummary(compiled.plan, compiled.report)}\nwrote ${options.output}: ${
+        bytesText(compiled.bytes)
+      } in ${secondsText(compiled.seconds)}\n`,
     ),
   );
+}
+
+/** The report with the loss that the finished bundle is measured to have; as it was where that cannot be done here. */
+async function measured(
+  model: string,
+  report: Report,
+  { output, threads }: Options,
+  { statistics }: Pick<CompileOptions, "statistics">,
+  onProgress: MeasureOptions["onProgress"],
+): Promise<Report> {
+  if (statistics === undefined) return report;
+  try {
+    return await measureBundle({ model, bundle: output, text: statistics.text, threads, onProgress });
+  } catch (error) {
+    if (!(error instanceof HcinferError)) throw error;
+    process.stderr.write(printable(`the loss was not measured: ${error.message}\n`));
+    return report;
+  }
+}
+
+function widthOf(text: string): ResidualWidth {
+  return RESIDUAL_WIDTHS.find((width) => String(width) === text)!;
 }
 
 /** What weights are fitted to. A calibration of this model is made where one is needed and none is given. */

@@ -4,10 +4,14 @@ import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from
 import { join } from "node:path";
 import { parseStatistics, type Statistics, statisticsBytes } from "../compiler/calibration/statistics.ts";
 import { reportOf } from "../compiler/report.ts";
+import { readPlan } from "../compiler/bundle.ts";
 import { assertFailed, assertWorked, hcinfer, temporary } from "../tests/command_line.ts";
 import { writeLetterModel } from "../tests/fixtures/letter_model.ts";
 import { type TinyModel, writeTinyModel } from "../tests/fixtures/tiny_model.ts";
 import { poorAlone } from "./summary.ts";
+
+const LOSS =
+  /^loss +measured KL \S+ ± \S+ nats a token alone, \S+ ± \S+\s+with\s+corrections;\s+predicted \S+ alone, \S+\s+with\s+corrections$/m;
 
 const PROSE = "the compiler reads a file and writes another, row by row. ".repeat(60);
 
@@ -106,7 +110,7 @@ Deno.test("compile: a choice without statistics calibrates first, and says so", 
 Deno.test("compile, inspect and rebudget say what a bundle is made with and what it is predicted to lose", () =>
   withStatistics(async ({ at, statistics, compile }) => {
     const compiled = await compile("--statistics", statistics, "--quantizer", "joint");
-    assertWorked(compiled, /^loss +predicted KL \S+ nats a token alone, \S+ with corrections$/m);
+    assertWorked(compiled, LOSS);
     const shown = await hcinfer(["inspect", at("bundle")]);
     assert.match(
       shown.out,
@@ -118,9 +122,17 @@ Deno.test("compile, inspect and rebudget say what a bundle is made with and what
     assert.equal(json.provenance.options.choice, "threshold");
     assert.deepEqual(json.provenance.statistics.texts.map((t: { name: string }) => t.name), ["text.txt"]);
     assert.match(json.provenance.statistics.texts[0].sha256, /^[0-9a-f]{64}$/);
-    assert.ok(json.loss.predicted.corrected < json.loss.predicted.alone);
+    const { predicted, measured } = json.loss;
+    assert.ok(predicted.corrected < predicted.alone && measured.corrected.mean < measured.alone.mean);
+    assert.match(shown.out, LOSS);
 
     const more = await hcinfer(["rebudget", at("bundle"), "--budget", "bytes:30%", "-o", at("more")]);
+    assert.match(
+      more.err,
+      /^loss +measured KL \S+ ± \S+ nats a token alone, not\s+measured with\s+corrections; predicted/m,
+    );
+    const { corrected: _, ...alone } = measured;
+    assert.deepEqual(readPlan(at("more")).report.measured, alone);
     assertWorked(more, /^corrections sparse.*\n.*\(\d+\.\d % of the backbone\)\n[^]*^wrote .*more\n$/m);
     const said = await hcinfer(["inspect", at("more")]);
     assert.match(said.out, /budget bytes:30%; compiled with bytes:10%/);
@@ -163,4 +175,12 @@ Deno.test("a backbone that is predicted to be poor alone is warned of, with the 
     assert.equal(poorAlone(report(alone, corrected)), undefined);
   }
   assert.equal(poorAlone(reportOf({ weights: [], vectors: {}, windows: [] }, [])), undefined);
+  // What was measured counts, and is said first.
+  const measured = (alone: number, corrected: number) => {
+    const mean = (mean: number) => ({ mean, standardError: mean / 10 });
+    const found = { tokens: 2040, windows: 8, alone: mean(alone), corrected: mean(corrected) };
+    return poorAlone({ ...report(0.36, 0.085), measured: found });
+  };
+  assert.match(measured(0.44, 0.08)!, /measured KL 0.44 ± 0.044 nats a token alone, 0.08 ± 0.008 with/);
+  assert.equal(measured(0.1, 0.08), undefined);
 });

@@ -44,19 +44,19 @@ interface Options {
 }
 
 function inspect(path: string, { gpuMemory, ...options }: Options): void {
-  const { plan: stored, report: measured } = readPlan(path);
+  const { plan: stored, report: compiled } = readPlan(path);
   const plan = gpuMemory === undefined
     ? stored
     : replan(stored, { profile: profileOf(stored) ?? genericProfile(1), gpuMemory });
   if (options.graph) writeOut(printGraph(plan.graph));
   else if (options.json) {
-    const { price, predicted, windows } = measured;
+    const { price, measured, predicted, windows } = compiled;
     // Curves and spectra are for rebudget.
     const losses = windows.map(({ rows: _, spectrum: __, ...window }) => window);
-    const loss = { price, predicted, windows: losses };
+    const loss = { price, measured, predicted, windows: losses };
     const everything = { ...plan, figures: figures(plan), loss, prediction: predictPlan(plan) };
     process.stdout.write(`${printable(JSON.stringify(everything, null, 2))}\n`);
-  } else process.stdout.write(`${printable(report(plan, measured))}\n`);
+  } else process.stdout.write(`${printable(report(plan, compiled))}\n`);
 }
 
 function report(plan: Plan, measured: Report): string {

@@ -4,7 +4,7 @@ import type { Graph, Node, NodeOf } from "../compiler/ir/graph.ts";
 import { packedName } from "../compiler/ir/naming.ts";
 import { windowOf } from "../compiler/passes/schedule.ts";
 import type { PackedWeight, Plan } from "../compiler/plan.ts";
-import type { Report } from "../compiler/report.ts";
+import type { MeasuredLoss, Report } from "../compiler/report.ts";
 import { bytesText, percentText } from "./terminal.ts";
 
 /** All bytes; "read" is per decoded token. */
@@ -93,22 +93,41 @@ function range(numbers: readonly number[]): string {
   return least === most ? `${least}` : `${least}-${most}`;
 }
 
-/** What a calibration has predicted of the divergence from the uncompressed model. */
-export function lossText({ alone, corrected }: NonNullable<Report["predicted"]>): string {
+/**
+ * "measured KL 0.44 ± 0.01 nats a token alone, 0.085 ± 0.003 with corrections; predicted 0.41 alone, 0.08 with corrections":
+ * the divergence from the uncompressed model on the calibration's text, as far as the report knows it.
+ */
+export function lossText(
+  { measured, predicted }: Pick<Report, "measured" | "predicted">,
+): string | undefined {
   const nats = (value: number) => `${Number(value.toPrecision(3))}`;
-  return `predicted KL ${nats(alone)} nats a token alone, ${nats(corrected)} with corrections`;
+  const found = ({ mean, standardError }: MeasuredLoss["alone"]) =>
+    standardError === null ? nats(mean) : `${nats(mean)} ± ${Number(standardError.toPrecision(2))}`;
+  const isCorrected = measured?.corrected !== undefined || predicted?.corrected !== predicted?.alone;
+  const text = (alone: string, corrected: string | undefined, unit = "") => {
+    const backbone = `${alone}${unit}${isCorrected ? " alone" : ""}`;
+    return isCorrected ? `${backbone}, ${corrected ?? "not measured"} with corrections` : backbone;
+  };
+  const unit = " nats a token";
+  const guess = (unit = "") => predicted && text(nats(predicted.alone), nats(predicted.corrected), unit);
+  if (measured === undefined) return predicted && `predicted KL ${guess(unit)}`;
+  const { alone, corrected } = measured;
+  const known = `measured KL ${text(found(alone), corrected && found(corrected), unit)}`;
+  return predicted === undefined ? known : `${known}; predicted ${guess()}`;
 }
 
 /**
- * What to say of a bundle that is used without its corrections, where its backbone alone is predicted to be much worse:
- * to more than twice the divergence, and by enough to be seen in text. Undefined where it is not.
+ * What to say of a bundle that is used without its corrections, where its backbone alone is much worse: of more than twice the
+ * divergence, and by enough to be seen in text. As measured, where it was. Undefined where it is not.
  */
-export function poorAlone({ predicted }: Report): string | undefined {
-  if (predicted === undefined) return undefined;
-  const { alone, corrected } = predicted;
+export function poorAlone(report: Report): string | undefined {
+  const { measured, predicted } = report;
+  const alone = measured?.alone.mean ?? predicted?.alone;
+  const corrected = measured?.corrected?.mean ?? predicted?.corrected;
+  if (alone === undefined || corrected === undefined) return undefined;
   if (!(alone > 2 * corrected && alone > POOR_NATS)) return undefined;
-  return `warning: corrections are off, and this backbone is made to be corrected: ${lossText(predicted)} ` +
-    "(of the calibration's text; eval measures)";
+  return `warning: corrections are off, and this backbone is made to be corrected: ${lossText(report)} ` +
+    "(on the calibration's text)";
 }
 
 /** Divergence in nats a token. */
@@ -190,7 +209,8 @@ export function planSummary(plan: Plan, report?: Report): string {
       ],
     );
   }
-  if (report?.predicted !== undefined) lines.push(["loss", lossText(report.predicted)]);
+  const loss = report && lossText(report);
+  if (loss !== undefined) lines.push(["loss", wrapped(loss, 12).trim()]);
   const lanes = [...predicted(graph)].map(([lane, us]) => `${lane} ${us.toFixed(0)} us`);
   lines.push(["predicted", `${lanes.join(", ")} per token`], ["mode", plan.corrections.mode]);
   return [...lines.map(([name, value]) => `${name.padEnd(12)}${value}`), wrapped(plan.corrections.cause, 12)]

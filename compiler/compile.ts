@@ -71,7 +71,8 @@ export interface CompileOptions {
   readonly head?: FormatKind;
   readonly correct: Correct;
   readonly budget: Budget;
-  readonly residualWidth: ResidualWidth;
+  /** Bits of a row's codes. Default: `defaultResidualWidth`. */
+  readonly residualWidth?: ResidualWidth;
   readonly factorDType: FactorDType;
   readonly maxRank: number;
   /** Changes of the weights before they are packed, in their order; default: none. */
@@ -108,7 +109,6 @@ export const COMPILE_DEFAULTS = {
   group: 64,
   correct: "sparse",
   budget: { kind: "bytes", share: 0.1 },
-  residualWidth: 4,
   factorDType: "i8",
   maxRank: 64,
 } as const satisfies Partial<CompileOptions>;
@@ -120,8 +120,18 @@ export function defaultHead(weights: FormatKind): FormatKind {
   return weights === "bf16" ? "bf16" : "q8";
 }
 
+/**
+ * Bits of a row's codes when none are asked for. Rows that are fitted (with statistics) make up for the rounding of each
+ * other's codes, so more and coarser rows win more for the same bytes; those that are not are best in 4 bits.
+ */
+export function defaultResidualWidth(isFitted: boolean): ResidualWidth {
+  return isFitted ? 3 : 4;
+}
+
 /** What the plan depends on. */
-type PlanOptions = Omit<CompileOptions, "threads"> & Required<Pick<CompileOptions, "head" | "quantizer">>;
+type PlanOptions =
+  & Omit<CompileOptions, "threads">
+  & Required<Pick<CompileOptions, "head" | "quantizer" | "residualWidth">>;
 
 export interface CompileReport {
   readonly plan: Plan;
@@ -140,7 +150,8 @@ export interface CompileReport {
 export async function compileModel({ threads, ...given }: CompileOptions): Promise<CompileReport> {
   const start = performance.now();
   const { head = defaultHead(given.weights), quantizer = roundToNearest(threads) } = given;
-  const options: PlanOptions = { ...given, head, quantizer };
+  const { residualWidth = defaultResidualWidth(given.statistics !== undefined) } = given;
+  const options: PlanOptions = { ...given, head, quantizer, residualWidth };
   checkBudget(options);
   using checkpoint = openCheckpoint(options.model);
   const file = architectureFile(checkpoint.config.model_type);

@@ -37,7 +37,7 @@ import { schedule } from "./passes/schedule.ts";
 import type { Plan, WindowStore } from "./plan.ts";
 import { genericProfile, type MachineProfile, profileOf } from "./profile.ts";
 import { replan } from "./replan.ts";
-import { predictedLoss, type Report, type WindowReport } from "./report.ts";
+import { type MeasuredLoss, predictedLoss, type Report, type WindowReport } from "./report.ts";
 import {
   factorBytesRead,
   type FactorDType,
@@ -291,9 +291,15 @@ function statisticsOf(
   };
 }
 
+/** Of a measurement, what another budget leaves true: the backbone is the same. */
+function aloneOf({ corrected: _, ...alone }: MeasuredLoss): MeasuredLoss {
+  return alone;
+}
+
 /** The report with what the new rows are estimated to leave. */
 function reportAfter(report: Report, plan: Plan, decision: Decision | undefined): Report {
-  const { price: _, ...rest } = report;
+  const { price: _, measured, ...others } = report;
+  const rest = measured === undefined ? others : { ...others, measured: aloneOf(measured) };
   if (decision === undefined) return rest;
   const inputs = new Map(plan.windows.map((store) => [store.window, store.inputs]));
   const windows = report.windows.map((window): WindowReport => {

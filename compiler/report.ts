@@ -32,6 +32,21 @@ export const WindowReport = z.strictObject({
 
 export type WindowReport = z.infer<typeof WindowReport>;
 
+/** Mean over predicted tokens in nats, with its standard error over windows of text; null of a single window. */
+const MeasuredMean = z.strictObject({ mean: z.number(), standardError: z.number().nonnegative().nullable() });
+
+/** Divergence from the float model, KL(float || compiled), over the first windows of the calibration's text. */
+export const MeasuredLoss = z.strictObject({
+  /** Predicted tokens, and the windows of text they are in. */
+  tokens: z.int().positive(),
+  windows: z.int().positive(),
+  /** The backbone without corrections. */
+  alone: MeasuredMean,
+  /** With corrections as decoding chooses them; absent without any, and after the budget was changed (rebudget.ts). */
+  corrected: MeasuredMean.optional(),
+});
+export type MeasuredLoss = z.infer<typeof MeasuredLoss>;
+
 /** What compiling measured and predicted of a bundle: report.json. */
 export const Report = z.strictObject({
   bytes: z.strictObject({
@@ -44,8 +59,10 @@ export const Report = z.strictObject({
   windows: listOf(WindowReport),
   /** Sums of what windows are predicted to lose, nats per token: an estimate of the divergence that `eval` measures. */
   predicted: z.strictObject({ alone: z.number(), corrected: z.number() }).optional(),
-  /** Nats per megabyte, where one price decided. */
-  price: z.number().nonnegative().optional(),
+  /** What was measured of the same: `hcinfer compile` runs a bundle that was made with statistics. */
+  measured: MeasuredLoss.optional(),
+  /** Nats per megabyte, where one price decided; absent where there are no corrections, or all fit. */
+  price: z.number().positive().optional(),
 });
 /** What compiling measured and predicted of a bundle: report.json. */
 export type Report = z.infer<typeof Report>;

@@ -89,7 +89,7 @@ async function sumsOf(
   windows: readonly Int32Array[],
   { as = "decode", signal, tokenLoss = lossOfToken }: EvaluateOptions,
 ): Promise<WindowSums[]> {
-  const sums = windows.map(() => ({ predictions: 0, nll: 0, reference: { nll: 0, kl: 0, agreed: 0 } }));
+  const sums = windows.map(noLosses);
   // A window's last token is only predicted; nothing is predicted from it.
   for (const shares of packSteps(windows.map((window) => window.length - 1), sequences.capacity)) {
     const runs = shares.map(({ job, from, to }) => ({
@@ -99,25 +99,60 @@ async function sumsOf(
     }));
     const [logits = [], others] = await sequences.step(runs, as, signal);
     for (const [share, { job, from, to }] of shares.entries()) {
-      const sum = sums[job]!;
-      for (let position = from; position < to; position++) {
-        const target = windows[job]![position + 1]!;
-        const row = rowOf(logits[share]!, position - from, to - from);
-        const other = others && rowOf(others[share]!, position - from, to - from);
-        const { nll, kl } = tokenLoss(row, other, target);
-        sum.predictions++;
-        sum.nll += nll;
-        if (other === undefined) continue;
-        sum.reference.kl += kl;
-        sum.reference.nll += tokenLoss(other, undefined, target).nll;
-        if (argmax(row) === argmax(other)) sum.reference.agreed++;
-      }
+      addLosses(
+        sums[job]!,
+        windows[job]!.subarray(from + 1, to + 1),
+        logits[share]!,
+        others?.[share],
+        tokenLoss,
+      );
     }
   }
   return sums.map(({ predictions, nll, reference }) => {
     checkFinite(nll, reference);
     return { predictions, nll, ...sequences.count > 1 ? { reference } : {} };
   });
+}
+
+/**
+ * Sums of one window of n tokens from logits that are known, [n - 1, vocabulary] each: of a model and of a reference.
+ * @throws {HcinferError} "bundle": logits that are not numbers
+ */
+export function compareWindow(
+  window: Int32Array,
+  logits: Float32Array,
+  reference: Float32Array,
+  tokenLoss: TokenLoss = lossOfToken,
+): WindowSums {
+  const sums = noLosses();
+  addLosses(sums, window.subarray(1), logits, reference, tokenLoss);
+  checkFinite(sums.nll, sums.reference);
+  return sums;
+}
+
+function noLosses() {
+  return { predictions: 0, nll: 0, reference: { nll: 0, kl: 0, agreed: 0 } };
+}
+
+/** Adds the losses of `targets` to the sums, each by its row of the logits. */
+function addLosses(
+  sums: ReturnType<typeof noLosses>,
+  targets: Int32Array,
+  logits: Float32Array,
+  reference: Float32Array | undefined,
+  tokenLoss: TokenLoss,
+): void {
+  for (const [index, target] of targets.entries()) {
+    const row = rowOf(logits, index, targets.length);
+    const other = reference && rowOf(reference, index, targets.length);
+    const { nll, kl } = tokenLoss(row, other, target);
+    sums.predictions++;
+    sums.nll += nll;
+    if (other === undefined) continue;
+    sums.reference.kl += kl;
+    sums.reference.nll += tokenLoss(other, undefined, target).nll;
+    if (argmax(row) === argmax(other)) sums.reference.agreed++;
+  }
 }
 
 /** Row `index` of logits [rows, vocabulary]. */

@@ -8,6 +8,7 @@ import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "../compile.
 import { genericProfile } from "../profile.ts";
 import { openCheckpoint } from "../weights/checkpoint.ts";
 import { factorBytesRead, residualBytesRead } from "../weights/correction.ts";
+import { gptq } from "../weights/quantizer.ts";
 import { calibrate, calibrationGraph } from "./calibrate.ts";
 import { WHITENINGS } from "./fit_factors.ts";
 import type { Statistics } from "./statistics.ts";
@@ -65,7 +66,8 @@ Deno.test("factors and rows share a budget of bytes under one price, and are wha
               : rank <= factors.maxRank,
           );
           const rows = threshold === undefined ? channels : expected ?? 0;
-          return sum + factorBytesRead("i8", inputs, outputs, rank) + rows * residualBytesRead(4, outputs, 1);
+          return sum + factorBytesRead("i8", inputs, outputs, rank) +
+            rows * residualBytesRead(residual?.width === 3 ? 3 : 4, outputs, 1);
         }, report.bytes.backbone);
         // With formats of their own, backbone and corrections share what this format and the share would take.
         const uniform = (await compile({ correct: "none" })).report.bytes.backbone;
@@ -81,6 +83,32 @@ Deno.test("factors and rows share a budget of bytes under one price, and are wha
         assert.ok(bundle.plan.windows.length > 0);
       }
     }
+  }));
+
+Deno.test("formats without corrections have no price, and their report is read again", () =>
+  withStatistics(async (compile, output) => {
+    for (const correct of ["none", "sparse"] as const) {
+      const budget = { kind: "auto", share: 0.2 } as const;
+      const { report } = await compile({ correct, budget, quantizer: gptq(2) });
+      assert.equal(report.price !== undefined, correct === "sparse");
+      using bundle = openBundle(output);
+      assert.deepEqual(bundle.report, report);
+    }
+  }));
+
+Deno.test("a free budget spends its bytes on factors where they lose less than larger formats", () =>
+  withStatistics(async (compile) => {
+    const budget = { kind: "auto", share: 0.6 } as const;
+    const without = (await compile({ correct: "none", budget })).report;
+    const { plan, report } = await compile({ correct: "low_rank", budget });
+    const factors = plan.windows.reduce((sum, { inputs, outputs }, i) => {
+      return sum + factorBytesRead("i8", inputs, outputs, plan.graph.budgets[i]!.rank);
+    }, 0);
+    const most = 1.6 * (await compile({ correct: "none" })).report.bytes.backbone;
+    const read = report.bytes.backbone + factors;
+    assert.ok(factors > 0 && read <= 1.001 * most && read > 0.95 * most, `${read} of ${most}`);
+    const [left, uncorrected] = [report.predicted!.corrected, without.predicted!.corrected];
+    assert.ok(left < uncorrected, `predicted ${left}, without factors ${uncorrected}`);
   }));
 
 Deno.test("at equal ranks full whitening is predicted to leave least, and ranks that were asked for are kept", () =>

@@ -205,7 +205,7 @@ export class FisherPass {
 }
 
 /** The linear that makes the logits. */
-function headOf({ nodes, outputs: [logits] }: Graph): NodeOf<"linear"> {
+export function headOf({ nodes, outputs: [logits] }: Graph): NodeOf<"linear"> {
   const head = nodes.find((node) => node.outputs.some(({ name }) => name === logits));
   if (head?.op !== "linear" || head.outputs.length !== 1) {
     throw new HcinferError(

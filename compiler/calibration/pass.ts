@@ -89,7 +89,8 @@ export function runChunk(graph: Graph, weights: FloatWeights, text: Text, thread
   return { chunk, values };
 }
 
-function checkText({ tokens, window }: Text): void {
+/** Throws HcinferError("input") where there is nothing to run. */
+export function checkText({ tokens, window }: Text): void {
   if (tokens.length > 0 && Number.isSafeInteger(window) && window > 0) return;
   throw new HcinferError(
     "input",
@@ -123,7 +124,8 @@ function runSegment(
   }
 }
 
-function compute(node: Node, values: Map<string, Float32Array>, chunk: Chunk): void {
+/** Adds a node's outputs to the values it reads from. */
+export function compute(node: Node, values: Map<string, Float32Array>, chunk: Chunk): void {
   const inputs = node.inputs.filter((name) => !chunk.integers.has(name)).map((name) => values.get(name)!);
   const outputs = forward(node as NodeOf<Op>, inputs, chunk);
   node.outputs.forEach(({ name }, i) => values.set(name, outputs[i]!));

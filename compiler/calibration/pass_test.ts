@@ -2,40 +2,12 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { HcinferError } from "../errors.ts";
 import { arbitraryGraph, TINY, transformer } from "../ir/fixture.ts";
-import type { Graph } from "../ir/graph.ts";
 import { fuse } from "../passes/fuse.ts";
 import { tensorOf, type WeightSource } from "../weights/source.ts";
-import { normals } from "../../tests/fixtures/packing.ts";
+import { randomSource } from "../../tests/fixtures/random_source.ts";
 import { FloatWeights } from "./ops.ts";
 import { calibrationPass, type PassOptions, runChunk } from "./pass.ts";
 import { layerSegments } from "./segments.ts";
-
-/** Weights of every size, the same for a name whenever they are asked for. */
-function randomSource(graph: Graph): WeightSource {
-  const widths = new Map(
-    graph.nodes.flatMap((node) =>
-      node.outputs.map(({ name, type }) => [name, Number(type.shape.at(-1))] as const)
-    ),
-  );
-  const vectors = new Map<string, number>();
-  const matrices = new Map<string, number>();
-  for (const node of graph.nodes) {
-    const inputs = widths.get(node.inputs[0]!) ?? 0;
-    if (node.op === "rms_norm" || node.op === "add_rms_norm") vectors.set(node.params.tensor, inputs);
-    if (node.op === "linear") { for (const { tensor } of node.params.weights) matrices.set(tensor, inputs); }
-    if (node.op === "embedding") matrices.set(node.params.tensor, node.params.width);
-  }
-  const seed = (name: string) => [...name].reduce((sum, c) => (sum * 31 + c.charCodeAt(0)) % 1e6, 7);
-  return {
-    origin: "random",
-    matrix: ({ tensor, outputs }) => {
-      const inputs = matrices.get(tensor)!;
-      const values = normals(outputs * inputs, seed(tensor)).map((x) => x / Math.sqrt(inputs));
-      return tensorOf(values, [outputs, inputs]);
-    },
-    vector: ({ tensor }) => normals(vectors.get(tensor)!, seed(tensor)).map((x) => 1 + x / 8),
-  };
-}
 
 const ids = (count: number, vocabulary: number) =>
   Int32Array.from({ length: count }, (_, t) => (t * 37 + 5) % vocabulary);

@@ -31,7 +31,7 @@ export interface PlannedWindow<C extends MeasuredCandidate> {
 }
 
 export interface Planned<C extends MeasuredCandidate> {
-  /** Nats per megabyte, where one price decided. */
+  /** Nats per megabyte, where one price decided; undefined without corrections, or where all of them fit. */
   readonly price: number | undefined;
   readonly windows: readonly PlannedWindow<C>[];
 }

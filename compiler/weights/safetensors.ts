@@ -74,7 +74,8 @@ export function readSafetensors(
   }
   const dataStart = PREFIX_BYTES + Number(length);
   const header = parseHeader(bytes.subarray(PREFIX_BYTES, dataStart), fail);
-  const data = bytes.subarray(dataStart);
+  // Plain views: those of a Node Buffer would be Buffers, whose slice() copies nothing.
+  const data = new Uint8Array(bytes.buffer, bytes.byteOffset + dataStart, bytes.length - dataStart);
 
   const tensors = new Map<string, TensorView>();
   const ranges: { name: string; begin: number; end: number }[] = [];

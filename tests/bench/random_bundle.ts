@@ -6,7 +6,7 @@
 import { randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { BundleWriter } from "../../compiler/bundle_writer.ts";
-import { COMPILE_DEFAULTS } from "../../compiler/compile.ts";
+import { COMPILE_DEFAULTS, defaultResidualWidth } from "../../compiler/compile.ts";
 import { architectureFile, traceModel } from "../../compiler/frontend/trace.ts";
 import { printGraph } from "../../compiler/ir/text.ts";
 import { type Budget, budget } from "../../compiler/passes/budget.ts";
@@ -92,7 +92,7 @@ export interface PlannedModel {
 /** Plans the model as the compiler does, with the error statistics of weights whose error is like noise. */
 export async function planRandomModel(options: RandomModelOptions): Promise<PlannedModel> {
   const { shape, profile, correct } = options;
-  const { group, residualWidth, factorDType, maxRank } = COMPILE_DEFAULTS;
+  const { group, factorDType, maxRank } = COMPILE_DEFAULTS, residualWidth = defaultResidualWidth(false);
   const config = configOf(shape);
   const file = architectureFile(config.model_type);
   const traced = await traceModel({ source: readFileSync(file, "utf8"), file, config });
