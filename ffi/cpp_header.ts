@@ -5,16 +5,13 @@ import {
   type Fields,
   INSTRUCTIONS,
   MAILBOX_EVENTS,
-  MOST_INTEGERS,
-  MOST_OPERANDS,
-  MOST_REALS,
   type Opcode,
   OPCODES,
   OPERAND_ALIGNMENT,
   PAGE_POSITIONS,
-  RECORD_BYTES,
   SEGMENTS,
 } from "./instructions.ts";
+import { MOST_INTEGERS, MOST_OPERANDS, MOST_REALS, RECORD_BYTES } from "./records.ts";
 
 /**
  * The C++ side of this table. `hc::instruction::norm::epsilon_` is an index, `hc::Opcode::norm` an opcode, and

@@ -2,7 +2,8 @@
  * The native engine: a program of instructions bound to memory, run by one group of threads a lane. One call a step.
  */
 import { HcinferError } from "../compiler/errors.ts";
-import { encode, type Instruction, type Segment, SEGMENTS } from "./instructions.ts";
+import { type Instruction, type Segment, SEGMENTS } from "./instructions.ts";
+import { encode } from "./records.ts";
 import { NativeMemory } from "./mapping.ts";
 import { library } from "./open.ts";
 import { ENGINE_FAILURE, STEP_STATUS } from "./symbols.ts";

@@ -4,19 +4,15 @@ import { HcinferError } from "../compiler/errors.ts";
 import { at, instruction, machine, TOKENS } from "../tests/fixtures/engine.ts";
 import { cppHeader } from "./cpp_header.ts";
 import {
-  encode,
   type Instruction,
   type InstructionOf,
   INSTRUCTIONS,
-  MOST_INTEGERS,
-  MOST_OPERANDS,
-  MOST_REALS,
   type Opcode,
   type Operand,
-  RECORD_BYTES,
   type Segment,
   SEGMENTS,
 } from "./instructions.ts";
+import { encode, MOST_INTEGERS, MOST_OPERANDS, MOST_REALS, RECORD_BYTES } from "./records.ts";
 
 const OPCODES = Object.keys(INSTRUCTIONS) as Opcode[];
 const OVER = ["tokens", "rows"] as const;

@@ -4,14 +4,8 @@
  */
 import type { Graph } from "../ir/graph.ts";
 import { paddedOutputs } from "../ir/naming.ts";
-import {
-  type Budget,
-  type BudgetOptions,
-  type DecidedCorrections,
-  mostRankBeside,
-  mostRowsBeside,
-  refuseNothing,
-} from "../passes/budget.ts";
+import { type Budget, type BudgetOptions, type DecidedCorrections, refuseNothing } from "../passes/budget.ts";
+import { mostRankBeside, mostRowsBeside } from "../passes/beside.ts";
 import type { ChosenFormat } from "../passes/quantize.ts";
 import type { ResidualWidth } from "../weights/correction.ts";
 import {

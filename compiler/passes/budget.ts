@@ -11,13 +11,13 @@
  * Does not: insert nodes, look at weights, or (yet) know calibrated sensitivities: see `sensitivity` and
  *   `WindowStatistics.inputRms`.
  */
-import { correctionCosts, predict, transferTime } from "../cost.ts";
 import { HcinferError } from "../errors.ts";
 import type { Graph, WindowBudget } from "../ir/graph.ts";
 import { verify } from "../ir/verify.ts";
 import type { MachineProfile } from "../profile.ts";
 import type { FactorDType, ResidualWidth } from "../weights/correction.ts";
 import { factorBytesRead, residualBytesRead } from "../weights/correction.ts";
+import { besideTime } from "./beside.ts";
 import { channelCurve, rankCurve } from "./gain.ts";
 
 /** What corrections may cost. `share` is of the bytes of the backbone's linear weights that lie in windows. */
@@ -209,53 +209,6 @@ interface Step {
   readonly share: number;
   readonly bytes: number;
   readonly gainPerByte: number;
-}
-
-/** Predicted microseconds of a window's corrections beside the GPU: on the CPU, and over the link and back. */
-function besideTime(
-  { inputs, outputs }: Pick<WindowStatistics, "inputs" | "outputs">,
-  rank: number,
-  channels: number,
-  options: Omit<BudgetOptions, "statistics">,
-): number {
-  const { profile, threads = profile.cpu.cores, factorDType, residualWidth } = options;
-  const computing = correctionCosts({ inputs, outputs, rank, channels, factorDType, residualWidth })
-    .reduce((sum, cost) => sum + predict(cost, profile, "cpu", { threads }), 0);
-  const deltas = Number(rank > 0) + Number(channels > 0);
-  if (deltas === 0) return 0;
-  return computing + transferTime(profile, 4 * inputs) + transferTime(profile, 4 * outputs * deltas);
-}
-
-/** The most rows of a window that hide, with factors of a rank, beside its linear, `beside` microseconds on the GPU. */
-export function mostRowsBeside(
-  { rank = 0, ...sizes }: Pick<WindowStatistics, "inputs" | "outputs"> & { readonly rank?: number },
-  beside: number,
-  options: Omit<BudgetOptions, "statistics">,
-): number {
-  return largest(sizes.inputs, (rows) => besideTime(sizes, rank, rows, options) <= beside);
-}
-
-/** The largest rank whose factors hide so, alone. */
-export function mostRankBeside(
-  sizes: Pick<WindowStatistics, "inputs" | "outputs">,
-  beside: number,
-  options: Omit<BudgetOptions, "statistics">,
-): number {
-  return largest(
-    Math.min(sizes.inputs, sizes.outputs),
-    (rank) => besideTime(sizes, rank, 0, options) <= beside,
-  );
-}
-
-/** The largest of 0 to `most` that fits, where 0 does. */
-function largest(most: number, fits: (value: number) => boolean): number {
-  let [low, high] = [0, most];
-  while (low < high) {
-    const middle = Math.ceil((low + high) / 2);
-    if (fits(middle)) low = middle;
-    else high = middle - 1;
-  }
-  return low;
 }
 
 /** Whether a window's corrections with a step more still hide. */

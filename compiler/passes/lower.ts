@@ -23,13 +23,13 @@ import {
   values,
 } from "../ir/graph.ts";
 import { inferTypes } from "../ir/infer.ts";
-import type { HeadNorm, LogicalOp, NormParams, Op, Params } from "../ir/ops.ts";
+import type { LogicalOp, Op, Params } from "../ir/ops.ts";
 import { elementsPerToken, tensor, type TensorType } from "../ir/types.ts";
 import { verify } from "../ir/verify.ts";
 import type { MachineProfile } from "../profile.ts";
 import type { GroupSize } from "../weights/format.ts";
 import { type Correction, type Emitter, lowerCorrection } from "./lower_corrections.ts";
-import { ABSORBS, DELTAS, NOTHING, type Pending, plain, WORK, type Work } from "./pending.ts";
+import { ABSORBS, DELTAS, headNorm, NOTHING, type Pending, plain, WORK, type Work } from "./pending.ts";
 
 export interface LowerOptions {
   readonly profile: MachineProfile;
@@ -388,10 +388,6 @@ function flat(type: TensorType): TensorType {
   const [over] = type.shape;
   if (type.shape.length < 3 || over === undefined) return type;
   return { dtype: type.dtype, shape: [over, elementsPerToken(type)] };
-}
-
-function headNorm({ path, epsilon }: NormParams): HeadNorm {
-  return { path, epsilon };
 }
 
 function positionsOf(graph: Graph): string {

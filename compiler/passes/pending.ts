@@ -2,7 +2,7 @@
  * What ops leave to whoever reads their output, and who does it: the table that `lower` follows. A merge leaves deltas to
  * add, a norm and a rotation of heads leave themselves.
  */
-import type { NormParams, Op } from "../ir/ops.ts";
+import type { HeadNorm, NormParams, Op } from "../ir/ops.ts";
 
 /** Work that a value's readers still have to do, in this order. */
 export const WORK = ["deltas", "norm", "rope"] as const;
@@ -38,4 +38,9 @@ export interface Pending {
 /** A value on which nothing is pending. */
 export function plain(base: string, headDim?: number): Pending {
   return headDim === undefined ? { base, deltas: [] } : { base, deltas: [], headDim };
+}
+
+/** The norm of heads as an instruction has it. */
+export function headNorm({ path, epsilon }: NormParams): HeadNorm {
+  return { path, epsilon };
 }
