@@ -4,6 +4,8 @@
  * the plan that follows from them. Weights, rows and norms stay: they were fitted to the rows of the first budget, so a
  * compile does better. Tiny-dense in q3s, from 10 % to 5 %: KL 0.0061, compiled 0.0058; to 20 %: 0.0026, compiled 0.0024.
  *
+ * What was measured of the backbone alone stays in the report; of its corrections, only what is predicted is known then.
+ *
  * A bundle that was calibrated keeps what rows cost and win at every price (report.ts): one price is searched again over
  * all windows. Rows beside factors are rows of what factors of that rank leave, so there the rank is fixed.
  */

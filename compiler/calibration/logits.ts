@@ -33,9 +33,7 @@ export async function floatLogits(options: FloatLogitsOptions): Promise<(text: n
   const head = headOf(graph);
   const nodes = graph.nodes.filter((node) => node !== head);
   const lastRead = new Map<string, number>();
-  nodes.forEach(({ inputs }, i) => inputs.forEach((name) => lastRead.set(name, i)));
-  const [headInput = ""] = head.inputs;
-  lastRead.set(headInput, Infinity);
+  [...nodes, head].forEach(({ inputs }, i) => inputs.forEach((name) => lastRead.set(name, i)));
 
   const weights = new FloatWeights(source);
   const chunk = new Chunk(graph, weights, text.tokens, text.window, threads);
@@ -48,7 +46,7 @@ export async function floatLogits(options: FloatLogitsOptions): Promise<(text: n
     // Lets an abort arrive.
     await setImmediate();
   }
-  const x = values.get(headInput)!;
+  const x = values.get(head.inputs[0]!)!;
   const width = x.length / text.tokens.length * text.window;
   return (index) => {
     const tokens = text.tokens.subarray(index * text.window, (index + 1) * text.window);

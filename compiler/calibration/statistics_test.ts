@@ -73,7 +73,8 @@ Deno.test("statistics are read as they were written", () =>
     assert.deepEqual(joined(statisticsBytes(readStatistics(file))), bytes);
     // A part of a Buffer, as what Node reads may be.
     const whole = Buffer.concat([new Uint8Array(12), bytes, new Uint8Array(20)]);
-    assert.deepEqual(parseStatistics(whole.subarray(12, 12 + bytes.length), file), statistics);
+    const part = parseStatistics(whole.subarray(12, 12 + bytes.length), file);
+    assert.ok(Buffer.concat(statisticsBytes(part)).equals(bytes));
   }));
 
 Deno.test("a file of statistics that does not hold together is refused", () =>
