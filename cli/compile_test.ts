@@ -120,6 +120,7 @@ Deno.test("compile, inspect and rebudget say what a bundle is made with and what
     assert.deepEqual(shown.out.split("\n").filter((line) => line.length > 80), []);
     const json = JSON.parse((await hcinfer(["inspect", at("bundle"), "--json"])).out);
     assert.equal(json.provenance.options.choice, "threshold");
+    assert.equal(json.provenance.options.residualWidth, 3);
     assert.deepEqual(json.provenance.statistics.texts.map((t: { name: string }) => t.name), ["text.txt"]);
     assert.match(json.provenance.statistics.texts[0].sha256, /^[0-9a-f]{64}$/);
     const { predicted, measured } = json.loss;
