@@ -23,13 +23,18 @@ export function cacheFolder(): string {
   return base;
 }
 
+/** Whether nothing is to be downloaded any more. */
+export function isLlamaInstalled(): boolean {
+  return existsSync(join(llamaFolder(), "node_modules", binaries()));
+}
+
 /**
  * The folder that node-llama-cpp is installed in.
  * @throws {HcinferError} "environment", when it is not yet, and npm cannot
  */
 export function installLlama(): string {
-  const folder = join(cacheFolder(), `node-llama-cpp-${LLAMA_VERSION}`);
-  if (existsSync(join(folder, "node_modules", binaries()))) return folder;
+  const folder = llamaFolder();
+  if (isLlamaInstalled()) return folder;
   process.stderr.write(`installing node-llama-cpp ${LLAMA_VERSION} into ${folder}\n`);
   mkdirSync(folder, { recursive: true });
   writeFileSync(join(folder, "package.json"), JSON.stringify({ private: true, type: "module" }));
@@ -67,6 +72,10 @@ export function llamaLibrary(): string {
 
 /** libllama.v0.5.0.so, libllama.dylib, llama.dll; not libllama-common.so. */
 const LIBRARY = /^(lib)?llama(\.v?[\d.]+)?\.(so|dylib|dll)$/;
+
+function llamaFolder(): string {
+  return join(cacheFolder(), `node-llama-cpp-${LLAMA_VERSION}`);
+}
 
 function binaries(): string {
   const name = `${platform()}-${arch()}`;

@@ -179,21 +179,11 @@ export class Measurements {
   /** Command lines that make a configuration and measure it; without one, the bf16 model's. */
   #commands(configuration?: Configuration): Command[] {
     const { model, texts, windows } = this.#options;
-    const onTexts = [...texts.flatMap((text) => ["--text", text]), "--windows", `${windows}`];
-    const evaluate = (
-      bundle: string,
-      ...reference: string[]
-    ): Command => [
-      "hcinfer",
-      "eval",
-      bundle,
-      ...reference,
-      ...onTexts,
-      "--window",
-      `${WINDOW}`,
-      ...DEVICE,
-      "--json",
-    ];
+    const onTexts = texts.flatMap((text) => ["--text", text]);
+    const how = [...onTexts, "--windows", `${windows}`, "--window", `${WINDOW}`, ...DEVICE, "--json"];
+    const evaluate = (bundle: string, ...reference: string[]): Command => {
+      return ["hcinfer", "eval", bundle, ...reference, ...how];
+    };
     if (configuration === undefined) return [evaluate(this.#reference)];
     const output = this.#bundle(configuration);
     const { llama } = configuration, weights = this.#llamaWeights(configuration) ?? model;
