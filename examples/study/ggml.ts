@@ -18,9 +18,6 @@ export interface BlockFormat {
 /** Numbers of the types that files hold unquantised. */
 export const PLAIN_IDS = { F32: 0, F16: 1, BF16: 30 } as const;
 
-/** What IQ4_NL's codes stand for. */
-const IQ4_NL_VALUES = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113] as const;
-
 export const BLOCK_FORMATS = {
   /** d f16, codes u4[32]: d (code - 8). */
   Q4_0: {
@@ -56,16 +53,6 @@ export const BLOCK_FORMATS = {
         const code = nibble(blocks, at + 8, i) | bit(blocks, at + 4, i) << 4;
         out[to + i] = d * code + m;
       }
-    },
-  },
-  /** d f16, codes u4[32]: d IQ4_NL_VALUES[code]. */
-  IQ4_NL: {
-    id: 20,
-    weights: 32,
-    bytes: 18,
-    decode(blocks, at, out, to) {
-      const d = half(blocks, at);
-      for (let i = 0; i < 32; i++) out[to + i] = d * IQ4_NL_VALUES[nibble(blocks, at + 2, i)]!;
     },
   },
   /**
@@ -122,7 +109,7 @@ export function blockFormatOf(id: number): BlockFormatName | undefined {
 
 /** Numbers of whole blocks. */
 export function decodeBlocks(name: BlockFormatName, blocks: Uint8Array): Float32Array<ArrayBuffer> {
-  const { weights, bytes, decode }: BlockFormat = BLOCK_FORMATS[name];
+  const { weights, bytes, decode } = BLOCK_FORMATS[name];
   const count = blocks.length / bytes;
   const out = new Float32Array(count * weights);
   for (let block = 0; block < count; block++) decode(blocks, block * bytes, out, block * weights);

@@ -66,7 +66,7 @@ export function readSummary(folder: string): Summary {
 
 /** "Q3_K (32), Q4_K (22), Q5_K (2)": the formats of the matrices. */
 export function formatsText({ matrices }: Summary): string {
-  return Object.entries(matrices).map(([format, count]) => `${format} (${count})`).join(", ");
+  return Object.entries(matrices).sort().map(([format, count]) => `${format} (${count})`).join(", ");
 }
 
 /**

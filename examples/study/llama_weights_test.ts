@@ -20,7 +20,7 @@ Deno.test({
     const output = join(folder.path, "model");
     const summary = await quantizeModel(MODEL, "Q3_K_M", output, 2);
     assert.deepEqual(readSummary(output), summary);
-    assert.equal(formatsText(summary), "Q4_K (22), Q3_K (32), Q5_K (2)");
+    assert.equal(formatsText(summary), "Q3_K (32), Q4_K (22), Q5_K (2)");
     // The eight layers' weights, in 3.4375, 4.5 and 5.5 bits.
     assert.equal(summary.weights, 8 * (256 * (256 + 128 + 128 + 256) + 3 * 256 * 768));
     const bits = 8 * summary.bytes / summary.weights;
