@@ -1,6 +1,6 @@
 /**
  * The study: what every way to compress a model loses, and how many bytes it reads for it. Writes study.json (all numbers
- * with their command lines), table.md and a figure for each text.
+ * with their command lines), table.md and a figure for each text. Until it has all rows, they lie in <work>/unfinished.
  *
  *   deno task study [--model folder] [--text file ...] [--list full|short] [--only regex] [--out folder]
  */
