@@ -97,14 +97,21 @@ function rows(
   );
 }
 
-function factors(quantizer: Quantizer, weights: string, percent: number): Configuration {
-  const corrections = ["--correct", "low_rank", "--budget", `bytes:${percent}%`];
-  return configuration({ quantizer, weights }, "factors", ` + factors ${percent} %`, corrections);
+/** Paper's is the rule by which HCInfer divides ranks among matrices. */
+function factors(
+  quantizer: Quantizer,
+  weights: string,
+  percent: number,
+  budget: "bytes" | "paper" = "bytes",
+): Configuration {
+  const what = ` + factors ${percent} %${budget === "paper" ? ", paper" : ""}`;
+  const corrections = ["--correct", "low_rank", "--budget", `${budget}:${percent}%`];
+  return configuration({ quantizer, weights }, "factors", what, corrections);
 }
 
-function both(weights: string, budget: string): Configuration {
-  const what = budget === "paper" ? " + paper" : ` + both ${budget.replace(/^bytes:(\d+)%$/, "$1 %")}`;
-  const corrections = ["--correct", "both", "--residual-width", `${WIDTH}`, "--budget", budget];
+function both(weights: string, percent: number): Configuration {
+  const corrections = ["--correct", "both", "--residual-width", `${WIDTH}`, "--budget", `bytes:${percent}%`];
+  const what = ` + both ${percent} %`;
   return configuration({ quantizer: "joint", weights }, "rows and factors", what, corrections);
 }
 
@@ -159,8 +166,8 @@ export const CONFIGURATIONS: readonly Configuration[] = [
   rows("joint", "q4s", 5),
   short(rows("joint", "q4s", 10)),
   factors("joint", "q3s", 10),
-  short(both("q3s", "bytes:10%")),
-  both("q3s", "paper"),
+  factors("joint", "q3s", 10, "paper"),
+  short(both("q3s", 10)),
 ];
 
 export type List = "full" | "short";
