@@ -1,6 +1,6 @@
 /**
  * The only place that opens native libraries: our own, at the first call that needs it, so that what needs no native code
- * (parsing, passes, help) works before `deno task build`; and those of drivers.
+ * (parsing, passes, help) works before `deno task build`; and those of drivers and of llama.cpp.
  */
 import { existsSync } from "node:fs";
 import process from "node:process";

@@ -20,6 +20,7 @@ const LOOKS: Readonly<Record<(typeof SERIES)[number], { readonly colour: string;
     "factors": { colour: "#db6d28", shape: "triangle-up" },
     "rows and factors": { colour: "#a371d7", shape: "diamond" },
     "mixed bits": { colour: "#2da44e", shape: "cross" },
+    "llama.cpp": { colour: "#d1435b", shape: "triangle-down" },
   };
 
 /** A figure for every text that has a divergence: kl.svg of the first, kl-<text>.svg of the others. */

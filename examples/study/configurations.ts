@@ -1,7 +1,15 @@
 /** What the study compares: every configuration is a name and the options of `hcinfer compile` that make it. */
+import type { LlamaType } from "./llama_weights.ts";
 
 /** How a configuration is drawn: what stands beside its backbone. */
-export const SERIES = ["backbone alone", "rows", "factors", "rows and factors", "mixed bits"] as const;
+export const SERIES = [
+  "backbone alone",
+  "rows",
+  "factors",
+  "rows and factors",
+  "mixed bits",
+  "llama.cpp",
+] as const;
 export type Series = (typeof SERIES)[number];
 
 export interface Configuration {
@@ -12,6 +20,8 @@ export interface Configuration {
   readonly options: readonly string[];
   /** Whether it is compiled with the statistics of a calibration. */
   readonly fitted: boolean;
+  /** What llama.cpp rounds the layers to, before they are compiled. */
+  readonly llama?: LlamaType;
   /** Whether it is also on the short list, for models that take minutes each. */
   readonly short: boolean;
 }
@@ -43,8 +53,20 @@ function alone(quantizer: Quantizer, weights: string): Configuration {
   return configuration({ quantizer, weights }, "backbone alone", "", ["--correct", "none"]);
 }
 
-/** Bits of a residual's code that compile takes unless it is told otherwise. */
-const WIDTH = 4;
+/** llama.cpp's weights, computed here: in bf16, with embedding and head as the others have them. */
+function llama(type: LlamaType): Configuration {
+  return {
+    name: `llama.cpp ${type}`,
+    series: "llama.cpp",
+    options: ["--weights", "bf16", "--head", "q8", "--correct", "none"],
+    fitted: false,
+    llama: type,
+    short: true,
+  };
+}
+
+/** Bits of a residual's code that names do not say. */
+const WIDTH = 3;
 
 interface Rows {
   readonly width?: 3 | 4 | 5;
@@ -75,14 +97,21 @@ function rows(
   );
 }
 
-function factors(quantizer: Quantizer, weights: string, percent: number): Configuration {
-  const corrections = ["--correct", "low_rank", "--budget", `bytes:${percent}%`];
-  return configuration({ quantizer, weights }, "factors", ` + factors ${percent} %`, corrections);
+/** Paper's is the rule by which HCInfer divides ranks among matrices. */
+function factors(
+  quantizer: Quantizer,
+  weights: string,
+  percent: number,
+  budget: "bytes" | "paper" = "bytes",
+): Configuration {
+  const what = ` + factors ${percent} %${budget === "paper" ? ", paper" : ""}`;
+  const corrections = ["--correct", "low_rank", "--budget", `${budget}:${percent}%`];
+  return configuration({ quantizer, weights }, "factors", what, corrections);
 }
 
-function both(weights: string, budget: string): Configuration {
-  const what = budget === "paper" ? " + paper" : ` + both ${budget.replace(/^bytes:(\d+)%$/, "$1 %")}`;
-  const corrections = ["--correct", "both", "--budget", budget];
+function both(weights: string, percent: number): Configuration {
+  const corrections = ["--correct", "both", "--residual-width", `${WIDTH}`, "--budget", `bytes:${percent}%`];
+  const what = ` + both ${percent} %`;
   return configuration({ quantizer: "joint", weights }, "rows and factors", what, corrections);
 }
 
@@ -104,6 +133,9 @@ export const CONFIGURATIONS: readonly Configuration[] = [
   alone("rtn", "q4"),
   alone("rtn", "q3s"),
   alone("rtn", "q4s"),
+  llama("Q3_K_S"),
+  llama("Q3_K_M"),
+  llama("Q4_0"),
   short(alone("awq", "q3")),
   short(alone("haq", "w8a8")),
   alone("gptq", "q3"),
@@ -115,7 +147,7 @@ export const CONFIGURATIONS: readonly Configuration[] = [
   short(alone("joint", "q4s")),
   mixed(10),
   short(mixed(20)),
-  short(rows("rtn", "q3", 10)),
+  short(rows("rtn", "q3", 10, { width: 4 })),
   factors("rtn", "q3", 10),
   rows("gptq", "q3s", 10),
   rows("joint", "q2s", 10),
@@ -124,16 +156,18 @@ export const CONFIGURATIONS: readonly Configuration[] = [
   short(rows("joint", "q3s", 10)),
   short(rows("joint", "q3s", 20)),
   rows("joint", "q3s", 10, { choice: "count" }),
-  rows("joint", "q3s", 10, { width: 3 }),
+  rows("joint", "q3s", 10, { width: 4 }),
   rows("joint", "q3s", 10, { width: 5 }),
   rows("joint", "q3s", 5, { budget: "auto" }),
   short(rows("joint", "q3s", 10, { budget: "auto" })),
+  rows("joint", "q3s", 10, { width: 4, budget: "auto" }),
+  rows("joint", "q3s", 10, { width: 5, budget: "auto" }),
   rows("joint", "q3s", 20, { budget: "auto" }),
   rows("joint", "q4s", 5),
   short(rows("joint", "q4s", 10)),
   factors("joint", "q3s", 10),
-  short(both("q3s", "bytes:10%")),
-  both("q3s", "paper"),
+  factors("joint", "q3s", 10, "paper"),
+  short(both("q3s", 10)),
 ];
 
 export type List = "full" | "short";

@@ -1,6 +1,7 @@
 /**
  * Where labels of points stand in a figure: beside their points as near as there is room, so that no label covers another one
- * or a point, and few stand on the lines from labels to points. Greedy, in the order given; in pixels, y downwards.
+ * or a point, and few stand on the lines from labels to points. Greedy, in the order given, and some times again with all
+ * others in place; in pixels, y downwards.
  */
 export interface Point {
   readonly x: number;
@@ -30,7 +31,10 @@ const POINT = 5;
 const DISTANCES = [4, 10, 18, 28, 40, 54, 70, 90, 112, 136, 164, 196, 230, 270];
 const DIRECTIONS = 36;
 /** What standing on a line costs, as pixels of distance: on the figure's own, on one between another label and its point. */
-const ON_LINE = 24, ON_LEADER = 60;
+const ON_LINE = 24, ON_LEADER = 90;
+/** What it costs when the line to the point meets another point or another such line: it is then unclear whose it is. */
+const OVER_POINT = 60, OVER_LEADER = 60;
+const ROUNDS = 4;
 /** What standing left of the point costs: words are easiest to follow from a point on their left. */
 const LEFT = 10;
 
@@ -43,32 +47,52 @@ interface Segment {
 export function placeLabels(
   texts: readonly string[],
   points: readonly Point[],
-  { width, height, fontSize, line }: LabelOptions,
+  options: LabelOptions,
 ): (Placed | undefined)[] {
-  const placed: Placed[] = [];
-  const leaders: Segment[] = [];
+  const labels: (Label | undefined)[] = texts.map(() => undefined);
+  for (let round = 0; round < ROUNDS; round++) {
+    for (const [i, text] of texts.entries()) {
+      labels[i] = undefined;
+      labels[i] = bestLabel(text, points[i]!, points, labels.filter((label) => label !== undefined), options);
+    }
+  }
+  return labels.map((label) => label?.place);
+}
+
+interface Label {
+  readonly place: Placed;
+  /** From the place to its point. */
+  readonly leader: Segment;
+}
+
+/** The label that costs least beside the `others`. */
+function bestLabel(
+  text: string,
+  point: Point,
+  points: readonly Point[],
+  others: readonly Label[],
+  { width, height, fontSize, line }: LabelOptions,
+): Label | undefined {
+  const size = { width: text.length * LETTER * fontSize, height: LINE * fontSize };
+  const marks = points.map((other) => ({ ...other, width: 2 * POINT, height: 2 * POINT }));
+  // Points that touch this one cannot be told from it anyway.
+  const strangers = marks.filter((mark) => !overlap(mark, { ...mark, ...point }));
   const parts = line.slice(1).map((to, i) => ({ from: line[i]!, to }));
-  return texts.map((text, i) => {
-    const point = points[i]!;
-    const size = { width: text.length * LETTER * fontSize, height: LINE * fontSize };
-    let best: Placed | undefined, least = Infinity;
-    for (const { place, effort } of candidates(point, size)) {
-      if (
-        effort >= least || !isInside(place, width, height) || placed.some((other) => overlap(place, other))
-      ) continue;
-      if (points.some((other) => overlap(place, { ...other, width: 2 * POINT, height: 2 * POINT }))) continue;
-      const leader = { from: place.anchor, to: point };
-      const cost = effort + (parts.some((part) => crosses(part, place)) ? ON_LINE : 0) +
-        ON_LEADER * count(leaders, (other) => crosses(other, place)) +
-        ON_LEADER * count(placed, (other) => crosses(leader, other));
-      if (cost < least) [best, least] = [place, cost];
+  let best: Label | undefined, least = Infinity;
+  for (const { place, effort } of candidates(point, size)) {
+    if (effort >= least || !isInside(place, width, height)) continue;
+    if (others.some((other) => overlap(place, other.place)) || marks.some((mark) => overlap(place, mark))) {
+      continue;
     }
-    if (best !== undefined) {
-      placed.push(best);
-      leaders.push({ from: best.anchor, to: point });
-    }
-    return best;
-  });
+    const leader = { from: place.anchor, to: point };
+    const cost = effort + (parts.some((part) => crosses(part, place)) ? ON_LINE : 0) +
+      ON_LEADER * count(others, (other) => crosses(other.leader, place)) +
+      ON_LEADER * count(others, (other) => crosses(leader, other.place)) +
+      OVER_POINT * count(strangers, (mark) => crosses(leader, mark)) +
+      OVER_LEADER * count(others, (other) => meet(leader, other.leader));
+    if (cost < least) [best, least] = [{ place, leader }, cost];
+  }
+  return best;
 }
 
 /** Places around the point, and how far they are. */
@@ -129,4 +153,14 @@ function crosses({ from, to }: Segment, box: Box): boolean {
     leave = Math.min(leave, Math.max(near / step, far / step));
   }
   return enter <= leave;
+}
+
+/** Whether two segments cross; those that only touch do not. */
+function meet(a: Segment, b: Segment): boolean {
+  return side(a, b.from) * side(a, b.to) < 0 && side(b, a.from) * side(b, a.to) < 0;
+}
+
+/** On which side of the segment's line the point lies: its sign. */
+function side({ from, to }: Segment, { x, y }: Point): number {
+  return (to.x - from.x) * (y - from.y) - (to.y - from.y) * (x - from.x);
 }

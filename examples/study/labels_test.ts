@@ -50,3 +50,24 @@ Deno.test("a crowd of ten points at one place has all its labels", () => {
   const labels = placeLabels(points.map((_, i) => `joint q3s + rows ${i} %`), points, FIGURE);
   assert.ok(labels.every((label) => label !== undefined));
 });
+
+Deno.test("in three columns of points it is clear whose a label is: no line to a point runs over another label or point", () => {
+  const points = Array.from(
+    { length: 18 },
+    (_, i) => ({ x: 300 + 60 * (i % 3), y: 150 + 16 * Math.floor(i / 3) }),
+  );
+  const labels = placeLabels(points.map((_, i) => `joint q3s + rows 10 %, ${i}`), points, FIGURE);
+  for (const [i, point] of points.entries()) {
+    const { anchor } = labels[i]!;
+    for (let step = 0; step <= 100; step++) {
+      const x = anchor.x + (point.x - anchor.x) * step / 100,
+        y = anchor.y + (point.y - anchor.y) * step / 100;
+      for (const [j, other] of labels.entries()) {
+        const isOver = Math.abs(x - other!.x) < other!.width / 2 &&
+          Math.abs(y - other!.y) < other!.height / 2;
+        assert.ok(i === j || !isOver, `${i} runs over the label of ${j}`);
+        assert.ok(i === j || Math.hypot(x - points[j]!.x, y - points[j]!.y) > 3, `${i} runs over point ${j}`);
+      }
+    }
+  }
+});

@@ -13,8 +13,10 @@ import { openCheckpoint } from "../../compiler/weights/checkpoint.ts";
 import { fileChecksum } from "../../compiler/weights/checksum.ts";
 import manifest from "../../deno.json" with { type: "json" };
 import { Interrupted } from "../../cli/interrupted.ts";
-import { commandLine, run } from "./commands.ts";
+import { type Command, commandLine, run } from "./commands.ts";
 import type { Configuration } from "./configurations.ts";
+import { LLAMA_VERSION } from "./llama_install.ts";
+import { formatsText, readSummary } from "./llama_weights.ts";
 import { Result, type Row, type TextResult } from "./rows.ts";
 
 export interface MeasureOptions {
@@ -35,6 +37,9 @@ export const WINDOW = 256;
 
 /** Where numbers must not depend on whether the machine has a GPU. */
 const DEVICE = ["--device", "cpu"];
+
+/** The command that has llama.cpp quantise a model. */
+const LLAMA_CPP = "examples/study/llama_cpp.ts";
 
 const Evaluated = z.object({
   texts: z.array(z.object({
@@ -101,18 +106,20 @@ export class Measurements {
     const { name, series } = configuration;
     const commands = this.#commands(configuration);
     const row = { name, series, commands: commands.map(commandLine) };
-    const output = this.#bundle(configuration);
+    const output = this.#bundle(configuration), weights = this.#llamaWeights(configuration);
     try {
-      return { ...row, ...await this.#result(commands, output) };
+      return { ...row, ...await this.#result(commands, output, weights) };
     } finally {
       // One model's bundles would fill a disk.
-      rmSync(output, { recursive: true, force: true });
+      for (const folder of [output, weights]) if (folder) rmSync(folder, { recursive: true, force: true });
     }
   }
 
+  /** What `commands` find of `bundle`, which was compiled of llama.cpp's weights where those are given. */
   async #result(
-    commands: readonly (readonly string[])[],
+    commands: readonly Command[],
     bundle: string,
+    llamaWeights?: string,
   ): Promise<{ result: Result } | { error: string }> {
     const kept = this.#kept(commands);
     if (kept !== undefined) return { result: kept };
@@ -121,7 +128,11 @@ export class Measurements {
       for (const command of commands.slice(0, -1)) await this.#run(command);
       const compileSeconds = Math.round((performance.now() - started) / 100) / 10;
       const evaluated = Evaluated.parse(JSON.parse(await this.#run(commands.at(-1)!)));
-      const result = { ...sizes(bundle), texts: evaluated.texts.map(textResult), compileSeconds };
+      const result = {
+        ...llamaWeights === undefined ? sizes(bundle) : llamaSizes(bundle, llamaWeights),
+        texts: evaluated.texts.map(textResult),
+        compileSeconds,
+      };
       writeFileSync(this.#cacheFile(commands), `${JSON.stringify(result)}\n`);
       return { result };
     } catch (error) {
@@ -130,12 +141,12 @@ export class Measurements {
     }
   }
 
-  #kept(commands: readonly (readonly string[])[]): Result | undefined {
+  #kept(commands: readonly Command[]): Result | undefined {
     const file = this.#cacheFile(commands);
     return existsSync(file) ? Result.parse(JSON.parse(readFileSync(file, "utf8"))) : undefined;
   }
 
-  #cacheFile(commands: readonly (readonly string[])[]): string {
+  #cacheFile(commands: readonly Command[]): string {
     const key = [VERSION, this.preparation, commands.map(commandLine), this.checksums, this.#texts];
     return join(this.#folder, "results", `${hashOf(key).slice(0, 16)}.json`);
   }
@@ -148,37 +159,44 @@ export class Measurements {
     return join(this.#folder, "stats.safetensors");
   }
 
-  get #compileReference(): string[] {
-    return ["compile", this.#options.model, "-o", this.#reference, "--weights", "bf16", ...DEVICE];
+  get #compileReference(): Command {
+    return ["hcinfer", "compile", this.#options.model, "-o", this.#reference, "--weights", "bf16", ...DEVICE];
   }
 
-  get #calibrate(): string[] {
-    return ["calibrate", this.#options.model, "-o", this.#statistics];
+  get #calibrate(): Command {
+    return ["hcinfer", "calibrate", this.#options.model, "-o", this.#statistics];
   }
 
   #bundle({ name }: Configuration): string {
     return join(this.#folder, name.replaceAll("%", "").replaceAll(/[^\w]+/g, "-").replace(/-$/, ""));
   }
 
+  /** Where llama.cpp's weights of a configuration lie. The release is named, so that another one's results are others. */
+  #llamaWeights({ llama }: Configuration): string | undefined {
+    return llama && join(this.#folder, `node-llama-cpp-${LLAMA_VERSION}-${llama}`);
+  }
+
   /** Command lines that make a configuration and measure it; without one, the bf16 model's. */
-  #commands(configuration?: Configuration): string[][] {
+  #commands(configuration?: Configuration): Command[] {
     const { model, texts, windows } = this.#options;
-    const onTexts = [...texts.flatMap((text) => ["--text", text]), "--windows", `${windows}`];
-    const evaluate = (
-      bundle: string,
-      ...reference: string[]
-    ) => ["eval", bundle, ...reference, ...onTexts, "--window", `${WINDOW}`, ...DEVICE, "--json"];
+    const onTexts = texts.flatMap((text) => ["--text", text]);
+    const how = [...onTexts, "--windows", `${windows}`, "--window", `${WINDOW}`, ...DEVICE, "--json"];
+    const evaluate = (bundle: string, ...reference: string[]): Command => {
+      return ["hcinfer", "eval", bundle, ...reference, ...how];
+    };
     if (configuration === undefined) return [evaluate(this.#reference)];
     const output = this.#bundle(configuration);
+    const { llama } = configuration, weights = this.#llamaWeights(configuration) ?? model;
     const statistics = configuration.fitted ? ["--statistics", this.#statistics] : [];
     return [
-      ["compile", model, "-o", output, ...statistics, ...configuration.options, ...DEVICE],
+      ...llama === undefined ? [] : [["deno", "run", "-A", LLAMA_CPP, model, llama, "-o", weights] as const],
+      ["hcinfer", "compile", weights, "-o", output, ...statistics, ...configuration.options, ...DEVICE],
       evaluate(output, "--reference", this.#reference),
     ];
   }
 
   /** The number of threads changes no number, so it is no part of a command that is kept. */
-  async #run(command: readonly string[]): Promise<string> {
+  async #run(command: Command): Promise<string> {
     return await run([...command, "--threads", `${this.#options.threads}`], this.#options.signal);
   }
 }
@@ -197,6 +215,20 @@ function sizes(bundle: string): Pick<Result, "bytes" | "bitsPerWeight" | "predic
     },
     bitsPerWeight: 8 * (backboneBytes + correctionBytesRead) / weights,
     predicted: Predicted.parse(report).predicted?.corrected ?? null,
+  };
+}
+
+/** As `sizes`, of a bundle of llama.cpp's weights as numbers: the backbone's bytes are those of its blocks. */
+function llamaSizes(
+  bundle: string,
+  weights: string,
+): ReturnType<typeof sizes> & Pick<Result, "llamaFormats"> {
+  const found = sizes(bundle), summary = readSummary(weights);
+  return {
+    ...found,
+    bytes: { ...found.bytes, backbone: summary.bytes },
+    bitsPerWeight: 8 * summary.bytes / summary.weights,
+    llamaFormats: formatsText(summary),
   };
 }
 

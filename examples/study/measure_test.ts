@@ -6,7 +6,7 @@ import { configurationsOf } from "./configurations.ts";
 import { Measurements } from "./measure.ts";
 import { bytesRead, isMeasured } from "./rows.ts";
 
-const PLAIN = configurationsOf("full", /^rtn q3( \+ rows 10 %)?$/);
+const PLAIN = configurationsOf("full", /^rtn q3( \+ rows 10 %, 4 bits)?$/);
 
 Deno.test("a study of two configurations on the bundled model, which goes on where it was", async () => {
   using folder = temporary();

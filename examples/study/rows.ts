@@ -32,6 +32,8 @@ export const Result = z.strictObject({
   predicted: z.number().nullable(),
   texts: z.array(TextResult),
   compileSeconds: z.number(),
+  /** Formats of llama.cpp's that the layers' matrices have. */
+  llamaFormats: z.string().optional(),
 });
 export type Result = z.infer<typeof Result>;
 

@@ -1,10 +1,10 @@
 /**
  * The study: what every way to compress a model loses, and how many bytes it reads for it. Writes study.json (all numbers
- * with their command lines), table.md and a figure for each text.
+ * with their command lines), table.md and a figure for each text. Until it has all rows, they lie in <work>/unfinished.
  *
  *   deno task study [--model folder] [--text file ...] [--list full|short] [--only regex] [--out folder]
  */
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { join, relative, resolve } from "node:path";
 import process from "node:process";
@@ -52,24 +52,28 @@ async function study(options: Options): Promise<void> {
     // Some of the rows do not replace all of them, unless that is asked for.
     const standard = options.only === undefined ? join(ROOT, "examples/study/results") : join(work, "some");
     const folder = out ?? join(standard, measurements.model);
-    mkdirSync(folder, { recursive: true });
+    // The rows so far lie here: a study that is interrupted leaves the last whole one alone.
+    const unfinished = join(work, "unfinished", measurements.model);
     const configurations = configurationsOf(options.list, options.only);
     await measurements.prepare(configurations);
+    const { model: name, checksums, preparation } = measurements;
     const rows: Row[] = [];
+    const found: Study = { hcinfer: VERSION, model: name, checksums, window: WINDOW, preparation, rows };
     const finish = async (row: Row) => {
       rows.push(row);
       say(`${rows.length} of ${configurations.length + 1}  ${summary(row)}`);
-      const { model, checksums, preparation } = measurements;
-      await write(folder, { hcinfer: VERSION, model, checksums, window: WINDOW, preparation, rows });
+      await write(unfinished, found);
     };
     await finish(await measurements.reference());
     for (const configuration of configurations) await finish(await measurements.measure(configuration));
+    await write(folder, found);
+    rmSync(unfinished, { recursive: true });
     say(`wrote ${fromRoot(folder)} in ${secondsText((performance.now() - started) / 1000)}`);
   });
 }
 
-/** All that the study has found so far: whoever interrupts it has the rows that are finished. */
 async function write(folder: string, study: Study): Promise<void> {
+  mkdirSync(folder, { recursive: true });
   writeFileSync(join(folder, "study.json"), `${JSON.stringify(study, null, 1)}\n`);
   writeFileSync(join(folder, "table.md"), markdownPage(study));
   for (const { file, svg } of await figures(study)) writeFileSync(join(folder, file), svg);

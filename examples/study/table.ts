@@ -1,6 +1,14 @@
 /** The study's table, as GitHub's Markdown. */
 import { parse } from "node:path";
-import { bytesRead, isMeasured, type Measured, paretoFront, type Row, type Study } from "./rows.ts";
+import {
+  bytesRead,
+  isMeasured,
+  type Measured,
+  type MeasuredRow,
+  paretoFront,
+  type Row,
+  type Study,
+} from "./rows.ts";
 
 export function markdownTable(study: Study): string {
   const measured = study.rows.filter(isMeasured);
@@ -24,6 +32,7 @@ export function markdownTable(study: Study): string {
     ...rows.map(line),
     "",
     caption(study),
+    ...llamaFormats(measured),
     ...failures(study.rows),
   ].join("\n");
 }
@@ -58,6 +67,18 @@ function caption({ rows, window }: Study): string {
     `± one standard error over windows. Bold: no row reads less and diverges less on ${
       texts[0]?.text ?? "the text"
     }.`;
+}
+
+/** What llama.cpp's types of models are made of. */
+function llamaFormats(rows: readonly MeasuredRow[]): string[] {
+  const made = rows.flatMap(({ name, result: { llamaFormats } }) =>
+    llamaFormats === undefined ? [] : [`- ${name}: ${llamaFormats}`]
+  );
+  if (made.length === 0) return [];
+  const how =
+    "Weights and bytes of llama.cpp's rows are those of its own quantiser, without an importance matrix; they are computed " +
+    "here, in bf16, with embedding and output head as in the other rows. Formats of their matrices:";
+  return ["", how, "", ...made];
 }
 
 function failures(rows: readonly Row[]): string[] {

@@ -35,6 +35,16 @@ Deno.test("what failed stands beneath the table with its error", () => {
   assert.match(markdownTable(STUDY), /Not measured:\n\n- awq q3: a \\\| b$/);
 });
 
+Deno.test("formats of llama.cpp's rows stand beneath the table", () => {
+  assert.doesNotMatch(markdownTable(STUDY), /llama\.cpp/);
+  const row = measuredRow("llama.cpp Q3_K_M", 3, 0.02);
+  const mixed = { ...row, result: { ...row.result, llamaFormats: "Q3_K (32), Q4_K (22)" } };
+  assert.match(
+    markdownTable(studyOf([mixed])),
+    /matrices:\n\n- llama\.cpp Q3_K_M: Q3_K \(32\), Q4_K \(22\)$/,
+  );
+});
+
 Deno.test("the caption says how much text was evaluated", () => {
   assert.match(markdownTable(STUDY), /of 4 windows of near\.txt, 4 windows of far\.txt, 256 tokens each/);
 });

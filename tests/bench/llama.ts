@@ -1,18 +1,11 @@
-/**
- * llama.cpp as the peer: prebuilt binaries from npm (node-llama-cpp and its package for this platform), installed once
- * into the cache folder, run by Node in a process of its own (llama_child.mjs).
- */
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
-import { copyFileSync, existsSync, mkdirSync, writeFileSync } from "node:fs";
-import { arch, platform } from "node:os";
+/** llama.cpp as the peer: node-llama-cpp's prebuilt binaries, run by Node in a process of its own (llama_child.mjs). */
+import { type ChildProcess, spawn } from "node:child_process";
+import { copyFileSync } from "node:fs";
 import { join } from "node:path";
-import process from "node:process";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { z } from "zod";
-import { cacheFolder } from "./shape.ts";
-
-export const LLAMA_VERSION = "3.22.1";
+import { installLlama } from "../../examples/study/llama_install.ts";
 
 const Answer = z.union([
   z.object({ error: z.string() }),
@@ -35,22 +28,9 @@ export interface LlamaSpeed {
   readonly residentBytes: number;
 }
 
-function install(): string {
-  const folder = join(cacheFolder(), `node-llama-cpp-${LLAMA_VERSION}`);
-  const binaries = `@node-llama-cpp/${
-    { darwin: "mac", win32: "win" }[platform() as string] ?? platform()
-  }-${arch()}`;
-  if (!existsSync(join(folder, "node_modules", binaries))) {
-    process.stderr.write(`installing node-llama-cpp ${LLAMA_VERSION} into ${folder}\n`);
-    mkdirSync(folder, { recursive: true });
-    writeFileSync(join(folder, "package.json"), JSON.stringify({ private: true, type: "module" }));
-    // Optional packages hold the binaries of every other platform and of CUDA: only this platform's is asked for.
-    const packages = [`node-llama-cpp@${LLAMA_VERSION}`, `${binaries}@${LLAMA_VERSION}`];
-    execFileSync("npm", ["install", "--ignore-scripts", "--omit=optional", "--no-audit", ...packages], {
-      cwd: folder,
-      stdio: ["ignore", "ignore", "inherit"],
-    });
-  }
+/** Node finds node-llama-cpp from where the child's file lies. */
+function placeChild(): string {
+  const folder = installLlama();
   copyFileSync(fileURLToPath(new URL("./llama_child.mjs", import.meta.url)), join(folder, "llama_child.mjs"));
   return folder;
 }
@@ -60,7 +40,10 @@ export class Llama implements Disposable {
   readonly #answers: AsyncIterator<string>;
 
   constructor(readonly model: string) {
-    this.#child = spawn("node", ["llama_child.mjs"], { cwd: install(), stdio: ["pipe", "pipe", "ignore"] });
+    this.#child = spawn("node", ["llama_child.mjs"], {
+      cwd: placeChild(),
+      stdio: ["pipe", "pipe", "ignore"],
+    });
     this.#answers = createInterface({ input: this.#child.stdout! })[Symbol.asyncIterator]();
   }
 

@@ -2,11 +2,6 @@
  * The model both sides of the benchmark run: the shape of Qwen3-0.6B with a vocabulary of 32,000 and random weights
  * (speed does not depend on the values).
  */
-import { mkdirSync } from "node:fs";
-import { homedir } from "node:os";
-import { join } from "node:path";
-import process from "node:process";
-
 export const SHAPE = {
   hidden: 1024,
   layers: 28,
@@ -86,9 +81,4 @@ export function randomBits(words: Uint32Array, seed: number): void {
   }
 }
 
-/** Where models, bundles and llama.cpp are kept between runs: $HCINFER_BENCH_CACHE or the user's cache folder. */
-export function cacheFolder(): string {
-  const base = process.env["HCINFER_BENCH_CACHE"] ?? join(homedir(), ".cache", "hcinfer-bench");
-  mkdirSync(base, { recursive: true });
-  return base;
-}
+export { cacheFolder } from "../../examples/study/llama_install.ts";
