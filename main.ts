@@ -7,6 +7,7 @@ import { Command, CommanderError } from "commander";
 import process from "node:process";
 import { benchCommand } from "./cli/bench.ts";
 import { calibrateCommand } from "./cli/calibrate.ts";
+import { chatCommand } from "./cli/chat.ts";
 import { compileCommand } from "./cli/compile.ts";
 import { evalCommand } from "./cli/eval.ts";
 import { endWithReader, reportFailure } from "./cli/failure.ts";
@@ -43,6 +44,7 @@ Exit codes: 2 options, 3 model description, 4 checkpoint, 5 bundle, 6 environmen
     compileCommand(),
     calibrateCommand(),
     runCommand(),
+    chatCommand(),
     rebudgetCommand(),
     inspectCommand(),
     evalCommand(),

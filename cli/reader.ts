@@ -1,0 +1,59 @@
+/**
+ * Lines that a person types at a terminal, with editing and a history. Between lines the terminal is as it was, so that
+ * Ctrl-C is a signal there. Prompts go to standard error: standard output is for answers.
+ */
+import process from "node:process";
+import { createInterface } from "node:readline";
+
+/** A line, or one that Ctrl-C has abandoned. */
+export interface TypedLine {
+  readonly text: string;
+  readonly abandoned: boolean;
+}
+
+const MOST_LINES = 1000;
+
+/**
+ * A function that reads the next line after a prompt; undefined is the end: Ctrl-D, or Ctrl-C twice at an empty line, of
+ * which the first shows `hint`.
+ */
+export function reader(hint: string): (prompt: string) => Promise<TypedLine | undefined> {
+  /** Newest first. */
+  const history: string[] = [];
+  let warned = false;
+  return async (prompt) => {
+    const line = await readLine(prompt, [...history]);
+    if (line === undefined) return undefined;
+    if (!line.abandoned) {
+      warned = false;
+      if (line.text.trim() !== "" && line.text !== history[0]) history.unshift(line.text);
+      history.length = Math.min(history.length, MOST_LINES);
+      return line;
+    }
+    if (line.text !== "") return line;
+    if (warned) return undefined;
+    warned = true;
+    process.stderr.write(`${hint}\n`);
+    return line;
+  };
+}
+
+function readLine(prompt: string, history: string[]): Promise<TypedLine | undefined> {
+  const { stdin: input, stderr: output } = process;
+  const lines = createInterface({ input, output, terminal: true, history, historySize: MOST_LINES });
+  return new Promise((resolve) => {
+    const end = (line?: TypedLine) => {
+      resolve(line);
+      lines.close();
+    };
+    lines.on("SIGINT", () => {
+      output.write("\n");
+      end({ text: lines.line, abandoned: true });
+    });
+    lines.on("close", () => {
+      // Ctrl-D has moved no cursor. After another end this does nothing.
+      resolve(undefined);
+    });
+    lines.question(prompt, (text) => end({ text, abandoned: false }));
+  });
+}
