@@ -192,6 +192,7 @@ class Talk {
     if (process.stderr.isTTY !== true) return;
     const parts = [`${this.session.position} of ${contextLength} tokens`];
     if (generatedTokens > 1) parts.unshift(`${decodeTokensPerSecond.toFixed(1)} tokens/s`);
+    if (end === "stop" && generatedTokens === 1) parts.push("an empty answer");
     if (end === "length") parts.push(`cut off at --max-tokens ${this.options.maxTokens}`);
     if (end === "aborted") parts.push("stopped");
     say(dim(parts.join(", ")));

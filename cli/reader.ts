@@ -50,10 +50,8 @@ function readLine(prompt: string, history: string[]): Promise<TypedLine | undefi
       output.write("\n");
       end({ text: lines.line, abandoned: true });
     });
-    lines.on("close", () => {
-      // Ctrl-D has moved no cursor. After another end this does nothing.
-      resolve(undefined);
-    });
+    // Ctrl-D; after another end this does nothing.
+    lines.on("close", () => resolve(undefined));
     lines.question(prompt, (text) => end({ text, abandoned: false }));
   });
 }

@@ -32,7 +32,7 @@ export function runCommand(): Command {
       `
 Examples:
   hcinfer run bundles/tiny "The compiler" --max-tokens 64
-  hcinfer run bundles/tiny "The compiler" --temperature 0.8 --top-p 0.95 --seed 7
+  hcinfer run bundles/tiny "The compiler" --temperature 0.8 --seed 7
   hcinfer run bundles/tiny "1. Read" --stop "3." --repetition-penalty 1.1
   echo "Why is the sky blue?" | hcinfer run bundles/chat - --chat`,
     )
