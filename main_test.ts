@@ -81,6 +81,12 @@ Deno.test("what a user gets wrong is one line and an exit code", async () => {
     [2, /1,2,3/, ["logits", "x", "--tokens", "1,b", "-o", "y"]],
     [4, /does-not-exist/, ["compile", "does-not-exist", "-o", "y"]],
     [5, /does-not-exist/, ["inspect", "does-not-exist"]],
+    [5, /is a file; a bundle is a folder that hcinfer compile wrote/, [
+      "run",
+      fileURLToPath(import.meta.url),
+      "hi",
+    ]],
+    [2, /may use \d+ processors? \(\d+ cores?\): expected at most/, ["run", "x", "hi", "--threads", "9999"]],
   ];
   await Promise.all(cases.map(async ([code, message, args]) => {
     const outcome = await hcinfer(...args);

@@ -60,7 +60,7 @@ Deno.test("chat: without a template the text goes on, and it says so", async () 
   assertWorked(full, /The context of 8 tokens is full: \/reset begins a new one, --context 64 at the start/);
 });
 
-/** Types at a terminal: each text once what came before it matches. Returns all that was shown, and the exit code. */
+/** Types at a terminal: each text once what came before it matches. Returns all that was shown, with ␛ for escapes, and the exit code. */
 function typed(
   args: readonly string[],
   steps: readonly (readonly [RegExp, string])[],
@@ -74,7 +74,7 @@ function typed(
     let [shown, from, step] = ["", 0, 0];
     const late = setTimeout(() => child.kill(), 60_000);
     child.stdout.on("data", (bytes: Uint8Array) => {
-      shown += new TextDecoder().decode(bytes);
+      shown += new TextDecoder().decode(bytes).replaceAll("\x1b", "␛");
       const [pattern, text] = steps[step] ?? [];
       if (pattern === undefined || text === undefined || !pattern.test(shown.slice(from))) return;
       [from, step] = [shown.length, step + 1];
@@ -89,7 +89,7 @@ function typed(
 }
 
 const CTRL_C = "\x03", CTRL_D = "\x04";
-const PROMPT = /> (\x1b\[\d+G)?$/;
+const PROMPT = /> (␛\[\d+G)?$/;
 
 Deno.test({
   name: "chat: at a terminal, Ctrl-C stops an answer and not the program",
@@ -106,18 +106,18 @@ Deno.test({
       [PROMPT, "/nope\r"],
       [PROMPT, `half a line${CTRL_C}`],
       [PROMPT, CTRL_C],
-      [/again[^]*> (\x1b\[\d+G)?$/, CTRL_C],
+      [/again[^]*> (␛\[\d+G)?$/, CTRL_C],
     ]);
     assert.equal(stopped.code, 0, stopped.shown);
     assert.match(stopped.shown, /a context of 1024 tokens; \/help shows/);
-    assert.match(stopped.shown, /\x1b\[2m\d+\.\d tokens\/s, \d+ of 1024 tokens, stopped\x1b\[22m/);
+    assert.match(stopped.shown, /␛\[2m\d+\.\d tokens\/s, \d+ of 1024 tokens, stopped␛\[22m/);
     assert.match(stopped.shown, /There is no \/nope/);
     assert.match(stopped.shown, /\(Ctrl-C again, Ctrl-D or \/quit ends the chat\)/);
     assert.doesNotMatch(stopped.shown, /the model's sampling/);
 
     const sampled = await typed(["run", bundle], [
       [PROMPT, "Hello there.\r"],
-      [/1024 tokens[^]*> (\x1b\[\d+G)?$/, CTRL_D],
+      [/1024 tokens[^]*> (␛\[\d+G)?$/, CTRL_D],
     ], { NO_COLOR: "1" });
     assert.equal(sampled.code, 0, sampled.shown);
     assert.match(
@@ -125,6 +125,6 @@ Deno.test({
       /the model's sampling: temperature 0\.8, top-k 40, top-p 0\.95 \(--temperature 0 takes/,
     );
     assert.match(sampled.shown, /\d of 1024 tokens/);
-    assert.doesNotMatch(sampled.shown, /\x1b\[2m/);
+    assert.doesNotMatch(sampled.shown, /␛\[2m/);
   },
 });

@@ -1,6 +1,6 @@
 /** A smoke test of each command, in processes of their own, on a model of a few thousand random weights. */
 import assert from "node:assert/strict";
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { COMPILE_DEFAULTS, compileModel } from "../compiler/compile.ts";
 import { genericProfile } from "../compiler/profile.ts";
@@ -143,6 +143,20 @@ Deno.test("compile and inspect: a bundle, and what is in it", () =>
     );
     assert.ok(!existsSync(join(folder, "no")));
   }));
+
+Deno.test("compile: a model without a tokenizer becomes a bundle without text, and that is said", async () => {
+  using folder = temporary();
+  const [model, bundle] = [join(folder.path, "model"), join(folder.path, "bundle")];
+  writeModel(model);
+  rmSync(join(model, "tokenizer.json"));
+  const compiled = await hcinfer(["compile", model, "-o", bundle]);
+  assertWorked(compiled, /^.*model has no tokenizer\.json: the bundle .*\nmodel [^]*\nwrote /);
+  assertFailed(
+    await hcinfer(["run", bundle, "hi"]),
+    4,
+    /tokenizer\.json does not exist: without a tokenizer/,
+  );
+});
 
 Deno.test("profile: the profiles that come with hcinfer", async () => {
   const listed = await hcinfer(["profile", "--list"]);
