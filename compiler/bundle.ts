@@ -7,7 +7,7 @@
  *                         report.json    what compiling measured
  *   weights.safetensors   every tensor at a multiple of 64 bytes, mapped and never copied
  *   tokenizer.json, ...   the checkpoint's own files
- *   run.ts                runs the bundle with the hcinfer that compiled it
+ *   run.ts                runs the bundle with the hcinfer that is installed
  *
  * A file that the manifest does not list is not part of the bundle and is never read.
  * Opening checks everything it reads against the manifest, and every size that native code will trust against the
