@@ -13,6 +13,9 @@ export interface TypedLine {
 
 const MOST_LINES = 1000;
 
+/** Lines that come within this time of each other were pasted, and are one message. */
+const PASTE_MILLISECONDS = 20;
+
 /**
  * A function that reads the next line after a prompt; undefined is the end: Ctrl-D, or Ctrl-C twice at an empty line, of
  * which the first shows `hint`.
@@ -26,7 +29,8 @@ export function reader(hint: string): (prompt: string) => Promise<TypedLine | un
     if (line === undefined) return undefined;
     if (!line.abandoned) {
       warned = false;
-      if (line.text.trim() !== "" && line.text !== history[0]) history.unshift(line.text);
+      const text = line.text.replaceAll("\n", " ");
+      if (text.trim() !== "" && text !== history[0]) history.unshift(text);
       history.length = Math.min(history.length, MOST_LINES);
       return line;
     }
@@ -42,16 +46,26 @@ function readLine(prompt: string, history: string[]): Promise<TypedLine | undefi
   const { stdin: input, stderr: output } = process;
   const lines = createInterface({ input, output, terminal: true, history, historySize: MOST_LINES });
   return new Promise((resolve) => {
+    const pasted: string[] = [];
     const end = (line?: TypedLine) => {
       resolve(line);
       lines.close();
     };
+    lines.on("line", (text) => {
+      pasted.push(text);
+      if (pasted.length > 1) return;
+      setTimeout(() => {
+        if (lines.line !== "") pasted.push(lines.line);
+        end({ text: pasted.join("\n"), abandoned: false });
+      }, PASTE_MILLISECONDS);
+    });
     lines.on("SIGINT", () => {
       output.write("\n");
       end({ text: lines.line, abandoned: true });
     });
     // Ctrl-D; after another end this does nothing.
     lines.on("close", () => resolve(undefined));
-    lines.question(prompt, (text) => end({ text, abandoned: false }));
+    lines.setPrompt(prompt);
+    lines.prompt();
   });
 }
