@@ -102,7 +102,7 @@ Deno.test({
     const greedy = [...chat, "--temperature", "0"];
     const stopped = await typed(greedy, [
       [PROMPT, "Hello there.\r"],
-      [/there\.[^]*create/, CTRL_C],
+      [/there\.\s+[a-z][^]{9}/, CTRL_C],
       [PROMPT, "/nope\r"],
       [PROMPT, `half a line${CTRL_C}`],
       [PROMPT, CTRL_C],
