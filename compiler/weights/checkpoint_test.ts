@@ -177,7 +177,7 @@ Deno.test("what is no model says what one is", () => {
   withFolder({ "model.gguf": "GGUF", "pytorch_model.bin": "x", "config.json": CONFIG }, (folder) => {
     refused(
       () => openCheckpoint(folder),
-      /no model\.safetensors \(found model\.gguf, pytorch_model\.bin, which is not read\)/,
+      /no model\.safetensors \(found model\.gguf, pytorch_model\.bin, which is not read: get its safetensors files\)/,
       /expected a Hugging Face folder: config\.json/,
     );
     refused(

@@ -124,7 +124,9 @@ function partsOf(folder: string): WeightFile[] {
   if (!existsSync(index)) {
     if (existsSync(single)) return [{ file: single, names: undefined }];
     const others = readdirSync(folder).filter((f) => /\.(bin|pt|pth|gguf|h5|msgpack)$/.test(f));
-    const found = others.length > 0 ? ` (found ${others.slice(0, 4).join(", ")}, which is not read)` : "";
+    const found = others.length > 0
+      ? ` (found ${others.slice(0, 4).join(", ")}, which is not read: get its safetensors files)`
+      : "";
     throw new HcinferError(
       "checkpoint",
       `${folder} has no model.safetensors${found}; expected ${HUGGING_FACE.accepted}`,
