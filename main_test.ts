@@ -77,10 +77,16 @@ Deno.test("what a user gets wrong is one line and an exit code", async () => {
     [2, /rank:N is for low_rank/, ["compile", MODEL, "-o", "y", "--correct", "sparse", "--budget", "rank:8"]],
     [2, /bytes:N%/, ["compile", MODEL, "-o", "y", "--budget", "10%"]],
     [2, /nothing to correct/, ["compile", MODEL, "-o", "y", "--weights", "bf16", "--correct", "sparse"]],
-    [2, /temperature/, ["run", "x", "hi", "--top-k", "4"]],
+    [2, /repetition-penalty.*from 0\.01 to 100/, ["run", "x", "hi", "--repetition-penalty", "0"]],
     [2, /1,2,3/, ["logits", "x", "--tokens", "1,b", "-o", "y"]],
     [4, /does-not-exist/, ["compile", "does-not-exist", "-o", "y"]],
     [5, /does-not-exist/, ["inspect", "does-not-exist"]],
+    [5, /is a file; a bundle is a folder that hcinfer compile wrote/, [
+      "run",
+      fileURLToPath(import.meta.url),
+      "hi",
+    ]],
+    [2, /may use \d+ processors? \(\d+ cores?\): expected at most/, ["run", "x", "hi", "--threads", "9999"]],
   ];
   await Promise.all(cases.map(async ([code, message, args]) => {
     const outcome = await hcinfer(...args);
@@ -105,12 +111,22 @@ Deno.test("help and version go to standard output", async () => {
   assert.equal(help.code, 0);
   assert.match(help.out, /Examples:/);
   assert.deepEqual(help.out.split("\n").filter((line) => line.length > 80), []);
-  const commands = ["compile", "calibrate", "run", "inspect", "eval", "tasks", "logits", "profile", "bench"];
+  const commands = [
+    "compile",
+    "calibrate",
+    "run",
+    "chat",
+    "inspect",
+    "eval",
+    "tasks",
+    "logits",
+    "profile",
+    "bench",
+  ];
   for (const command of commands) {
-    assert.match(
-      (await hcinfer("help", command)).out,
-      new RegExp(`^Usage: hcinfer ${command} [^]*Examples?:`),
-    );
+    const { out } = await hcinfer("help", command);
+    assert.match(out, new RegExp(`^Usage: hcinfer ${command} [^]*Examples?:`));
+    assert.deepEqual(out.split("\n").filter((line) => line.length > 80), []);
   }
   assert.match((await hcinfer("--version")).out, /^\d+\.\d+\.\d+\n$/);
 });

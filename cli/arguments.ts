@@ -126,8 +126,22 @@ export function checkDevice(command: Command): void {
   if (command.getOptionValue("device") === "cpu") refuse(command, "--device cpu uses no GPU", "gpuMemory");
 }
 
+/** More threads than processors wait for each other: every step would take many times as long. */
+function threads(text: string): number {
+  const [count, most] = [whole()(text), availableParallelism()];
+  if (count <= most) return count;
+  const [processors, cores] = [plural(most, "processor"), plural(physicalCores(), "core")];
+  throw new InvalidArgumentError(
+    `This process may use ${processors} (${cores}): expected at most ${most}.`,
+  );
+}
+
+function plural(count: number, what: string): string {
+  return `${count} ${what}${count === 1 ? "" : "s"}`;
+}
+
 export function threadsOption(): Option {
-  return new Option("--threads <n>", "threads of the CPU to compute with").argParser(whole())
+  return new Option("--threads <n>", "threads of the CPU to compute with").argParser(threads)
     .default(physicalCores(), "physical cores");
 }
 

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { availableParallelism } from "node:os";
 import { Command, InvalidArgumentError } from "commander";
 import { HcinferError } from "../compiler/errors.ts";
 import {
@@ -127,9 +128,9 @@ function parsed(...args: string[]): Command {
 Deno.test("options that every command which runs a model shares", () => {
   assert.deepEqual(parsed().opts(), { threads: physicalCores(), corrections: "auto", device: "auto" });
   assert.ok(physicalCores() >= 1);
-  const all = ["--threads", "3", "--corrections", "inline", "--context", "512"];
+  const all = ["--threads", "1", "--corrections", "inline", "--context", "512"];
   assert.deepEqual(parsed(...all).opts(), {
-    threads: 3,
+    threads: 1,
     corrections: "inline",
     context: 512,
     device: "auto",
@@ -142,6 +143,15 @@ Deno.test("options that every command which runs a model shares", () => {
   ) {
     assert.throws(() => parsed(option!, value!), /commander|argument|Expected|choices|Allowed/);
   }
+});
+
+Deno.test("more threads than processors are refused with how many there are", () => {
+  const most = availableParallelism();
+  assert.equal(parsed("--threads", `${most}`).opts().threads, most);
+  const refusal = new RegExp(
+    `'--threads <n>' argument '9999' is invalid. This process may use ${most} processors? \\(`,
+  );
+  assert.throws(() => parsed("--threads", "9999"), refusal);
 });
 
 Deno.test("a limit of the GPU's memory needs a GPU", () => {

@@ -1,6 +1,6 @@
 /** A smoke test of each command, in processes of their own, on a model of a few thousand random weights. */
 import assert from "node:assert/strict";
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { COMPILE_DEFAULTS, compileModel } from "../compiler/compile.ts";
 import { genericProfile } from "../compiler/profile.ts";
@@ -43,6 +43,22 @@ Deno.test("run: text to standard output, speed to standard error", () =>
       await run("a", "--max-tokens", "9", "--temperature", "2", "--seed", "7", "--top-k", "9", "--quiet"),
       sampled,
     );
+    const whole = (await run("a", "--max-tokens", "9", "--temperature", "5", "--seed", "7", "--quiet")).out;
+    const stop = whole.slice(3, 5);
+    const stopped = await run("a", "--temperature", "5", "--seed", "7", "--stop", "never", "--stop", stop);
+    assertWorked(stopped, /; ended by a stop text\n$/);
+    assert.equal(stopped.out, `${whole.slice(0, whole.indexOf(stop))}\n`);
+    const varied = await run(
+      "a",
+      "--max-tokens",
+      "30",
+      "--presence-penalty",
+      "2",
+      "--frequency-penalty",
+      "2",
+    );
+    assertWorked(varied, /^prompt 1 tokens/);
+    assert.ok(varied.out.length > 4 && new Set(varied.out).size === varied.out.length, varied.out);
     const short = await run("abc", "--context", "5");
     assertWorked(short, /prompt 3 tokens.*ended by (the end of the context|a stop token)\n$/);
 
@@ -51,7 +67,12 @@ Deno.test("run: text to standard output, speed to standard error", () =>
       2,
       /--temperature.*Expected a number from 0 to 1000/s,
     );
-    assertFailed(await run("a", "--top-p", "0.5"), 2, /need sampling: add --temperature/);
+    assertFailed(
+      await run("a", "--top-p", "0.5", "--seed", "1"),
+      2,
+      /--top-p, --seed need sampling: add --temp/,
+    );
+    assertFailed(await run(), 2, /there is no prompt: give one, or "-"/);
     assertFailed(await run("a", "--context", "65"), 2, /a context of 65 tokens: expected 1 to 64/);
     assertFailed(await run("abcdef", "--context", "4"), 7, /prompt has 6 tokens, the context holds 4/);
     assertFailed(await run("a".repeat(CONTEXT + 1)), 7, /prompt has 65 tokens, the context holds 64/);
@@ -122,6 +143,20 @@ Deno.test("compile and inspect: a bundle, and what is in it", () =>
     );
     assert.ok(!existsSync(join(folder, "no")));
   }));
+
+Deno.test("compile: a model without a tokenizer becomes a bundle without text, and that is said", async () => {
+  using folder = temporary();
+  const [model, bundle] = [join(folder.path, "model"), join(folder.path, "bundle")];
+  writeModel(model);
+  rmSync(join(model, "tokenizer.json"));
+  const compiled = await hcinfer(["compile", model, "-o", bundle]);
+  assertWorked(compiled, /^.*model has no tokenizer\.json: the bundle .*\nmodel [^]*\nwrote /);
+  assertFailed(
+    await hcinfer(["run", bundle, "hi"]),
+    4,
+    /tokenizer\.json does not exist: without a tokenizer/,
+  );
+});
 
 Deno.test("profile: the profiles that come with hcinfer", async () => {
   const listed = await hcinfer(["profile", "--list"]);

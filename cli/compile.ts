@@ -18,6 +18,7 @@ import { genericProfile } from "../compiler/profile.ts";
 import type { Report } from "../compiler/report.ts";
 import { RESIDUAL_WIDTHS, type ResidualWidth } from "../compiler/weights/correction.ts";
 import { FORMAT_KINDS, type FormatKind, GROUP_SIZES } from "../compiler/weights/format.ts";
+import { withoutText } from "../compiler/weights/huggingface.ts";
 import { type QuantizerName, QUANTIZERS } from "../compiler/weights/quantizer.ts";
 import { describeFirstGpu } from "../runtime/gpu_machine.ts";
 import {
@@ -191,6 +192,8 @@ async function compile(
 ): Promise<void> {
   const options = expandWeights(asked, command);
   const correct = checkKnobs(options, command);
+  const silent = withoutText(model);
+  if (silent !== undefined) process.stderr.write(`${printable(silent)}\n`);
   const progress = new Progress("compile");
   let compiled: CompileReport;
   try {

@@ -34,10 +34,12 @@ export class OpenModel implements Disposable {
     requireDevice(options.device);
     const bundle = openBundle(path);
     try {
-      const asked = options.context === undefined ? {} : { contextLength: options.context };
+      const { context, contextLength: needed, ...rest } = options;
+      const asked = context === undefined ? {} : { contextLength: context };
       const { contextLength: limit } = limitsOf(bundle.plan.model, asked);
-      const contextLength = Math.min(options.contextLength ?? limit, limit);
-      return new OpenModel(bundle, openExecutorOn(bundle, { ...options, contextLength }));
+      // Where nothing is asked for, the executor's own default holds, which is less on a GPU.
+      const limited = needed === undefined ? asked : { contextLength: Math.min(needed, limit) };
+      return new OpenModel(bundle, openExecutorOn(bundle, { ...rest, ...limited }));
     } catch (error) {
       bundle.close();
       throw error;

@@ -7,89 +7,75 @@ import { HcinferError } from "../compiler/errors.ts";
 import { limitsOf } from "../compiler/memory.ts";
 import { ChatTemplate } from "../runtime/chat.ts";
 import { requireDevice } from "../runtime/devices.ts";
-import { Sampler } from "../runtime/sampler.ts";
+import { samplingDefaults } from "../runtime/generation_config.ts";
 import { type GenerationStatistics, Session } from "../runtime/session.ts";
 import { Tokenizer } from "../runtime/tokenizer.ts";
-import { between, given, type RunOptions, whole, withRunOptions } from "./arguments.ts";
+import { given, type RunOptions, whole, withRunOptions } from "./arguments.ts";
+import { chat, CHAT_MAX_TOKENS } from "./chat.ts";
+import { chosenSampler, type GeneratingOptions, PROMPT_CHUNK, withGeneratingOptions } from "./generating.ts";
 import { abortable } from "./interrupted.ts";
 import { openExecutorOn } from "./opening.ts";
-import { Progress, secondsText, writeOut } from "./terminal.ts";
+import { dim, Progress, secondsText, writeOut } from "./terminal.ts";
 
 export function runCommand(): Command {
-  return withRunOptions(
-    new Command("run")
-      .description("Continue a prompt. The text goes to standard output, speed to standard error.")
-      .argument("<bundle>", "folder that compile wrote")
-      .argument("<prompt>", '"-" reads standard input')
-      .addOption(new Option("--max-tokens <n>", "most tokens to generate").argParser(whole()).default(256))
-      .addOption(
-        new Option("--temperature <t>", "0 takes the most probable token").argParser(between(0, 1000))
-          .default(
-            0,
-          ),
-      )
-      .addOption(new Option("--top-k <n>", "sample from the n most probable tokens").argParser(whole()))
-      .addOption(
-        new Option("--top-p <p>", "from the fewest whose probabilities reach p").argParser(between(0, 1)),
-      )
-      .addOption(
-        new Option("--min-p <p>", "from those p times as probable as the best").argParser(between(0, 1)),
-      )
-      .addOption(new Option("--seed <s>", "the same seed gives the same text").argParser(whole(0)))
-      .option("--chat", "put the prompt into the model's chat template")
-      .addOption(new Option("--system <text>", "system message").implies({ chat: true }))
-      .option("--quiet", "no speed on standard error")
-      .addHelpText(
-        "after",
-        `
+  const command = new Command("run")
+    .description("Continue a prompt. The text goes to standard output, speed to standard error.")
+    .argument("<bundle>", "folder that compile wrote")
+    .argument("[prompt]", '"-" reads standard input; without one, a terminal starts a chat')
+    .addOption(new Option("--max-tokens <n>", "most tokens to generate").argParser(whole()).default(256));
+  return withRunOptions(withGeneratingOptions(command))
+    .option("--chat", "put the prompt into the model's chat template")
+    .addOption(new Option("--system <text>", "system message").implies({ chat: true }))
+    .option("--quiet", "no speed on standard error")
+    .addHelpText(
+      "after",
+      `
 Examples:
   hcinfer run bundles/tiny "The compiler" --max-tokens 64
-  hcinfer run bundles/tiny "The compiler" --temperature 0.8 --top-p 0.95 --seed 7
+  hcinfer run bundles/tiny "The compiler" --temperature 0.8 --seed 7
+  hcinfer run bundles/tiny "1. Read" --stop "3." --repetition-penalty 1.1
   echo "Why is the sky blue?" | hcinfer run bundles/chat - --chat`,
-      )
-      .action(run),
-  );
+    )
+    .action(run);
 }
 
-/** Tokens of a prompt between two looks at its progress: within 5 % of the speed of longer chunks. */
-const PROMPT_CHUNK = 256;
-
-interface Options extends RunOptions {
+interface Options extends RunOptions, GeneratingOptions {
   readonly maxTokens: number;
-  readonly temperature: number;
-  readonly topK?: number;
-  readonly topP?: number;
-  readonly minP?: number;
-  readonly seed?: number;
   readonly chat?: true;
   readonly system?: string;
   readonly quiet?: true;
 }
 
-async function run(path: string, prompt: string, options: Options, command: Command): Promise<void> {
-  const filters = ["topK", "topP", "minP"].filter((name) => given(command, name));
-  if (options.temperature === 0 && filters.length > 0) {
-    throw new HcinferError("usage", "--top-k, --top-p and --min-p need sampling: add --temperature 0.8, say");
+async function run(
+  path: string,
+  prompt: string | undefined,
+  options: Options,
+  command: Command,
+): Promise<void> {
+  if (prompt === undefined) {
+    if (process.stdin.isTTY !== true) {
+      throw new HcinferError("usage", 'there is no prompt: give one, or "-" to read standard input');
+    }
+    const maxTokens = given(command, "maxTokens") ? options.maxTokens : CHAT_MAX_TOKENS;
+    return await chat(path, { ...options, maxTokens });
   }
-  const sampler = new Sampler({
-    temperature: options.temperature,
-    ...(options.topK === undefined ? {} : { topK: options.topK }),
-    ...(options.topP === undefined ? {} : { topP: options.topP }),
-    ...(options.minP === undefined ? {} : { minP: options.minP }),
-    ...(options.seed === undefined ? {} : { seed: options.seed }),
-  });
   const text = prompt === "-" ? readFileSync(0, "utf8") : prompt;
   requireDevice(options.device);
   using bundle = openBundle(path);
+  const { sampler, note } = chosenSampler(options, samplingDefaults(bundle));
   const { tokenizer, ids, contextLength } = encode(bundle, text, options);
   using executor = openExecutorOn(bundle, { ...options, contextLength });
   const session = new Session(executor, { chunk: PROMPT_CHUNK });
+  if (note !== undefined && process.stderr.isTTY === true && !options.quiet) {
+    process.stderr.write(`${dim(note)}\n`);
+  }
   await abortable(async (signal) => {
     const progress = new Progress("prompt");
     if (ids.length > PROMPT_CHUNK) progress.show(0, ids.length, "tokens");
     const generation = session.generate(ids, {
       sampler,
       maxTokens: options.maxTokens,
+      stopTexts: options.stop ?? [],
       tokenizer,
       signal,
       onProgress: (done, total) => done < total ? progress.show(done, total, "tokens") : progress.finish(),
@@ -143,6 +129,7 @@ function speedText(statistics: GenerationStatistics): string {
   }
   const ends = {
     stop: "a stop token",
+    text: "a stop text",
     length: "",
     context: "the end of the context",
     aborted: "an interrupt",

@@ -20,6 +20,14 @@ export function writeOut(text: string): void {
   process.stdout.write(process.stdout.isTTY === true ? printable(text) : text);
 }
 
+/** `text` for standard error, less bright where that is a terminal with colours (https://no-color.org). */
+export function dim(text: string): string {
+  const { NO_COLOR = "", TERM } = process.env;
+  return process.stderr.isTTY === true && NO_COLOR === "" && TERM !== "dumb"
+    ? `\x1b[2m${text}\x1b[22m`
+    : text;
+}
+
 const NOTHING = { top: "", "top-mid": "", "top-left": "", "top-right": "", bottom: "", "bottom-mid": "" };
 const PLAIN = {
   ...NOTHING,

@@ -7,7 +7,7 @@
  *                         report.json    what compiling measured
  *   weights.safetensors   every tensor at a multiple of 64 bytes, mapped and never copied
  *   tokenizer.json, ...   the checkpoint's own files
- *   run.ts                runs the bundle with the hcinfer that compiled it
+ *   run.ts                runs the bundle with the hcinfer that is installed
  *
  * A file that the manifest does not list is not part of the bundle and is never read.
  * Opening checks everything it reads against the manifest, and every size that native code will trust against the
@@ -82,8 +82,12 @@ const MOST_FILE_BYTES = MOST_TEXT_BYTES;
 export function readPlan(path: string): PlanFile {
   const file = join(path, PLAN_FILE);
   const fail = refuser(path);
-  if (!statSync(path, { throwIfNoEntry: false })?.isDirectory()) {
-    throw new HcinferError("bundle", `${path} is not a bundle: there is no such folder`);
+  const stat = statSync(path, { throwIfNoEntry: false });
+  if (!stat?.isDirectory()) {
+    const found = stat
+      ? "it is a file; a bundle is a folder that hcinfer compile wrote"
+      : "there is no such folder";
+    throw new HcinferError("bundle", `${path} is not a bundle: ${found}`);
   }
   if (!existsSync(file)) {
     const hint = existsSync(join(path, "config.json")) ? "; it is a model: compile it first" : "";

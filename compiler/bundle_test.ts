@@ -3,6 +3,7 @@ import { execFileSync } from "node:child_process";
 import {
   appendFileSync,
   cpSync,
+  mkdirSync,
   readdirSync,
   readFileSync,
   rmSync,
@@ -10,6 +11,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import fc from "fast-check";
 import { unzipSync, zipSync } from "fflate";
 import { openBundle, PLAN_FILE, readPlan, RUN_FILE, sha256, WEIGHTS_FILE } from "./bundle.ts";
@@ -97,19 +99,39 @@ Deno.test("files are read through the manifest, checked at that moment, and only
   await refused(() => readPlan(work.bundle).file("tokenizer.json"), "bundle", /tokenizer\.json was changed/);
 });
 
-Deno.test("run.ts belongs to the bundle and runs no hcinfer but the one that compiled it", async () => {
+Deno.test("run.ts belongs to the bundle, and runs the hcinfer that is installed, wherever it is", async () => {
   using work = new Workplace();
   await work.compile();
   const script = join(work.bundle, RUN_FILE);
   const text = readFileSync(script, "utf8");
-  assert.doesNotMatch(text, /npm:/);
-  writeFileSync(script, text.replace(/(const main = ").*(")/, "$1file:///nowhere/main.ts$2"));
+  assert.doesNotMatch(text, /npm:|file:/);
+  const here = fileURLToPath(new URL("../", import.meta.url));
+  for (const path of [here, Deno.execPath(), work.path]) assert.ok(!text.includes(path), path);
+  const run = async (env: Record<string, string>) => {
+    const args = ["run", "-A", "--no-config", "--check", script, "a prompt"];
+    const folders = { HCINFER_HOME: "", HCINFER_BIN: "", HOME: work.path, PATH: "" };
+    const command = new Deno.Command(Deno.execPath(), { args, clearEnv: true, env: { ...folders, ...env } });
+    const { code, stdout, stderr } = await command.output();
+    return { code, out: new TextDecoder().decode(stdout), err: new TextDecoder().decode(stderr) };
+  };
+  const nothing = await run({});
+  assert.equal(nothing.code, 6, nothing.err);
+  assert.match(
+    nothing.err,
+    /error: hcinfer is not installed: run "deno task install" in its folder, or set HCINFER_HOME/,
+  );
+  const wrong = await run({ HCINFER_HOME: work.path });
+  assert.equal(wrong.code, 6);
+  assert.match(wrong.err, /error: HCINFER_HOME is .*, which has no main\.ts/);
+  const bin = join(work.path, ".local", "bin");
+  mkdirSync(bin, { recursive: true });
+  writeFileSync(join(bin, "hcinfer"), '#!/bin/sh\necho "$0: $*"\nexit 7\n', { mode: 0o755 });
+  for (const env of [{}, { HCINFER_BIN: bin }, { PATH: `/nowhere:${bin}` }]) {
+    const { code, out } = await run(env);
+    assert.deepEqual([code, out], [7, `${bin}/hcinfer: run ${work.bundle}/ a prompt\n`]);
+  }
+  writeFileSync(script, `${text}\n`);
   await refused(() => openBundle(work.bundle), "bundle", /run\.ts was changed/);
-  const { code, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--no-config", script, "prompt"],
-  }).output();
-  assert.equal(code, 6);
-  assert.match(new TextDecoder().decode(stderr), /is not at file:\/\/\/nowhere\/main\.ts any more/);
 });
 
 Deno.test("whatever happens to plan.zip, the plan is the one that was written or there is none", async () => {

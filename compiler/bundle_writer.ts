@@ -360,27 +360,31 @@ function flush(path: string, flags: "r" | "r+"): void {
   }
 }
 
-/** run.ts: hands over to `hcinfer run` of the hcinfer that compiled the bundle, and to no other program. */
+/** run.ts: hands over to `hcinfer run` of the clone at HCINFER_HOME, or of the launcher that is installed. */
 function runScript(): string {
-  const installed = (name: string) => JSON.stringify(new URL(`../${name}`, import.meta.url).href);
   return `// Runs this bundle: deno run -A run.ts "prompt" [options of hcinfer run]
+// With the hcinfer in the folder HCINFER_HOME or, when that is not set, the one that deno task install installed.
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
+import { homedir } from "node:os";
+import { delimiter, join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 
-// The hcinfer that compiled it.
-const main = ${installed("main.ts")};
-const config = ${installed("deno.json")};
 const bundle = fileURLToPath(new URL(".", import.meta.url));
-if (!main.startsWith("file:") || !existsSync(fileURLToPath(main))) {
-  console.error(\`error: the hcinfer that compiled this bundle is not at \${main} any more.
-With a hcinfer that is somewhere else: deno run -A <its folder>/main.ts run \${bundle} "prompt"\`);
+const { HCINFER_HOME: home = "", HCINFER_BIN: bin = "", PATH = "" } = process.env;
+const [config, main] = [join(home, "deno.json"), join(home, "main.ts")];
+const folders = [bin, ...PATH.split(delimiter), join(homedir(), ".local", "bin")].filter((folder) => folder !== "");
+const clone = existsSync(main) ? [process.execPath, "run", "-A", "--config", config, main] : [];
+const installed = folders.map((folder) => join(folder, "hcinfer")).filter((path) => existsSync(path)).slice(0, 1);
+const [program, ...before] = home ? clone : installed;
+if (program === undefined) {
+  const found = home ? \`HCINFER_HOME is \${home}, which has no main.ts\` : "hcinfer is not installed";
+  console.error(\`error: \${found}: run "deno task install" in its folder, or set HCINFER_HOME to that folder\`);
   process.exit(${new HcinferError("environment", "").exitCode});
 }
-const program = ["run", "-A", "--config", fileURLToPath(config), fileURLToPath(main)];
-const options = [...program, "run", bundle, ...process.argv.slice(2)];
-const { status, error } = spawnSync(process.execPath, options, { stdio: "inherit" });
+const options = [...before, "run", bundle, ...process.argv.slice(2)];
+const { status, error } = spawnSync(program, options, { stdio: "inherit" });
 if (error) console.error(error.message);
 process.exit(status ?? 1);
 `;

@@ -104,7 +104,9 @@ class Project implements Disposable {
   async build(options: BuildOptions = {}): Promise<string[]> {
     writeFileSync(this.#log, "");
     await build({ sources: [this.sources], root: this.#root, library: this.library, ...options });
-    const calls = readFileSync(this.#log, "utf8").trim().split("\n").filter((line) => line && line !== "--version");
+    const calls = readFileSync(this.#log, "utf8").trim().split("\n").filter((line) =>
+      line && line !== "--version"
+    );
     return calls.map((line) => /-c \S*?(\w+\.cpp)/.exec(line)?.[1] ?? "link").sort();
   }
 

@@ -1,6 +1,7 @@
 /**
  * From logits to a token. The order of operations is the field's (transformers' warpers):
  *
+ *   0. penalties on tokens that the text has already (penalties.ts)
  *   1. temperature: logits / temperature; 0 is greedy, the largest logit, ties by lower id, and nothing below applies
  *   2. top-k: the k largest, ties by lower id
  *   3. top-p: of those, in descending order, the fewest whose probabilities (among those k) reach p; at least one
@@ -13,9 +14,10 @@
  */
 import { HcinferError } from "../compiler/errors.ts";
 import { argmax, tokenLoss } from "../ffi/engine.ts";
+import { Penalties, type PenaltyOptions } from "./penalties.ts";
 
 /** How tokens are chosen; the steps above in their order. */
-export interface SamplerOptions {
+export interface SamplerOptions extends PenaltyOptions {
   /** 0 (default): greedy. */
   readonly temperature?: number;
   /** 0 (default): all. */
@@ -36,6 +38,7 @@ export class Sampler {
   readonly minP: number;
   readonly seed: number;
   readonly #uniform: () => number;
+  readonly #penalties: Penalties;
 
   /** @throws {HcinferError} "usage": an option outside its range */
   constructor(options: SamplerOptions = {}) {
@@ -45,6 +48,16 @@ export class Sampler {
     this.minP = within("min-p", options.minP ?? 0, 0, 1);
     this.seed = whole("seed", options.seed ?? Math.floor(Math.random() * 2 ** 32));
     this.#uniform = sfc32(this.seed);
+    this.#penalties = new Penalties({
+      repetitionPenalty: within("repetition penalty", options.repetitionPenalty ?? 1, 0.01, 100),
+      frequencyPenalty: within("frequency penalty", options.frequencyPenalty ?? 0, -2, 2),
+      presencePenalty: within("presence penalty", options.presencePenalty ?? 0, -2, 2),
+    });
+  }
+
+  /** Begins a new answer after the tokens of `prompt`, for the penalties; draws go on. */
+  begin(prompt: Iterable<number>): void {
+    this.#penalties.begin(prompt);
   }
 
   /**
@@ -52,6 +65,12 @@ export class Sampler {
    * @throws {HcinferError} "bundle": a logit is NaN or +Infinity, or all are -Infinity
    */
   next(logits: Float32Array): number {
+    const token = this.#choose(this.#penalties.apply(logits));
+    this.#penalties.add(token);
+    return token;
+  }
+
+  #choose(logits: Float32Array): number {
     const best = largest(logits);
     if (this.temperature === 0) return best;
     const most = logits[best]!;

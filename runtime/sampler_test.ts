@@ -102,6 +102,19 @@ Deno.test("the largest of a vocabulary, wherever it and NaN stand", () => {
   }));
 });
 
+Deno.test("penalties come first, and count what was sampled", () => {
+  const logits = Float32Array.of(3, 2, 1);
+  const tokens = (options: SamplerOptions, prompt: number[]) => {
+    const sampler = new Sampler(options);
+    sampler.begin(prompt);
+    return Array.from({ length: 4 }, () => sampler.next(logits));
+  };
+  assert.deepEqual(tokens({ frequencyPenalty: 1.5 }, [0]), [0, 1, 0, 2]);
+  assert.deepEqual(tokens({ presencePenalty: 1.5 }, [0]), [0, 1, 0, 0]);
+  assert.deepEqual(tokens({ repetitionPenalty: 2 }, [0]), [1, 0, 0, 0]);
+  assert.deepEqual(tokens({ repetitionPenalty: 2, temperature: 1, topK: 1 }, [0]), [1, 0, 0, 0]);
+});
+
 Deno.test("logits that are not numbers are an error", () => {
   for (const bad of [NaN, Infinity]) {
     for (const at of [0, 1, 2]) {
@@ -129,6 +142,9 @@ Deno.test("options outside their range are refused", () => {
     { minP: -0.1 },
     { seed: -1 },
     { seed: 2 ** 60 },
+    { repetitionPenalty: 0 },
+    { frequencyPenalty: 2.1 },
+    { presencePenalty: NaN },
   ];
   for (const options of bad) {
     assert.throws(

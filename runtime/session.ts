@@ -7,6 +7,7 @@ import { setImmediate } from "node:timers/promises";
 import { HcinferError } from "../compiler/errors.ts";
 import type { Executor, Sequence, StepKind } from "./executor.ts";
 import { Sampler } from "./sampler.ts";
+import { StopTexts } from "./stop_texts.ts";
 import { type TextDecoding, TextStream } from "./stream.ts";
 
 /** How long generation may hold the event loop: signals, timers and aborts wait at most this long, plus a step. */
@@ -24,6 +25,8 @@ export interface GenerateOptions {
   readonly maxTokens?: number;
   /** Ids that end the text; by default the model's. An empty list never stops. */
   readonly stopTokens?: readonly number[];
+  /** Texts that end the answer and are no part of it; they need a tokenizer. */
+  readonly stopTexts?: readonly string[];
   /** Without one, pieces have no text. */
   readonly tokenizer?: TextDecoding;
   readonly signal?: AbortSignal;
@@ -37,8 +40,8 @@ export interface Piece {
   readonly text: string;
 }
 
-/** Why generation ended: a stop token, `maxTokens`, a full context, or the signal (or nobody iterates on). */
-export type EndReason = "stop" | "length" | "context" | "aborted";
+/** Why generation ended: a stop token, a stop text, `maxTokens`, a full context, or the signal (or nobody iterates on). */
+export type EndReason = "stop" | "text" | "length" | "context" | "aborted";
 
 export interface GenerationStatistics {
   readonly end: EndReason | undefined;
@@ -90,6 +93,11 @@ export class Session implements Disposable {
     return this.#tokens.length;
   }
 
+  /** The cached tokens, in order. */
+  get tokens(): readonly number[] {
+    return this.#tokens;
+  }
+
   /** A second session that begins with the same tokens; what both hold is stored once. */
   fork(): Session {
     return new Session(this.executor, { chunk: this.chunk }, this);
@@ -107,11 +115,16 @@ export class Session implements Disposable {
   /**
    * Goes back to where the cached text begins to differ from `prompt`, run as a prompt, and returns how many of its tokens
    * are cached already. At least the last is left to run, which gives its logits.
+   *
+   * With `decoded`, tokens that were decoded count, too, as a conversation's own answers: what follows is then computed
+   * from keys and values that differ a little from a prompt's (`StepKind`).
    */
-  reuse(prompt: Int32Array): number {
+  reuse(prompt: Int32Array, { decoded = false } = {}): number {
+    const fits = (at: number) =>
+      this.#tokens[at] === prompt[at] && (decoded || this.#kinds[at] === "prefill");
     let same = 0;
     const most = Math.min(this.position, prompt.length - 1);
-    while (same < most && this.#tokens[same] === prompt[same] && this.#kinds[same] === "prefill") same++;
+    while (same < most && fits(same)) same++;
     this.rewind(same);
     return same;
   }
@@ -227,10 +240,14 @@ export class Generation implements AsyncIterable<Piece> {
 
   async *[Symbol.asyncIterator](): AsyncGenerator<Piece, void, undefined> {
     const session = this.#session;
-    const { tokenizer, signal, maxTokens = Infinity } = this.#options;
+    const { tokenizer, signal, maxTokens = Infinity, stopTexts = [] } = this.#options;
     const sampler = this.#options.sampler ?? new Sampler();
     const stops = new Set(this.#options.stopTokens ?? session.executor.model.stopTokens);
     const stream = tokenizer && new TextStream(tokenizer);
+    const texts = new StopTexts(stopTexts);
+    if (stopTexts.length > 0 && !tokenizer) {
+      throw new HcinferError("usage", "stop texts need a tokenizer: without one, tokens have no text");
+    }
 
     let began = performance.now();
     let lastPause = began;
@@ -241,6 +258,7 @@ export class Generation implements AsyncIterable<Piece> {
       const options = { ...signal ? { signal } : {}, ...onProgress ? { onProgress } : {} };
       let logits = await session.prefill(this.#prompt, options);
       this.#promptSeconds = secondsSince(began);
+      sampler.begin(session.tokens);
       while (true) {
         const token = sampler.next(logits);
         this.#generated++;
@@ -250,19 +268,20 @@ export class Generation implements AsyncIterable<Piece> {
           this.#end = "stop";
           break;
         }
-        yield { token, text: stream?.push(token) ?? "" };
+        yield { token, text: texts.push(stream?.push(token) ?? "") };
         if (performance.now() - lastPause > MOST_MILLISECONDS_BUSY) {
           await setImmediate();
           lastPause = performance.now();
         }
         if (signal?.aborted) break;
-        if (this.#generated >= maxTokens) this.#end = "length";
+        if (texts.reached) this.#end = "text";
+        else if (this.#generated >= maxTokens) this.#end = "length";
         else if (session.position >= session.executor.contextLength) this.#end = "context";
         if (this.#end) break;
         began = performance.now();
         logits = await session.decodeAsync(token, signal);
       }
-      const rest = stream?.end() ?? "";
+      const rest = texts.push(stream?.end() ?? "") + texts.end();
       if (rest !== "") yield { token: undefined, text: rest };
     } catch (error) {
       if (!signal?.aborted || error !== signal.reason) throw error;

@@ -9,6 +9,7 @@ import {
   type Sequence,
   type StepRequest,
 } from "./executor.ts";
+import { Sampler } from "./sampler.ts";
 import { type GenerateOptions, Session } from "./session.ts";
 
 const VOCABULARY = 16;
@@ -164,6 +165,35 @@ Deno.test("generation stops at maxTokens, at the end of the context, and when ab
   assert.deepEqual([before.tokens, before.statistics.end], [[], "aborted"]);
 });
 
+Deno.test("generation stops at a text, which may straddle tokens", async () => {
+  const { tokens, text, statistics } = await run(new Session(new Counting()), [0], {
+    tokenizer: digits,
+    stopTexts: ["4 5", "2 4"],
+  });
+  assert.deepEqual([tokens, text, statistics.end], [[1, 2, 3, 4, 5], "1 2 3 ", "text"]);
+  // What was held back is shown when something else ends the text.
+  const held = await run(new Session(new Counting()), [0], {
+    tokenizer: digits,
+    stopTexts: ["3 5"],
+    maxTokens: 3,
+  });
+  assert.deepEqual([held.text, held.statistics.end], ["1 2 3 ", "length"]);
+  await assert.rejects(run(new Session(new Counting()), [0], { stopTexts: ["a"] }), /need a tokenizer/);
+});
+
+Deno.test("a sampler begins after the prompt and what was cached before it", async () => {
+  const begun: number[][] = [];
+  class Noting extends Sampler {
+    override begin(prompt: Iterable<number>): void {
+      begun.push([...prompt]);
+    }
+  }
+  const session = new Session(new Counting());
+  await session.prefill(Int32Array.of(2, 5));
+  await run(session, [1], { sampler: new Noting(), maxTokens: 3 });
+  assert.deepEqual(begun, [[2, 5, 1]]);
+});
+
 Deno.test("whoever stops iterating has aborted", async () => {
   const generation = new Session(new Counting()).generate(Int32Array.of(0));
   for await (const _ of generation) break;
@@ -223,6 +253,9 @@ Deno.test("a prefix is reused where tokens agree and were run as a prompt", asyn
   session.decode(5);
   // 4 and 5 were decoded: as prompt tokens their keys and values are others.
   using fork = session.fork();
+  using conversation = session.fork();
+  assert.equal(conversation.reuse(Int32Array.of(1, 2, 3, 4, 5, 6), { decoded: true }), 5);
+  assert.equal(conversation.reuse(Int32Array.of(1, 2, 3, 4, 9, 6), { decoded: true }), 4);
   assert.equal(session.reuse(Int32Array.of(1, 2, 3, 4, 5, 6)), 3);
   assert.equal(session.position, 3);
   assert.equal(fork.reuse(Int32Array.of(1, 2, 9)), 2);

@@ -3,7 +3,7 @@
  * CheckpointFormat in a file of its own; what is at a path decides which one opens it.
  */
 import { readdirSync, statSync } from "node:fs";
-import { extname } from "node:path";
+import { dirname, extname } from "node:path";
 import { HcinferError } from "../errors.ts";
 import type { Config, TokenEnds } from "./config.ts";
 import { HUGGING_FACE } from "./huggingface.ts";
@@ -74,11 +74,23 @@ function whatIsWrong(path: string, isFolder: boolean | undefined): string {
     return `does not exist.${isHubName ? download : ""}`;
   }
   if (!isFolder) {
-    return extname(path).toLowerCase() === ".gguf"
-      ? "is a GGUF file, which is not read yet; give the Hugging Face folder it was made from."
-      : "is a file, not a folder.";
+    if (isGguf(path)) return `is a GGUF file, ${NO_GGUF}`;
+    const holds = FORMATS.some((f) => f.isAt(dirname(path)));
+    return `is a file, not a folder${holds ? `: give the folder that holds it, ${dirname(path)}` : ""}.`;
   }
-  return readdirSync(path).includes("plan.zip")
-    ? "is a bundle, which is already compiled: run it instead."
-    : "has no config.json.";
+  const names = readdirSync(path);
+  if (names.includes("plan.zip")) return "is a bundle, which is already compiled: run it instead.";
+  const gguf = names.find(isGguf);
+  if (gguf !== undefined) return `has no config.json, but ${gguf}, a GGUF file, ${NO_GGUF}`;
+  const weights = names.find((name) => name.endsWith(".safetensors"));
+  if (weights !== undefined) {
+    return `has ${weights} but no config.json: copy the one that belongs to it there.`;
+  }
+  return "has no config.json.";
+}
+
+const NO_GGUF = "which is not read: give the Hugging Face folder it was made from.";
+
+function isGguf(path: string): boolean {
+  return extname(path).toLowerCase() === ".gguf";
 }

@@ -10,6 +10,7 @@ import { moduleTensor } from "../ir/naming.ts";
 import { tensor } from "../ir/types.ts";
 import { checkModel } from "./check_model.ts";
 import { openCheckpoint } from "./checkpoint.ts";
+import { withoutText } from "./huggingface.ts";
 import { layoutSafetensors, type TensorSpec } from "./safetensors.ts";
 
 const CONFIG = {
@@ -176,7 +177,7 @@ Deno.test("what is no model says what one is", () => {
   withFolder({ "model.gguf": "GGUF", "pytorch_model.bin": "x", "config.json": CONFIG }, (folder) => {
     refused(
       () => openCheckpoint(folder),
-      /no model\.safetensors \(found model\.gguf, pytorch_model\.bin\)/,
+      /no model\.safetensors \(found model\.gguf, pytorch_model\.bin, which is not read: get its safetensors files\)/,
       /expected a Hugging Face folder: config\.json/,
     );
     refused(
@@ -184,12 +185,23 @@ Deno.test("what is no model says what one is", () => {
       /is a GGUF file/,
       /A model is a Hugging Face folder/,
     );
-    refused(() => openCheckpoint(join(folder, "config.json")), /is a file, not a folder/);
+    const inside = join(folder, "config.json");
+    refused(
+      () => openCheckpoint(inside),
+      /is a file, not a folder: give the folder that holds it, .*hcinfer-ch/,
+    );
     refused(() => openCheckpoint(join(folder, "nothing")), /does not exist/);
     refused(() => openCheckpoint("someone/some-model-1.5B"), /hf download someone\/some-model-1\.5B/);
   });
   withFolder({ "model.safetensors": weights(TENSORS) }, (folder) => {
-    refused(() => openCheckpoint(folder), /has no config\.json/);
+    refused(() => openCheckpoint(folder), /has model\.safetensors but no config\.json: copy the one/);
+    refused(() => openCheckpoint(join(folder, "model.safetensors")), /is a file, not a folder\.\n/);
+  });
+  withFolder({ "some-q4_0.gguf": "GGUF", "README.md": "" }, (folder) => {
+    refused(
+      () => openCheckpoint(folder),
+      /no config\.json, but some-q4_0\.gguf, a GGUF file, .*: give the Hugging/,
+    );
   });
   withFolder({ "config.json": "{", "model.safetensors": weights(TENSORS) }, (folder) => {
     refused(() => openCheckpoint(folder), /config\.json is not JSON/);
@@ -199,6 +211,55 @@ Deno.test("what is no model says what one is", () => {
   });
   withFolder({ "config.json": CONFIG, "model.safetensors": "" }, (folder) => {
     refused(() => openCheckpoint(folder), /0 bytes/);
+  });
+});
+
+Deno.test("the architecture is judged before weights are asked for", () => {
+  withFolder({ "config.json": { ...CONFIG, model_type: "mamba" } }, (folder) => {
+    assert.throws(
+      () => openCheckpoint(folder),
+      (error) =>
+        error instanceof HcinferError && error.kind === "model-description" && /"mamba"/.test(error.message),
+    );
+  });
+});
+
+Deno.test("a Git LFS pointer in the place of any file says what to run", () => {
+  const pointer = `version https://git-lfs.github.com/spec/v1\noid sha256:${
+    "0".repeat(64)
+  }\nsize 269060552\n`;
+  const index = { weight_map: { "a.weight": "model-1.safetensors" } };
+  const sound = { "config.json": CONFIG, "model.safetensors": weights(TENSORS), "tokenizer.json": {} };
+  const cases: [string, Record<string, Uint8Array | object | string>][] = [
+    ["model.safetensors", sound],
+    ["config.json", sound],
+    ["tokenizer.json", sound],
+    ["model.safetensors.index.json", sound],
+    ["model-1.safetensors", { "config.json": CONFIG, "model.safetensors.index.json": index }],
+  ];
+  for (const [name, files] of cases) {
+    withFolder({ ...files, [name]: pointer }, (folder) => {
+      refused(
+        () => openCheckpoint(folder),
+        new RegExp(
+          `${name} is a Git LFS pointer of \\d+ bytes, .*Run "git lfs pull" in .*hcinfer-checkpoint`,
+        ),
+      );
+    });
+  }
+});
+
+Deno.test("a folder without tokenizer.json is said to have no text", () => {
+  withFolder({ "config.json": CONFIG, "tokenizer.json": {} }, (folder) => {
+    assert.equal(withoutText(folder), undefined);
+    rmSync(join(folder, "tokenizer.json"));
+    assert.match(
+      withoutText(folder)!,
+      /has no tokenizer\.json: the bundle will .*Copy the model's tokenizer\.json/,
+    );
+    writeFileSync(join(folder, "tokenizer.model"), "");
+    assert.match(withoutText(folder)!, /\(its tokenizer\.model is of another kind/);
+    assert.equal(withoutText(join(folder, "nothing")), undefined);
   });
 });
 

@@ -7,10 +7,12 @@ import { basename, join, resolve } from "node:path";
 import { z } from "zod";
 import { HcinferError } from "../errors.ts";
 import { MOST_TEXT_BYTES, readRegularFile, readRegularText } from "../files.ts";
+import { architectureFile } from "../frontend/trace.ts";
 import { faultsText } from "../json.ts";
 import { mapFile, type Mapping } from "../../ffi/mapping.ts";
 import type { Checkpoint, CheckpointFormat } from "./checkpoint.ts";
 import { parseConfig, parseJson, parseTokenEnds } from "./config.ts";
+import { refusePointers } from "./lfs.ts";
 import { readSafetensors, type TensorView } from "./safetensors.ts";
 
 /** Files that make a tokenizer. */
@@ -34,10 +36,27 @@ export const HUGGING_FACE: CheckpointFormat = {
   open: openFolder,
 };
 
-/** Throws HcinferError("checkpoint") when config.json, an index or a safetensors header does not hold together. */
+/** What to know when the folder's model would have no text; undefined when it has a tokenizer. */
+export function withoutText(folder: string): string | undefined {
+  if (!HUGGING_FACE.isAt(folder) || existsSync(join(folder, "tokenizer.json"))) return undefined;
+  const other = ["tokenizer.model", "vocab.json", "vocab.txt"].find((name) => existsSync(join(folder, name)));
+  const found = other === undefined
+    ? ""
+    : ` (its ${other} is of another kind, which transformers can convert)`;
+  return `${folder} has no tokenizer.json${found}: the bundle will compute token ids, and have no text for run, ` +
+    "chat and eval. Copy the model's tokenizer.json there and compile again";
+}
+
+/**
+ * Throws HcinferError: "checkpoint" when config.json, an index or a safetensors header does not hold together,
+ * "model-description" for an architecture without a description.
+ */
 function openFolder(folder: string): Checkpoint {
   const configFile = join(folder, "config.json");
+  refusePointers([configFile, ...TOKENIZER_FILES.map((name) => join(folder, name))]);
   const config = parseConfig(readRegularText(configFile, MOST_CONFIG_BYTES, "checkpoint"), configFile);
+  // Before gigabytes are fetched for a model that cannot be compiled.
+  architectureFile(config.model_type);
   const generationFile = join(folder, "generation_config.json");
   const generation = existsSync(generationFile)
     ? readRegularText(generationFile, MOST_CONFIG_BYTES, "checkpoint")
@@ -45,6 +64,7 @@ function openFolder(folder: string): Checkpoint {
   const ends = parseTokenEnds(config, generation, generationFile);
 
   const parts = partsOf(folder);
+  refusePointers(parts.map(({ file }) => file));
   const mappings: Mapping[] = [];
   const close = () => {
     for (const mapping of mappings) mapping.close();
@@ -100,10 +120,13 @@ interface WeightFile {
 function partsOf(folder: string): WeightFile[] {
   const single = join(folder, "model.safetensors");
   const index = join(folder, "model.safetensors.index.json");
+  refusePointers([index]);
   if (!existsSync(index)) {
     if (existsSync(single)) return [{ file: single, names: undefined }];
     const others = readdirSync(folder).filter((f) => /\.(bin|pt|pth|gguf|h5|msgpack)$/.test(f));
-    const found = others.length > 0 ? ` (found ${others.slice(0, 4).join(", ")})` : "";
+    const found = others.length > 0
+      ? ` (found ${others.slice(0, 4).join(", ")}, which is not read: get its safetensors files)`
+      : "";
     throw new HcinferError(
       "checkpoint",
       `${folder} has no model.safetensors${found}; expected ${HUGGING_FACE.accepted}`,
