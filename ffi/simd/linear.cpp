@@ -80,12 +80,6 @@ void one_token(const LinearArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-// Tokens that share a pass over a tile, as many as the registers hold sums of.
-#if HC_ISA_NUMBER == HC_IS_avx512vnni || HC_ISA_NUMBER == HC_IS_avx512
-constexpr int FEW_TOKENS = 4;
-#else
-constexpr int FEW_TOKENS = 1;
-#endif
 // Bytes of codes of activations that stay in the second-level cache while row blocks pass by.
 constexpr int64_t CODES_AT_HAND = 256 * 1024;
 
@@ -232,7 +226,7 @@ template <Format F, int Group>
 void linear_group(const LinearArgs& a, int64_t begin, int64_t end) {
   if (a.residual.codes) many_tokens<F, Group>(a, begin, end);
   else if (a.tokens == 1) one_token<F, Group>(a, begin, end);
-  else if (FEW_TOKENS > 1) few_tokens<F, Group>(a, begin, end);
+  else if constexpr (FEW_TOKENS > 1) few_tokens<F, Group>(a, begin, end);
   else many_tokens<F, Group>(a, begin, end);
 }
 

@@ -95,13 +95,14 @@ void add_residual(const Residual& r, int64_t block, int groups, int inputs, uint
   }
 }
 
-// Registers: M tokens x R row blocks of integer and of float accumulators.
+// Registers: M tokens x R row blocks of integer and of float accumulators; and the tokens that share a pass over a packed tile, as
+// many as there are registers for their sums.
 #if HC_ISA_NUMBER == HC_IS_avx512vnni || HC_ISA_NUMBER == HC_IS_avx512
-constexpr int TILE_TOKENS = 6, TILE_BLOCKS = 2;
+constexpr int TILE_TOKENS = 6, TILE_BLOCKS = 2, FEW_TOKENS = 4;
 #elif HC_ISA_NUMBER == HC_IS_avx2
-constexpr int TILE_TOKENS = 3, TILE_BLOCKS = 1;
+constexpr int TILE_TOKENS = 3, TILE_BLOCKS = 1, FEW_TOKENS = 1;
 #else
-constexpr int TILE_TOKENS = 2, TILE_BLOCKS = 1;
+constexpr int TILE_TOKENS = 2, TILE_BLOCKS = 1, FEW_TOKENS = 1;
 #endif
 
 template <Zeros Z, int Group, int R, int M>
@@ -203,7 +204,7 @@ void many_tokens(const LinearArgs& a, int64_t begin, int64_t end) {
     }
     constexpr Zeros zeros = F == Format::q8 ? Zeros::symmetric : has_subgroups(F) ? Zeros::subgroups : Zeros::groups;
     if (corrected) multiply_blocks<Zeros::symmetric, Group>(a, blocks, first, count);
-    else multiply_blocks<zeros, Group>(a, blocks, first, count);
+    else if constexpr (FEW_TOKENS == 1) multiply_blocks<zeros, Group>(a, blocks, first, count);
     first += count;
   }
 }
