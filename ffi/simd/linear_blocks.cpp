@@ -1,12 +1,11 @@
 // Several tokens, from row blocks whose codes are first unpacked into scratch: where a residual is added, or there are few
 // registers. See linear.cpp for the order of sums.
-#pragma once
 #include <algorithm>
 
-#include "kernels_variant.h"
-#include "unpack.h"
+#include "linear.h"
 
 namespace hc::HC_ISA {
+namespace {
 
 // What is subtracted from codes: 128; a zero point of each group; a multiple of each subgroup's, whose codes are multiplied
 // with its scale.
@@ -19,9 +18,7 @@ struct Block {
   const float* zeros;    // [groups][16]; unused when symmetric; with subgroups 16-bit pairs of scale * zero, [groups][2][16]
 };
 
-HC_INLINE F32x16 accumulate(F32x16 acc, F32x16 dot, F32x16 scale, float x_scale) {
-  return fma(dot, mul(scale, set1(x_scale)), acc);
-}
+constexpr int LARGEST_GROUP = 128;
 
 template <Format F, int Group>
 void unpack(const uint8_t* packed, int groups, uint8_t* codes, float* scales, float* zeros) {
@@ -55,8 +52,8 @@ HC_INLINE F32x16 zero_of(const float* zeros, int g, int q) {
 // Adds the residual's rows to one unpacked block and rounds the sum to 8 bits per row and group, symmetric:
 // W' = scale * (code - zero) + output_scale * channel_scale * e;  scale' = max|W'| / 127, code' = round(W' / scale') + 128.
 // The rounding error, at most max|W'| / 254, is far below that of a residual of 4 or 5 bits.
-template <Format F, int Group>
-void add_residual(const Residual& r, int64_t block, int groups, int inputs, uint8_t* codes, float* scales, const float* zeros) {
+template <Format F>
+void add_residual(const Residual& r, int64_t block, int group, int groups, int inputs, uint8_t* codes, float* scales, const float* zeros) {
   const int per_word = 16 / r.width, n = static_cast<int>(block % per_word);
   const uint8_t* words = r.codes + block / per_word * 32;
   const I32x16 mask = set1(((1 << r.width) - 1) << (n * r.width)), byte = set1(0xFF);
@@ -64,15 +61,15 @@ void add_residual(const Residual& r, int64_t block, int groups, int inputs, uint
   const F32x16 offset = set1(-static_cast<float>(1 << (r.width - 1)));
   const int rows = std::min(16, r.outputs - static_cast<int>(block) * 16);
   const F32x16 output_scale = load_n(r.output_scale + block * 16, rows);
-  for (int g = 0; g < groups; g++, codes += 16 * Group) {
+  for (int g = 0; g < groups; g++, codes += 16 * group) {
     const F32x16 scale = load(scales + 16 * g);
-    alignas(64) float values[Group * 16];
+    alignas(64) float values[LARGEST_GROUP * 16];
     F32x16 largest = zero();
-    for (int q = 0; q < Group / 4; q++) {
+    for (int q = 0; q < group / 4; q++) {
       const F32x16 zero_point = zero_of<F>(zeros, g, q);
       I32x16 four = load(reinterpret_cast<const int32_t*>(codes + 64 * q));
       for (int k = 0; k < 4; k++, four = shr<8>(four)) {
-        const int j = g * Group + 4 * q + k;
+        const int j = g * group + 4 * q + k;
         F32x16 w = mul(scale, sub(from_i32(and_(four, byte)), zero_point));
         if (j < inputs) {
           const uint8_t* row = words + j * r.row_bytes;
@@ -87,7 +84,7 @@ void add_residual(const Residual& r, int64_t block, int groups, int inputs, uint
     // 127 / 0 would be infinite; a group of zeros keeps codes of 128 with any finite factor.
     const F32x16 inverse = div(set1(127.0f), max(largest, set1(1e-30f)));
     const I32x16 centre = set1(128);
-    for (int q = 0; q < Group / 4; q++) {
+    for (int q = 0; q < group / 4; q++) {
       const auto code = [&](int k) { return add(round_to_i32(mul(load(values + 16 * (4 * q + k)), inverse)), centre); };
       const I32x16 packed = or_(or_(code(0), shl<8>(code(1))), or_(shl<16>(code(2)), shl<24>(code(3))));
       store(reinterpret_cast<int32_t*>(codes + 64 * q), packed);
@@ -95,14 +92,13 @@ void add_residual(const Residual& r, int64_t block, int groups, int inputs, uint
   }
 }
 
-// Registers: M tokens x R row blocks of integer and of float accumulators; and the tokens that share a pass over a packed tile, as
-// many as there are registers for their sums.
+// Registers: M tokens x R row blocks of integer and of float accumulators.
 #if HC_ISA_NUMBER == HC_IS_avx512vnni || HC_ISA_NUMBER == HC_IS_avx512
-constexpr int TILE_TOKENS = 6, TILE_BLOCKS = 2, FEW_TOKENS = 4;
+constexpr int TILE_TOKENS = 6, TILE_BLOCKS = 2;
 #elif HC_ISA_NUMBER == HC_IS_avx2
-constexpr int TILE_TOKENS = 3, TILE_BLOCKS = 1, FEW_TOKENS = 1;
+constexpr int TILE_TOKENS = 3, TILE_BLOCKS = 1;
 #else
-constexpr int TILE_TOKENS = 2, TILE_BLOCKS = 1, FEW_TOKENS = 1;
+constexpr int TILE_TOKENS = 2, TILE_BLOCKS = 1;
 #endif
 
 template <Zeros Z, int Group, int R, int M>
@@ -183,7 +179,7 @@ void multiply_blocks(const LinearArgs& a, const Block* blocks, int64_t first_blo
 }
 
 template <Format F, int Group>
-void many_tokens(const LinearArgs& a, int64_t begin, int64_t end) {
+void multiply_unpacked(const LinearArgs& a, int64_t begin, int64_t end) {
   const int groups = a.quantized.groups;
   const int64_t code_bytes = int64_t{16} * Group * groups, scale_floats = int64_t{16} * groups;
   const int64_t zero_floats = (has_subgroups(F) ? 2 : 1) * scale_floats;
@@ -199,7 +195,7 @@ void many_tokens(const LinearArgs& a, int64_t begin, int64_t end) {
       auto* scales = reinterpret_cast<float*>(codes + code_bytes);
       float* zeros = scales + scale_floats;
       unpack<F, Group>(a.packed + (first + b) * block_bytes(F, Group, groups), groups, codes, scales, zeros);
-      if (corrected) add_residual<F, Group>(a.residual, first + b, groups, a.inputs, codes, scales, zeros);
+      if (corrected) add_residual<F>(a.residual, first + b, Group, groups, a.inputs, codes, scales, zeros);
       blocks[b] = {codes, scales, zeros};
     }
     constexpr Zeros zeros = F == Format::q8 ? Zeros::symmetric : has_subgroups(F) ? Zeros::subgroups : Zeros::groups;
@@ -207,6 +203,12 @@ void many_tokens(const LinearArgs& a, int64_t begin, int64_t end) {
     else if constexpr (FEW_TOKENS == 1) multiply_blocks<zeros, Group>(a, blocks, first, count);
     first += count;
   }
+}
+
+}  // namespace
+
+void linear_blocks(const LinearArgs& a, int64_t begin, int64_t end) {
+  for_format(a, [&](auto format, auto group) { multiply_unpacked<format, group>(a, begin, end); });
 }
 
 }  // namespace hc::HC_ISA
