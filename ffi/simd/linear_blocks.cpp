@@ -18,8 +18,6 @@ struct Block {
   const float* zeros;    // [groups][16]; unused when symmetric; with subgroups 16-bit pairs of scale * zero, [groups][2][16]
 };
 
-constexpr int LARGEST_GROUP = 128;
-
 template <Format F, int Group>
 void unpack(const uint8_t* packed, int groups, uint8_t* codes, float* scales, float* zeros) {
   const F32x16 factor = has_subgroups(F) ? load(reinterpret_cast<const float*>(packed)) : zero();
@@ -52,8 +50,8 @@ HC_INLINE F32x16 zero_of(const float* zeros, int g, int q) {
 // Adds the residual's rows to one unpacked block and rounds the sum to 8 bits per row and group, symmetric:
 // W' = scale * (code - zero) + output_scale * channel_scale * e;  scale' = max|W'| / 127, code' = round(W' / scale') + 128.
 // The rounding error, at most max|W'| / 254, is far below that of a residual of 4 or 5 bits.
-template <Format F>
-void add_residual(const Residual& r, int64_t block, int group, int groups, int inputs, uint8_t* codes, float* scales, const float* zeros) {
+template <Format F, int Group>
+void add_residual(const Residual& r, int64_t block, int groups, int inputs, uint8_t* codes, float* scales, const float* zeros) {
   const int per_word = 16 / r.width, n = static_cast<int>(block % per_word);
   const uint8_t* words = r.codes + block / per_word * 32;
   const I32x16 mask = set1(((1 << r.width) - 1) << (n * r.width)), byte = set1(0xFF);
@@ -61,15 +59,15 @@ void add_residual(const Residual& r, int64_t block, int group, int groups, int i
   const F32x16 offset = set1(-static_cast<float>(1 << (r.width - 1)));
   const int rows = std::min(16, r.outputs - static_cast<int>(block) * 16);
   const F32x16 output_scale = load_n(r.output_scale + block * 16, rows);
-  for (int g = 0; g < groups; g++, codes += 16 * group) {
+  for (int g = 0; g < groups; g++, codes += 16 * Group) {
     const F32x16 scale = load(scales + 16 * g);
-    alignas(64) float values[LARGEST_GROUP * 16];
+    alignas(64) float values[Group * 16];
     F32x16 largest = zero();
-    for (int q = 0; q < group / 4; q++) {
+    for (int q = 0; q < Group / 4; q++) {
       const F32x16 zero_point = zero_of<F>(zeros, g, q);
       I32x16 four = load(reinterpret_cast<const int32_t*>(codes + 64 * q));
       for (int k = 0; k < 4; k++, four = shr<8>(four)) {
-        const int j = g * group + 4 * q + k;
+        const int j = g * Group + 4 * q + k;
         F32x16 w = mul(scale, sub(from_i32(and_(four, byte)), zero_point));
         if (j < inputs) {
           const uint8_t* row = words + j * r.row_bytes;
@@ -84,7 +82,7 @@ void add_residual(const Residual& r, int64_t block, int group, int groups, int i
     // 127 / 0 would be infinite; a group of zeros keeps codes of 128 with any finite factor.
     const F32x16 inverse = div(set1(127.0f), max(largest, set1(1e-30f)));
     const I32x16 centre = set1(128);
-    for (int q = 0; q < group / 4; q++) {
+    for (int q = 0; q < Group / 4; q++) {
       const auto code = [&](int k) { return add(round_to_i32(mul(load(values + 16 * (4 * q + k)), inverse)), centre); };
       const I32x16 packed = or_(or_(code(0), shl<8>(code(1))), or_(shl<16>(code(2)), shl<24>(code(3))));
       store(reinterpret_cast<int32_t*>(codes + 64 * q), packed);
@@ -195,7 +193,7 @@ void multiply_unpacked(const LinearArgs& a, int64_t begin, int64_t end) {
       auto* scales = reinterpret_cast<float*>(codes + code_bytes);
       float* zeros = scales + scale_floats;
       unpack<F, Group>(a.packed + (first + b) * block_bytes(F, Group, groups), groups, codes, scales, zeros);
-      if (corrected) add_residual<F>(a.residual, first + b, Group, groups, a.inputs, codes, scales, zeros);
+      if (corrected) add_residual<F, Group>(a.residual, first + b, groups, a.inputs, codes, scales, zeros);
       blocks[b] = {codes, scales, zeros};
     }
     constexpr Zeros zeros = F == Format::q8 ? Zeros::symmetric : has_subgroups(F) ? Zeros::subgroups : Zeros::groups;
