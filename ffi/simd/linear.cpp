@@ -5,12 +5,13 @@
 // dot_g, the products of codes, is an exact integer (q8: of code - 128, and no zero term). With subgroups scales and zero
 // points are integers, too: acc = fma(float(sum_s scale_s * (dot_s - zero_s * sum_s)), xscale, acc), and y = factor * acc. Tokens
 // stream the packed tiles through registers, FEW_TOKENS together, which beats reading unpacked codes four times as large;
-// where a residual is added, or there are few registers, LINEAR_BLOCKS blocks are first unpacked into scratch and reused.
+// where a residual is added, or there are few registers, LINEAR_BLOCKS blocks are first unpacked into scratch and reused
+// (linear_blocks.cpp).
 //
 // Bytes moved for one token: the packed matrix once; everything else stays in the caches.
 #include <algorithm>
 
-#include "linear_blocks.h"
+#include "linear.h"
 
 namespace hc::HC_ISA {
 namespace {
@@ -22,10 +23,10 @@ constexpr int PREFETCH_BYTES = 4096;
 
 template <Format F, int Group>
 HC_INLINE I32x16 dot_tile(const uint8_t* codes, const int8_t* x, int32_t sum) {
-  // Four chains hide the latency of the dot product.
+  // Four chains hide the latency of the dot product; eight quads later they are the same again, unrolled or not.
   I32x16 dots[4] = {F == Format::q8 ? set1(wrapping_product(-128, sum)) : zero_i32(), zero_i32(), zero_i32(), zero_i32()};
   for_each_quad<F, Group>(codes, [&](int q, U8x64 w) {
-    I32x16& acc = dots[chain_of(q, 4)];
+    I32x16& acc = dots[chain_of(q % 8, 4)];
     if constexpr (F == Format::q8) acc = dot_any(acc, w, x + 4 * q);
     else acc = dot_small(acc, w, x + 4 * q);
   });
@@ -80,12 +81,6 @@ void one_token(const LinearArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-// Tokens that share a pass over a tile, as many as the registers hold sums of.
-#if HC_ISA_NUMBER == HC_IS_avx512vnni || HC_ISA_NUMBER == HC_IS_avx512
-constexpr int FEW_TOKENS = 4;
-#else
-constexpr int FEW_TOKENS = 1;
-#endif
 // Bytes of codes of activations that stay in the second-level cache while row blocks pass by.
 constexpr int64_t CODES_AT_HAND = 256 * 1024;
 
@@ -184,7 +179,7 @@ void few_tokens(const LinearArgs& a, int64_t begin, int64_t end) {
 
 // ---- bf16: sums of even and odd pairs of inputs, ((e0 + e1) + (o0 + o1)), fused multiply-adds
 
-constexpr int BF16_TOKENS = TILE_TOKENS >= 6 ? 4 : 1;
+constexpr int BF16_TOKENS = FEW_TOKENS;
 
 template <int M>
 void bf16_block(const LinearArgs& a, int64_t block, int token) {
@@ -228,36 +223,17 @@ void linear_bf16(const LinearArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-template <Format F, int Group>
-void linear_group(const LinearArgs& a, int64_t begin, int64_t end) {
-  if (a.residual.codes) many_tokens<F, Group>(a, begin, end);
-  else if (a.tokens == 1) one_token<F, Group>(a, begin, end);
-  else if (FEW_TOKENS > 1) few_tokens<F, Group>(a, begin, end);
-  else many_tokens<F, Group>(a, begin, end);
-}
-
-template <Format F>
-void linear_format(const LinearArgs& a, int64_t begin, int64_t end) {
-  switch (a.group) {
-    case 32: return linear_group<F, 32>(a, begin, end);
-    case 64: return linear_group<F, 64>(a, begin, end);
-    case 128: return linear_group<F, 128>(a, begin, end);
-  }
-}
-
 }  // namespace
 
 void linear(const LinearArgs& a, int64_t begin, int64_t end) {
-  switch (a.format) {
-    case Format::bf16: return linear_bf16(a, begin, end);
-    case Format::q8: return linear_format<Format::q8>(a, begin, end);
-    case Format::q4: return linear_format<Format::q4>(a, begin, end);
-    case Format::q3: return linear_format<Format::q3>(a, begin, end);
-    case Format::q2: return linear_format<Format::q2>(a, begin, end);
-    case Format::q4s: return linear_group<Format::q4s, SUBGROUPED>(a, begin, end);
-    case Format::q3s: return linear_group<Format::q3s, SUBGROUPED>(a, begin, end);
-    case Format::q2s: return linear_group<Format::q2s, SUBGROUPED>(a, begin, end);
-  }
+  if (a.format == Format::bf16) return linear_bf16(a, begin, end);
+  if (a.residual.codes || (a.tokens > 1 && FEW_TOKENS == 1)) return linear_blocks(a, begin, end);
+  for_format(a, [&](auto format, auto group) {
+    if constexpr (FEW_TOKENS > 1) {
+      if (a.tokens > 1) return few_tokens<format, group>(a, begin, end);
+    }
+    one_token<format, group>(a, begin, end);
+  });
 }
 
 }  // namespace hc::HC_ISA

@@ -10,7 +10,11 @@ namespace hc::HC_ISA {
 template <Format F, int Group, typename Visit>
 HC_INLINE void for_each_quad(const uint8_t* codes, Visit visit) {
   constexpr int eights = Group / 32, bits = bits_of(F);
+#if HC_ISA_NUMBER == HC_IS_scalar
+#pragma GCC unroll 2  // lanes are loops themselves: more is only slower
+#else
 #pragma GCC unroll 4
+#endif
   for (int i = 0; i < eights; i++) {
     const uint8_t* from = codes + 64 * bits * i;
     if constexpr (bits == 8) {

@@ -18,10 +18,10 @@ sources() { # test, variant
   case $1 in
     kernels_test) kernels="elementwise observe sampling" ;;
     attention_test) kernels="attention" ;;
-    linear_test) kernels="linear" ;;
+    linear_test) kernels="linear linear_blocks" ;;
     correction_test) kernels="correction" ;;
-    extents_test) kernels="elementwise attention linear correction observe" ;;
-    engine_test) kernels="variant elementwise attention linear correction observe sampling" ;;
+    extents_test) kernels="elementwise attention linear linear_blocks correction observe" ;;
+    engine_test) kernels="variant elementwise attention linear linear_blocks correction observe sampling" ;;
     *) kernels= ;;
   esac
   for kernel in $kernels; do

@@ -1,12 +1,11 @@
 // Several tokens, from row blocks whose codes are first unpacked into scratch: where a residual is added, or there are few
 // registers. See linear.cpp for the order of sums.
-#pragma once
 #include <algorithm>
 
-#include "kernels_variant.h"
-#include "unpack.h"
+#include "linear.h"
 
 namespace hc::HC_ISA {
+namespace {
 
 // What is subtracted from codes: 128; a zero point of each group; a multiple of each subgroup's, whose codes are multiplied
 // with its scale.
@@ -18,10 +17,6 @@ struct Block {
   const float* scales;   // [groups][16]; with subgroups the row's factor in each group
   const float* zeros;    // [groups][16]; unused when symmetric; with subgroups 16-bit pairs of scale * zero, [groups][2][16]
 };
-
-HC_INLINE F32x16 accumulate(F32x16 acc, F32x16 dot, F32x16 scale, float x_scale) {
-  return fma(dot, mul(scale, set1(x_scale)), acc);
-}
 
 template <Format F, int Group>
 void unpack(const uint8_t* packed, int groups, uint8_t* codes, float* scales, float* zeros) {
@@ -182,7 +177,7 @@ void multiply_blocks(const LinearArgs& a, const Block* blocks, int64_t first_blo
 }
 
 template <Format F, int Group>
-void many_tokens(const LinearArgs& a, int64_t begin, int64_t end) {
+void multiply_unpacked(const LinearArgs& a, int64_t begin, int64_t end) {
   const int groups = a.quantized.groups;
   const int64_t code_bytes = int64_t{16} * Group * groups, scale_floats = int64_t{16} * groups;
   const int64_t zero_floats = (has_subgroups(F) ? 2 : 1) * scale_floats;
@@ -203,9 +198,15 @@ void many_tokens(const LinearArgs& a, int64_t begin, int64_t end) {
     }
     constexpr Zeros zeros = F == Format::q8 ? Zeros::symmetric : has_subgroups(F) ? Zeros::subgroups : Zeros::groups;
     if (corrected) multiply_blocks<Zeros::symmetric, Group>(a, blocks, first, count);
-    else multiply_blocks<zeros, Group>(a, blocks, first, count);
+    else if constexpr (FEW_TOKENS == 1) multiply_blocks<zeros, Group>(a, blocks, first, count);
     first += count;
   }
+}
+
+}  // namespace
+
+void linear_blocks(const LinearArgs& a, int64_t begin, int64_t end) {
+  for_format(a, [&](auto format, auto group) { multiply_unpacked<format, group>(a, begin, end); });
 }
 
 }  // namespace hc::HC_ISA
