@@ -252,7 +252,7 @@ async function decided(
     if (budget.kind !== "paper" || correct === "none") return undefined;
     throw new HcinferError("usage", "a budget of paper needs statistics: hcinfer calibrate writes them");
   }
-  if (options.quantizer.smoothing && (correct === "low_rank" || correct === "both")) {
+  if (options.quantizer.smoothing?.isNeeded && (correct === "low_rank" || correct === "both")) {
     const asked = `${options.quantizer.name} smooths inputs`;
     throw new HcinferError("usage", `${asked}, which factors do not follow: give --correct sparse or none`);
   }

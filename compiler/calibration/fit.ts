@@ -123,15 +123,18 @@ interface LayerWindow {
   readonly moments: WindowMoments;
 }
 
-/** Chooses a window's scales, and tells them to the weights that they change; undefined: the quantiser does not smooth. */
+/**
+ * Chooses a window's scales, and tells them to the weights that they change; undefined: the quantiser does not smooth, or
+ * not beside factors, which do not follow the scales.
+ */
 function smooth(
   { name, matrix, sums, moments }: LayerWindow,
   layer: readonly string[],
   folds: ReadonlyMap<string, Fold>,
-  { source, stored, statistics, quantizer, threads }: FitOptions,
+  { source, stored, statistics, quantizer, forms, threads }: FitOptions,
 ): Smoothing | null | undefined {
   const rule = quantizer.smoothing, fold = folds.get(name);
-  if (rule === undefined) return undefined;
+  if (rule === undefined || (forms.factors && !rule.isNeeded)) return undefined;
   // Another layer's weights may be written already.
   if (fold === undefined || (fold.window !== undefined && !layer.includes(fold.window))) return null;
   const [pack, { sample }] = [quantizer.window(moments), sums];

@@ -1,7 +1,8 @@
 /**
  * The scales that a window's input is divided by before it is quantised (weights/quantizer.ts says which quantiser has
  * what rule): s_j by a strength alpha, chosen for the smallest predicted loss that rounding leaves, of the weights under the
- * moments of the input and of the activations, which kernels round to int8. Not to smooth is always among the choices.
+ * moments that the quantiser works on and of the activations, which kernels round to int8. Not to smooth is always among
+ * the choices.
  */
 import { remainingEnergy } from "../../ffi/fitting.ts";
 import { errorOf } from "../../ffi/packing.ts";
@@ -12,10 +13,6 @@ import { matrixOf, tensorOf, valuesOf, type WeightSource } from "../weights/sour
 import type { Fold } from "./folds.ts";
 import type { CalibratedWindow } from "./statistics.ts";
 
-/** Strengths that are tried. */
-const ALPHAS = Array.from({ length: 11 }, (_, i) => i / 10);
-/** Outputs of a window that alpha is chosen by, evenly spread: more change no choice that matters. */
-const MOST_OUTPUTS = 512;
 /** Scales are within this factor of their geometric mean: codes of a quiet channel keep some bits for texts unlike the calibration's. */
 const MOST_SCALE = 256;
 
@@ -47,15 +44,15 @@ export interface Smoothing {
 /** Chooses a window's scales. Throws as the packer does. */
 export function smoothWindow(options: SmoothOptions): Smoothing {
   const { fold, rule } = options;
-  const rows = chosenRows(options);
-  const unsmoothed = predictedLoss(rows, undefined, options);
+  const rows = chosenRows(options), moments = counted(options);
+  const unsmoothed = predictedLoss(rows, undefined, moments, options);
   let best: Smoothing = { scales: undefined, alpha: undefined, loss: unsmoothed, unsmoothed };
   const channels = channelsOf(options);
-  for (const alpha of ALPHAS) {
-    const elements = scalesOf(channels, rule, alpha);
+  for (const alpha of rule.strengths) {
+    const elements = scalesOf(channels, rule.scale, alpha);
     if (elements.every((scale) => scale === 1)) continue;
     const inputs = Float32Array.from(fold.elementOf, (element) => elements[element]!);
-    const loss = predictedLoss(rows, inputs, options);
+    const loss = predictedLoss(rows, inputs, moments, options);
     if (loss < best.loss) best = { scales: { inputs, elements }, alpha, loss, unsmoothed };
   }
   return best;
@@ -87,10 +84,14 @@ function channelsOf({ matrix, source, measured, fold }: SmoothOptions): Channel[
 /**
  * Scales with a geometric mean of 1. A channel that the text never used has no size: its scale is 1.
  */
-export function scalesOf(channels: readonly Channel[], rule: SmoothingRule, alpha: number): Float32Array {
+export function scalesOf(
+  channels: readonly Channel[],
+  scale: SmoothingRule["scale"],
+  alpha: number,
+): Float32Array {
   const raw = channels.map((channel) => {
     const isUsed = channel.square > 0 && channel.largest > 0 && channel.weight > 0;
-    return isUsed ? Math.log(rule(channel, alpha)) : NaN;
+    return isUsed ? Math.log(scale(channel, alpha)) : NaN;
   });
   const used = raw.filter(Number.isFinite);
   const mean = used.reduce((sum, log) => sum + log, 0) / used.length;
@@ -108,10 +109,16 @@ interface Rows {
   readonly energy: Float64Array;
 }
 
-function chosenRows({ matrix, source, measured }: SmoothOptions): Rows {
+/** H alone: what is left when nothing is corrected. */
+function counted({ rule, moments }: SmoothOptions): WindowMoments {
+  const zeros = new Float32Array(moments.kept.length);
+  return { inputs: moments.inputs, kept: rule.hessian(moments), crossed: zeros, chosen: zeros };
+}
+
+function chosenRows({ matrix, source, measured, rule }: SmoothOptions): Rows {
   const { sections, firstRows, inputs } = matrix;
   const outputs = sections.reduce((sum, ref) => sum + ref.outputs, 0);
-  const stride = Math.ceil(outputs / MOST_OUTPUTS);
+  const stride = Math.ceil(outputs / rule.outputs);
   const energy = new Float64Array(inputs);
   const weights = sections.map((ref, i) => {
     const all = valuesOf(matrixOf(source, ref, inputs));
@@ -129,8 +136,13 @@ function chosenRows({ matrix, source, measured }: SmoothOptions): Rows {
 }
 
 /** Half of the mean squared error of the outputs, each times its Fisher weight: nats per token, of these rows alone. */
-function predictedLoss(rows: Rows, scales: Float32Array | undefined, options: SmoothOptions): number {
-  const { matrix: { inputs, format }, moments, pack, threads } = options;
+function predictedLoss(
+  rows: Rows,
+  scales: Float32Array | undefined,
+  moments: WindowMoments,
+  options: SmoothOptions,
+): number {
+  const { matrix: { inputs, format }, pack, threads } = options;
   if (format === undefined) throw new Error("smoothing comes after quantize");
   const inverse = scales?.map((scale) => 1 / scale);
   let loss = activationLoss(rows.energy, scales, options);

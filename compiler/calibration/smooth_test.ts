@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { normals } from "../../tests/fixtures/packing.ts";
 import { moments, tokens } from "../../tests/fixtures/fitting.ts";
 import type { Matrix } from "../weights/inventory.ts";
-import { awq, type Channel, haq, type Quantizer } from "../weights/quantizer.ts";
+import { awq, type Channel, haq, joint, type Quantizer } from "../weights/quantizer.ts";
 import { tensorOf, type WeightSource } from "../weights/source.ts";
 import type { Fold } from "./folds.ts";
 import { scalesOf, smoothWindow } from "./smooth.ts";
@@ -57,7 +57,7 @@ function window(quantizer: Quantizer, elementOf: (input: number) => number = (j)
 }
 
 Deno.test("smoothing wins where channels differ; a channel that is always 0 keeps its weights", () => {
-  for (const quantizer of [awq(1), haq(1)]) {
+  for (const quantizer of [awq(1), haq(1), joint(1)]) {
     const { scales, alpha, loss, unsmoothed } = window(quantizer);
     assert.ok(loss <= unsmoothed, `${quantizer.name}: ${loss} of ${unsmoothed}`);
     assert.ok(scales && alpha !== undefined, quantizer.name);
@@ -83,8 +83,9 @@ Deno.test("scales are the rules of the papers, with a geometric mean of 1", () =
   ];
   const close = (found: Float32Array, expected: number[]) =>
     expected.forEach((value, i) => assert.ok(Math.abs(found[i]! - value) < 1e-6, `${found}`));
-  close(scalesOf(channels, awq(1).smoothing!, 0.5), [0.5 ** 0.5, 2 ** 0.5, 1]);
-  close(scalesOf(channels, awq(1).smoothing!, 0), [1, 1, 1]);
+  close(scalesOf(channels, awq(1).smoothing!.scale, 0.5), [0.5 ** 0.5, 2 ** 0.5, 1]);
+  close(scalesOf(channels, awq(1).smoothing!.scale, 0), [1, 1, 1]);
   // sqrt(8 / 2) and sqrt(32 / 1).
-  close(scalesOf(channels, haq(1).smoothing!, 0.5), [8 ** -0.25, 8 ** 0.25, 1]);
+  close(scalesOf(channels, joint(1).smoothing!.scale, 0.5), [4 ** -0.25, 4 ** 0.25, 1]);
+  close(scalesOf(channels, haq(1).smoothing!.scale, 0.5), [8 ** -0.25, 8 ** 0.25, 1]);
 });
