@@ -72,6 +72,8 @@ interface Rows {
   readonly width?: 3 | 4 | 5;
   readonly choice?: "threshold" | "count";
   readonly budget?: "bytes" | "auto";
+  /** Inputs of the output head that share a scale, of its weights and of its int8 input. */
+  readonly headGroup?: 32 | 64;
 }
 
 /** Rows of so many percent of the backbone's bytes. */
@@ -79,12 +81,13 @@ function rows(
   quantizer: Quantizer,
   weights: string,
   percent: number,
-  { width = WIDTH, choice = "threshold", budget = "bytes" }: Rows = {},
+  { width = WIDTH, choice = "threshold", budget = "bytes", headGroup = 64 }: Rows = {},
 ): Configuration {
   const notes = [
     ...width === WIDTH ? [] : [`${width} bits`],
     ...choice === "count" && quantizer !== "rtn" ? ["by count"] : [],
     ...budget === "auto" ? ["auto"] : [],
+    ...headGroup === 64 ? [] : [`head in groups of ${headGroup}`],
   ];
   return configuration(
     { quantizer, weights },
@@ -93,6 +96,7 @@ function rows(
     [
       ...["--correct", "sparse", "--residual-width", `${width}`, "--budget", `${budget}:${percent}%`],
       ...quantizer === "rtn" ? [] : ["--choice", choice],
+      ...headGroup === 64 ? [] : ["--group", `${headGroup}`],
     ],
   );
 }
@@ -165,6 +169,7 @@ export const CONFIGURATIONS: readonly Configuration[] = [
   rows("joint", "q3s", 20, { budget: "auto" }),
   rows("joint", "q4s", 5),
   short(rows("joint", "q4s", 10)),
+  short(rows("joint", "q4s", 10, { headGroup: 32 })),
   factors("joint", "q3s", 10),
   factors("joint", "q3s", 10, "paper"),
   short(both("q3s", 10)),
