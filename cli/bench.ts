@@ -36,13 +36,17 @@ export interface Speed {
   readonly firstToken: number;
 }
 
-/** One repeat on random tokens; decoding starts after the prompt, so its context is `prompt` to `prompt + tokens`. */
-export function measureSpeed(model: OpenModel, prompt: number, tokens: number): Speed {
+/**
+ * One repeat on `ids` (default: random tokens); decoding starts after the prompt, so its context is `prompt` to
+ * `prompt + tokens`.
+ */
+export function measureSpeed(
+  model: OpenModel,
+  prompt: number,
+  tokens: number,
+  ids = randomTokens(prompt + tokens, model.executor.model.vocabularySize),
+): Speed {
   const { executor } = model;
-  const ids = Int32Array.from(
-    { length: prompt + tokens },
-    (_, i) => (i * 97 + 5) % executor.model.vocabularySize,
-  );
   using sequence = executor.sequence();
   const started = performance.now();
   for (let position = 0; position < prompt; position += executor.capacity) {
@@ -63,6 +67,10 @@ export function measureSpeed(model: OpenModel, prompt: number, tokens: number): 
     decode: tokens / (ended - first) * 1000,
     firstToken: (first - started) / 1000,
   };
+}
+
+function randomTokens(count: number, vocabulary: number): Int32Array {
+  return Int32Array.from({ length: count }, (_, i) => (i * 97 + 5) % vocabulary);
 }
 
 export function median(numbers: readonly number[]): number {

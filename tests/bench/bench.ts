@@ -1,15 +1,18 @@
 /**
  * Speed beside llama.cpp: same shape, same bits, same number of threads, in one run, the two in turn. Parts:
  *
- *   deno task bench [machine] [decode] [prefill] [formats] [corrections] [sequences] [memory] [--threads 1,2] [--repeats 5]
+ *   deno task bench [machine] [decode] [prefill] [formats] [corrections] [choice] [sequences] [memory]
+ *     [--threads 1,2] [--repeats 5] [--peer-bench <llama-bench>] [--model <folder>]
  *
- * Without parts all of them run. Medians, with the least and the most in brackets.
+ * Without parts all of them run. Medians, with the least and the most in brackets. --peer-bench adds another llama.cpp, by its
+ * llama-bench and that one's own options ("ik/bin/llama-bench -rtr 1"); --model is what `choice` compiles.
  */
 import { execFileSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { cpus } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import process from "node:process";
+import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { physicalCores } from "../../cli/arguments.ts";
 import { measureSpeed, median } from "../../cli/bench.ts";
@@ -23,10 +26,21 @@ import { memoryBandwidth } from "../../ffi/measure.ts";
 import type { CorrectionMode, Executor } from "../../runtime/executor.ts";
 import { writeCheckpoint } from "./checkpoint.ts";
 import { writeGguf } from "./gguf.ts";
+import { choiceRows } from "./choice.ts";
 import { Llama } from "./llama.ts";
+import { PeerBench } from "./peer.ts";
 import { cacheFolder } from "./shape.ts";
 
-const PARTS = ["machine", "decode", "prefill", "formats", "corrections", "sequences", "memory"] as const;
+const PARTS = [
+  "machine",
+  "decode",
+  "prefill",
+  "formats",
+  "corrections",
+  "choice",
+  "sequences",
+  "memory",
+] as const;
 type Part = typeof PARTS[number];
 
 const PROMPT = 512;
@@ -40,6 +54,11 @@ const { values, positionals } = parseArgs({
   options: {
     threads: { type: "string", default: [...new Set([1, physicalCores()])].join(",") },
     repeats: { type: "string", default: "5" },
+    "peer-bench": { type: "string" },
+    model: {
+      type: "string",
+      default: fileURLToPath(new URL("../../examples/models/tiny-dense", import.meta.url)),
+    },
   },
 });
 const unknown = positionals.find((name) => !PARTS.some((part) => part === name));
@@ -49,6 +68,7 @@ if (unknown !== undefined) {
 }
 const threadCounts = values.threads.split(",").map(Number);
 const repeats = Number(values.repeats);
+const other = values["peer-bench"] === undefined ? undefined : new PeerBench(values["peer-bench"]);
 
 function wanted(part: Part): boolean {
   return positionals.length === 0 || positionals.includes(part);
@@ -129,19 +149,28 @@ function machine(): void {
   say(`${table(["threads", "read", "copy"], rows)}\n`);
 }
 
+const PEER_COLUMNS = other ? ["--peer-bench", "ratio"] : [];
+
+/** Columns of the peer that was given. */
+function beside(ours: readonly number[], others: readonly number[]): string[] {
+  return other ? [spread(others), `${(median(ours) / median(others)).toFixed(2)}x`] : [];
+}
+
 async function decode(): Promise<void> {
   const { path } = await bundle("q4", "none");
   using llama = new Llama(gguf());
   const rows: string[][] = [];
-  const best = { ours: 0, theirs: 0 };
+  const best = { ours: 0, theirs: 0, others: 0 };
   for (const threads of threadCounts) {
     using model = open(path, threads);
-    const [ours, theirs, theirWall]: [number[], number[], number[]] = [[], [], []];
+    const [ours, theirs, theirWall, others]: [number[], number[], number[], number[]] = [[], [], [], []];
     for (let repeat = 0; repeat <= repeats; repeat++) {
       note(`decode, ${threads} threads, repeat ${repeat}`);
       const own = measureSpeed(model, DECODE_PROMPT, TOKENS);
       const peer = await llama.measure(DECODE_PROMPT, TOKENS, threads);
+      const fork = other?.measure(gguf(), DECODE_PROMPT, TOKENS, threads);
       if (repeat === 0) continue;
+      if (fork) others.push(fork.decode);
       ours.push(own.decode);
       theirs.push(peer.decode);
       theirWall.push(peer.wallDecode);
@@ -154,16 +183,24 @@ async function decode(): Promise<void> {
       spread(theirs),
       spread(theirWall),
       `${(median(ours) / median(theirs)).toFixed(2)}x`,
+      ...beside(ours, others),
       `${(achieved / 1e9).toFixed(1)} of ${(bandwidth / 1e9).toFixed(1)}`,
     ]);
     best.ours = Math.max(best.ours, median(ours));
     best.theirs = Math.max(best.theirs, median(theirs));
+    if (other) best.others = Math.max(best.others, median(others));
   }
   say(
     `decode, q4 in groups of 64 (4.5 bits a weight, as Q4_0) beside Q4_0, ${TOKENS} tokens, tokens per second`,
   );
-  say(table(["threads", "hcinfer", "llama.cpp", "(wall clock)", "ratio", "GB/s of read"], rows));
-  say(`at each one's best number of threads: ${(best.ours / best.theirs).toFixed(2)}x\n`);
+  say(
+    table(
+      ["threads", "hcinfer", "llama.cpp", "(wall clock)", "ratio", ...PEER_COLUMNS, "GB/s of read"],
+      rows,
+    ),
+  );
+  const otherRatio = other ? `, of --peer-bench ${(best.ours / best.others).toFixed(2)}x` : "";
+  say(`at each one's best number of threads: ${(best.ours / best.theirs).toFixed(2)}x${otherRatio}\n`);
 }
 
 async function prefill(): Promise<void> {
@@ -172,19 +209,22 @@ async function prefill(): Promise<void> {
   const rows: string[][] = [];
   for (const threads of threadCounts) {
     using model = open(path, threads);
-    const [ours, theirs]: [number[], number[]] = [[], []];
+    const [ours, theirs, others]: [number[], number[], number[]] = [[], [], []];
     for (let repeat = 0; repeat <= repeats; repeat++) {
       note(`prefill, ${threads} threads, repeat ${repeat}`);
       const own = measureSpeed(model, PROMPT, 1);
       const peer = await llama.measure(PROMPT, 1, threads);
+      const fork = other?.measure(gguf(), PROMPT, 1, threads);
       if (repeat === 0) continue;
+      if (fork) others.push(fork.prefill);
       ours.push(own.prefill);
       theirs.push(peer.prefill);
     }
-    rows.push([`${threads}`, spread(ours), spread(theirs), `${(median(ours) / median(theirs)).toFixed(2)}x`]);
+    const ratio = `${(median(ours) / median(theirs)).toFixed(2)}x`;
+    rows.push([`${threads}`, spread(ours), spread(theirs), ratio, ...beside(ours, others)]);
   }
   say(`prompt of ${PROMPT} tokens, q4 beside Q4_0, tokens per second`);
-  say(`${table(["threads", "hcinfer", "llama.cpp", "ratio"], rows)}\n`);
+  say(`${table(["threads", "hcinfer", "llama.cpp", "ratio", ...PEER_COLUMNS], rows)}\n`);
 }
 
 /** Decode speed of several set-ups in turn, against the first. */
@@ -307,7 +347,8 @@ if (wanted("prefill")) await prefill();
 if (wanted("formats")) {
   const setup = (weights: CompileOptions["weights"]) =>
     ({ name: weights, weights, correct: "none", corrections: "off" }) as const;
-  await compareDecode("formats without corrections", [setup("q4"), setup("q3"), setup("q2")]);
+  const kinds = ["q4", "q4s", "q3", "q3s", "q2", "q2s"] as const;
+  await compareDecode("formats without corrections", kinds.map(setup));
 }
 if (wanted("corrections")) {
   await compareDecode("q3 with corrections of 10 % of the bytes", [
@@ -316,6 +357,14 @@ if (wanted("corrections")) {
     { name: "sparse async", weights: "q3", correct: "sparse", corrections: "async" },
     { name: "low rank in line", weights: "q3", correct: "low_rank", corrections: "inline" },
   ]);
+}
+if (wanted("choice")) {
+  const threads = physicalCores(), { model } = values;
+  const options = { model, threads, repeats, prompt: DECODE_PROMPT, tokens: TOKENS, note };
+  say(`q3s fitted, rows of 10 % of the bytes, ${basename(model)}, decoding a text, ${threads} threads`);
+  say(
+    `${table(["", "tokens per second", "ratio", "corrections/token"], await choiceRows(options, spread))}\n`,
+  );
 }
 if (wanted("sequences")) await sequences();
 if (wanted("memory")) await memory();
