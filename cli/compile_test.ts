@@ -162,7 +162,7 @@ Deno.test("singular moments, channels that never fire and outputs that do not ma
     const { out } = await hcinfer(["inspect", at("bundle")]);
     assert.match(
       out,
-      /0\.0 channels a token \(at most 16 of 90\), what is worth .* nats per MB:\n +predicted loss 0\.0 nats/,
+      /0\.0 rows a token \(at most 16 of 90\), what is worth .* nats per MB:\n +predicted loss 0\.0 nats/,
     );
   }, { text: "the ".repeat(700), model: { edit: silent } });
 });
