@@ -41,8 +41,9 @@ export interface Prediction {
   /** How corrections run when nothing else is asked; the plan's choice, as far as the threads allow. */
   readonly defaultMode: PredictedMode["mode"];
   readonly modes: readonly PredictedMode[];
-  /** Of a token in the default mode, what takes longest first. */
+  /** Of a token in one of the modes, what takes longest first. */
   readonly kinds: readonly PredictedKind[];
+  readonly kindsMode: PredictedMode["mode"];
   /** Of a prompt's corrections; the cause says what was predicted. */
   readonly prefill: Plan["corrections"]["prefill"];
   readonly prefillCause: string;
@@ -58,6 +59,8 @@ export interface PredictionOptions extends Partial<Limits> {
   /** Default: the profile the plan was compiled for. */
   readonly profile?: MachineProfile;
   readonly threads?: number;
+  /** The mode of `kinds`, of those that the plan has. Default: `defaultMode`. */
+  readonly kindsMode?: PredictedMode["mode"];
 }
 
 /** A step of one token in all modes. */
@@ -69,6 +72,7 @@ export function predictPlan(plan: Plan, options: PredictionOptions = {}): Predic
     .map((mode) => timelineOf(plan, mode, { profile, threads }));
   const memory = memoryOf(plan, limitsOf(plan.model, options, usesGpu(plan.graph)));
   const defaultMode = correctionMode(plan, "auto", threads);
+  const { kindsMode = defaultMode } = options;
   return {
     profile: profile.name,
     profileMeasured: profile.measured,
@@ -82,7 +86,8 @@ export function predictPlan(plan: Plan, options: PredictionOptions = {}): Predic
       tokensPerSecond: microseconds > 0 ? Math.round(1e7 / microseconds) / 10 : 0,
       lanes,
     })),
-    kinds: kindsOf(plan.graph, timelines.find(({ mode }) => mode === defaultMode)!),
+    kinds: kindsOf(plan.graph, timelineOf(plan, kindsMode, { profile, threads })),
+    kindsMode,
     prefill: plan.corrections.prefill,
     prefillCause: plan.corrections.prefillCause,
     spilled: spilledOf(plan),
