@@ -30,22 +30,26 @@ export function kindTable(all: readonly Window[], report: Report): string {
   const [hasRows, hasRanks] = [all.some((w) => w.channels > 0), all.some((w) => w.rank > 0)];
   const isCorrected = hasRows || hasRanks;
   const sum = (of: readonly number[]) => bytesText(of.reduce((total, bytes) => total + bytes, 0));
+  // Both would not fit beside each other.
+  const sizes = (rows: string, ranks: string) =>
+    [hasRows ? rows : "", hasRanks ? ranks : ""].filter(Boolean).join(",\n");
   const rows = [...byKind(all)].map(([kind, windows]) => [
     kind,
     counts(windows.map(({ weight }) => weight.format)),
     sum(windows.map(({ weight }) => weight.bytes)),
     percents(windows.map(worstError)),
-    ...isCorrected ? [percents(windows.map((w) => worstError(w) * errorLeft(w, report)))] : [],
-    ...hasRows ? [range(windows.map((w) => w.channels))] : [],
-    ...hasRanks ? [range(windows.map((w) => w.rank))] : [],
-    ...isCorrected ? [sum(windows.map((w) => w.bytesStored)), sum(windows.map((w) => w.bytesRead))] : [],
+    ...isCorrected
+      ? [
+        percents(windows.map((w) => worstError(w) * errorLeft(w, report))),
+        sizes(range(windows.map((w) => short(w.channels))), range(windows.map((w) => w.rank))),
+        sum(windows.map((w) => w.bytesStored)),
+        sum(windows.map((w) => w.bytesRead)),
+      ]
+      : [],
   ]);
   const head = [
     ...["kind", "windows", "bytes", "error"],
-    ...isCorrected ? ["left"] : [],
-    ...hasRows ? ["rows"] : [],
-    ...hasRanks ? ["rank"] : [],
-    ...isCorrected ? ["stored", "read"] : [],
+    ...isCorrected ? ["left", sizes("rows", "rank"), "stored", "read"] : [],
   ];
   return [table(head, rows, 2), ...LEGEND].join("\n");
 }
@@ -89,10 +93,14 @@ export function lossTable(all: readonly Window[], { windows, predicted }: Report
     return [[kind, sum(alone), sum(corrected), range(alone.map(nats)), range(corrected.map(nats))]];
   });
   return [
-    "Loss, predicted on the calibration's text: nats a token, of all windows of a kind",
-    "and of one",
+    "Loss, predicted on the calibration's text: nats a token, of all, and of one",
     table(["kind", "alone", "corrected", "one alone", "one corrected"], rows),
   ].join("\n");
+}
+
+/** A mean of rows in two digits, or in whole ones. */
+function short(rows: number): string {
+  return `${rows < 10 ? Number(rows.toPrecision(2)) : Math.round(rows)}`;
 }
 
 function nats(loss: number): string {

@@ -30,7 +30,7 @@ export function madeWith({ provenance }: Plan): string {
   const texts = statistics?.texts.map(({ name }) => name).join(", ");
   return [
     given.map(([option, value]) => `--${option}${TIED}${value}`).join(" "),
-    rebudgeted?.from === undefined ? undefined : `compiled with ${budgetText(rebudgeted.from)}`,
+    rebudgeted?.from === undefined ? undefined : `rebudgeted from ${budgetText(rebudgeted.from)}`,
     statistics === undefined ? undefined : `calibrated on ${statistics.tokens} tokens of ${texts}`,
   ].filter(Boolean).join("; ");
 }

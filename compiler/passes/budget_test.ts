@@ -136,7 +136,7 @@ Deno.test("fixed ranks and channels, and options that contradict each other", ()
   assert.ok(channels.budgets.every((b, i) => b.channels === Math.min(100, statistics[i]?.inputs ?? 0)));
   const both = run({ correct: "both", budget: { kind: "rank+channels", rank: 3, channels: 10 } });
   assert.ok(both.budgets.every((b) => b.rank === 3 && b.channels === 10));
-  assert.match(both.budgets[0]?.cause ?? "", /; fixed at rank 3 and 10 channels$/);
+  assert.match(both.budgets[0]?.cause ?? "", /; fixed at rank 3 and 10 rows$/);
   const refused: Partial<BudgetOptions>[] = [
     { correct: "both", budget: { kind: "rank", rank: 8 } },
     { correct: "sparse", budget: { kind: "rank+channels", rank: 3, channels: 10 } },
