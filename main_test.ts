@@ -37,7 +37,8 @@ Deno.test("a checkpoint to tokens, from the command line", async () => {
   assert.equal(plan.model.hiddenSize, 256);
   assert.ok(plan.prediction.modes.length > 0);
   const report = (await hcinfer("inspect", bundle)).out;
-  assert.match(report, /3\.gate_up/);
+  assert.match(report, /^Where a token's time and bytes go\nkind /);
+  assert.match(report, /^gate_up +8 q\w+ /m);
   assert.match(report, /all predicted/);
   assert.match(report, /gate_up of layers 0-7\n +\d/);
   assert.deepEqual(report.split("\n").filter((line) => line.length > 80), []);

@@ -158,7 +158,7 @@ export function contextOption(): Option {
 export function asOption(): Option {
   return new Option(
     "--as <kind>",
-    "decode: every token chooses its own channels; prefill: all rows are added",
+    "decode: every token chooses its own rows; prefill: all rows are added",
   )
     .choices(["decode", "prefill"]).default("decode");
 }

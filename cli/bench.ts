@@ -82,7 +82,7 @@ export function median(numbers: readonly number[]): number {
 function bench(path: string, options: Options): void {
   const { prompt, tokens, repeats, threads, corrections } = options;
   using model = OpenModel.open(path, { ...options, contextLength: prompt + tokens });
-  const { contextLength, name: executor } = model.executor;
+  const { contextLength, name: executor, mode } = model.executor;
   if (prompt + tokens > contextLength) {
     throw new HcinferError(
       "usage",
@@ -99,11 +99,11 @@ function bench(path: string, options: Options): void {
   }
   progress.finish();
   const { backboneBytes, headBytes, correctionBytesRead } = figures(model.bundle.plan);
-  const bytesRead = backboneBytes + headBytes + (corrections === "off" ? 0 : correctionBytesRead);
+  const bytesRead = backboneBytes + headBytes + (mode === "off" ? 0 : correctionBytesRead);
   const decode = median(speeds.map((speed) => speed.decode));
   if (options.json) {
     process.stdout.write(
-      `${JSON.stringify({ executor, threads, corrections, prompt, tokens, bytesRead, speeds })}\n`,
+      `${JSON.stringify({ executor, threads, corrections, mode, prompt, tokens, bytesRead, speeds })}\n`,
     );
     return;
   }
@@ -119,6 +119,6 @@ function bench(path: string, options: Options): void {
       `\n${bytesText(bytesRead)} of weights and corrections read per decoded token: ` +
       `${bytesText(bytesRead * decode)}/s\n` +
       `prompt to first token ${secondsText(median(speeds.map((speed) => speed.firstToken)))}, ` +
-      `${executor}, corrections ${corrections}, resident ${bytesText(process.memoryUsage().rss)}\n`,
+      `${executor}, corrections ${mode}, resident ${bytesText(process.memoryUsage().rss)}\n`,
   );
 }

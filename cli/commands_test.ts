@@ -110,9 +110,11 @@ Deno.test("bench: speeds of the prompt and of decoding", () =>
       shown.out,
       /^tokens per second +median +least +most\nprompt of 16 .*\ndecode 8 after it .*\n/,
     );
+    // The mode that ran, not the one that was asked for.
+    assert.match(shown.out, /, corrections (inline|async), resident /);
     const json = await bench("--prompt", "16", "--tokens", "8", "--json", "--corrections", "off");
-    const { speeds, prompt, corrections } = JSON.parse(json.out);
-    assert.deepEqual([speeds.length, prompt, corrections], [2, 16, "off"]);
+    const { speeds, prompt, corrections, mode } = JSON.parse(json.out);
+    assert.deepEqual([speeds.length, prompt, corrections, mode], [2, 16, "off", "off"]);
     assert.ok(speeds.every((speed: { decode: number }) => speed.decode > 0));
     assertFailed(await bench("--prompt", "60", "--tokens", "8"), 2, /do not fit the context of 64/);
     assertFailed(await bench("--repeats", "0"), 2, /at least 1/);
@@ -127,7 +129,7 @@ Deno.test("compile and inspect: a bundle, and what is in it", () =>
     assert.ok(existsSync(join(output, "weights.safetensors")));
     const shown = await hcinfer(["inspect", output]);
     assertWorked(shown, /^$/);
-    assert.match(shown.out, /^model .*\n/);
+    assert.match(shown.out, /^model .*\n/m);
     assert.deepEqual(shown.out.split("\n").filter((line) => line.length > 80), []);
     assert.equal(
       JSON.parse((await hcinfer(["inspect", output, "--json"])).out).model.vocabularySize,
@@ -186,7 +188,7 @@ Deno.test("a plan's summary fits 80 columns, and its figures add up", async () =
     assert.match(summary, /^model {7}.*\nbackbone {4}q3g32 /);
     assert.match(
       summary,
-      correct === "none" ? /^corrections none$/m : /^corrections sparse.* in 8 of 8 windows/m,
+      correct === "none" ? /^corrections none$/m : /^corrections rows in 8 of 8 windows, .* rows a token$/m,
     );
     const figure = figures(plan);
     const bytes = plan.weights.reduce((sum, weight) => sum + weight.bytes, 0);

@@ -94,7 +94,7 @@ export function compileCommand(): Command {
     .addOption(
       new Option(
         "--residual-width <bits>",
-        `bits of a residual's code (default: ${defaultResidualWidth(false)}, ${
+        `bits of a row's code (default: ${defaultResidualWidth(false)}, ${
           defaultResidualWidth(true)
         } with statistics)`,
       ).choices(RESIDUAL_WIDTHS.map(String)),

@@ -114,9 +114,10 @@ Deno.test("compile, inspect and rebudget say what a bundle is made with and what
     const shown = await hcinfer(["inspect", at("bundle")]);
     assert.match(
       shown.out,
-      /^made with +joint; rows by threshold; budget bytes:10%; calibrated on 2048\n +tokens of text.txt$/m,
+      /^made with +--weights q3s --head q8 --quantizer joint --correct sparse\n +--budget bytes:10% --choice threshold --residual-width 3; calibrated\n +on 2048 tokens of text.txt$/m,
     );
-    assert.match(shown.out, /^kind +windows +format +alone +corrected +rows\nqkv +2 +q3s /m);
+    assert.match(shown.out, /^kind +windows +bytes +error +left +rows +stored +read\nqkv +2 q3s /m);
+    assert.match(shown.out, /^kind +alone +corrected +one alone +one corrected\nqkv /m);
     assert.deepEqual(shown.out.split("\n").filter((line) => line.length > 80), []);
     const json = JSON.parse((await hcinfer(["inspect", at("bundle"), "--json"])).out);
     assert.equal(json.provenance.options.choice, "threshold");
@@ -134,9 +135,9 @@ Deno.test("compile, inspect and rebudget say what a bundle is made with and what
     );
     const { corrected: _, ...alone } = measured;
     assert.deepEqual(readPlan(at("more")).report.measured, alone);
-    assertWorked(more, /^corrections sparse.*\n.*\(\d+\.\d % of the backbone\)\n[^]*^wrote .*more\n$/m);
+    assertWorked(more, /^corrections rows.*\n.*\(\d+\.\d % of the backbone\)\n[^]*^wrote .*more\n$/m);
     const said = await hcinfer(["inspect", at("more")]);
-    assert.match(said.out, /budget bytes:30%; compiled with bytes:10%/);
+    assert.match(said.out, /--budget\s+bytes:30%[^]*;\s+rebudgeted\s+from\s+bytes:10%/);
     assertWorked(await hcinfer(["run", at("more"), "the", "--max-tokens", "3"]), /^prompt/);
     assertFailed(await hcinfer(["rebudget", at("bundle")]), 2, /--budget/);
     assertFailed(
@@ -162,7 +163,7 @@ Deno.test("singular moments, channels that never fire and outputs that do not ma
     const { out } = await hcinfer(["inspect", at("bundle")]);
     assert.match(
       out,
-      /0\.0 channels a token \(at most 16 of 90\), what is worth .* nats per MB:\n +predicted loss 0\.0 nats/,
+      /0\.0 rows a token \(at most 16 of 90\), what is worth .* nats per MB:\n +predicted loss 0\.0 nats/,
     );
   }, { text: "the ".repeat(700), model: { edit: silent } });
 });

@@ -1,35 +1,49 @@
-/** hcinfer inspect: what a bundle will do, and why. Reads no weights. */
+/** hcinfer inspect: what a bundle will do, and why. Reads no weights, unless it is to measure. */
 import { Command, Option } from "commander";
 import process from "node:process";
-import { readPlan } from "../compiler/bundle.ts";
-import { predictionText, predictPlan } from "../compiler/inspect.ts";
+import { openBundle, readPlan } from "../compiler/bundle.ts";
+import { layersText, type Prediction, predictionText, predictPlan } from "../compiler/inspect.ts";
+import { windowKind } from "../compiler/inspect_kinds.ts";
 import { printGraph } from "../compiler/ir/text.ts";
 import { typeText } from "../compiler/ir/types.ts";
 import type { Plan } from "../compiler/plan.ts";
 import type { Report } from "../compiler/report.ts";
 import { replan } from "../compiler/replan.ts";
 import { genericProfile, profileOf } from "../compiler/profile.ts";
-import { bytes } from "./arguments.ts";
-import { figures, madeWith, planSummary, type Window, windows, wrapped } from "./summary.ts";
-import { bytesText, printable, table, writeOut } from "./terminal.ts";
+import { bytes, refuse, threadsOption } from "./arguments.ts";
+import { type Measured, measureKinds } from "./inspect_measure.ts";
+import { rankingText } from "./inspect_ranking.ts";
+import { kindTable, lossTable, windowTable } from "./inspect_windows.ts";
+import { madeWith } from "./made_with.ts";
+import { correctedError, figures, planSummary, type Window, windows, wrapped } from "./summary.ts";
+import { bytesText, printable, Progress, table, writeOut } from "./terminal.ts";
 
 export function inspectCommand(): Command {
   return new Command("inspect")
     .description(
-      "Show layers, windows, sizes, devices, lanes, predicted times and the cause of each decision.",
+      "Show where a token's time and bytes go, windows, sizes, devices, lanes and the cause of each decision.",
     )
     .argument("<bundle>", "folder that compile wrote")
     .addOption(new Option("--json", "the plan and what it is predicted to do as JSON").conflicts("graph"))
     .addOption(new Option("--graph", "the graph as text, which parses back"))
     .addOption(
+      new Option("--windows", "every window and layer instead of a line a kind").conflicts(["json", "graph"]),
+    )
+    .addOption(
       new Option("--gpu-memory <bytes>", "show the plan for so much of the GPU's memory, like 8GiB")
         .argParser(bytes),
     )
+    .addOption(
+      new Option("--measure", "decode on this machine's CPU: measured times beside the predicted ones")
+        .conflicts(["graph", "gpuMemory"]),
+    )
+    .addOption(threadsOption())
     .addHelpText(
       "after",
       `
 Examples:
   hcinfer inspect bundles/tiny
+  hcinfer inspect bundles/tiny --measure --threads 1
   hcinfer inspect bundles/tiny --graph > graph.py
   hcinfer inspect bundles/large --gpu-memory 8GiB
   hcinfer inspect bundles/tiny --json`,
@@ -40,111 +54,95 @@ Examples:
 interface Options {
   readonly json?: true;
   readonly graph?: true;
+  readonly windows?: true;
   readonly gpuMemory?: number;
+  readonly measure?: true;
+  readonly threads: number;
 }
 
-function inspect(path: string, { gpuMemory, ...options }: Options): void {
+function inspect(path: string, options: Options, command: Command): void {
+  const { gpuMemory, threads } = options;
+  if (!options.measure) refuse(command, "nothing runs without --measure", "threads");
   const { plan: stored, report: compiled } = readPlan(path);
   const plan = gpuMemory === undefined
     ? stored
     : replan(stored, { profile: profileOf(stored) ?? genericProfile(1), gpuMemory });
-  if (options.graph) writeOut(printGraph(plan.graph));
-  else if (options.json) {
-    const { price, measured, predicted, windows } = compiled;
-    // Curves and spectra are for rebudget.
-    const losses = windows.map(({ rows: _, spectrum: __, ...window }) => window);
-    const loss = { price, measured, predicted, windows: losses };
-    const everything = { ...plan, figures: figures(plan), loss, prediction: predictPlan(plan) };
-    process.stdout.write(`${printable(JSON.stringify(everything, null, 2))}\n`);
-  } else process.stdout.write(`${printable(report(plan, compiled))}\n`);
+  if (options.graph) return writeOut(printGraph(plan.graph));
+  const measured = options.measure ? measure(path, threads) : undefined;
+  const prediction = measured === undefined
+    ? predictPlan(plan)
+    : predictPlan(plan, { threads, kindsMode: measured.mode });
+  const text = options.json
+    ? json(plan, compiled, prediction, measured)
+    : report(plan, compiled, { prediction, measured, all: options.windows === true });
+  process.stdout.write(`${printable(text)}\n`);
 }
 
-function report(plan: Plan, measured: Report): string {
+function measure(path: string, threads: number): Measured {
+  using bundle = openBundle(path);
+  const progress = new Progress("measure");
+  try {
+    return measureKinds(bundle, threads, progress.show);
+  } finally {
+    progress.finish();
+  }
+}
+
+function json(plan: Plan, compiled: Report, prediction: Prediction, measured: Measured | undefined): string {
+  const { price, measured: measuredLoss, predicted, windows } = compiled;
+  // Curves and spectra are for rebudget.
+  const losses = windows.map(({ rows: _, spectrum: __, ...window }) => window);
+  return JSON.stringify(
+    {
+      ...plan,
+      figures: { ...figures(plan), correctedError: correctedError(plan, compiled) },
+      loss: { price, measured: measuredLoss, predicted, windows: losses },
+      prediction,
+      ...(measured === undefined ? {} : { measured }),
+    },
+    null,
+    2,
+  );
+}
+
+interface Shown {
+  readonly prediction: Prediction;
+  readonly measured: Measured | undefined;
+  /** Every window and layer. */
+  readonly all: boolean;
+}
+
+function report(plan: Plan, compiled: Report, { prediction, measured, all }: Shown): string {
   const { model } = plan;
-  const all = windows(plan);
+  const found = windows(plan);
+  const losses = lossTable(found, compiled);
   return [
-    planSummary(plan, measured),
+    rankingText(prediction, measured),
+    "",
+    planSummary(plan, compiled),
     `made with   ${wrapped(madeWith(plan), 12).trim()}`,
     `geometry    ${model.layers} layers, hidden ${model.hiddenSize}, ${model.heads} heads of ${model.headDim} ` +
     `(${model.kvHeads} key-value)`,
     `            vocabulary ${model.vocabularySize}, context ${model.contextLength}`,
     "",
-    windowTable(all),
-    "error: ||E||^2 / ||W||^2 of the worst matrix; rows, read: per token;",
-    "stored, read: bytes of corrections; us: predicted, +us: corrections.",
-    ...lossTable(all, measured),
+    all ? windowTable(found, compiled) : kindTable(found, compiled),
+    ...losses === "" ? [] : ["", losses],
     "",
     "Outside windows",
-    weightTable(plan, all),
+    weightTable(plan, found),
     "",
     "Lanes",
     laneTable(plan),
     "",
-    "Times, all predicted: nothing was run",
-    predictionText(predictPlan(plan)),
+    "Modes and memory, all predicted",
+    predictionText(prediction),
+    ...all ? ["", layersText(prediction)] : [],
     "",
     "Causes",
-    causes(plan, all),
+    causes(plan, found),
     "",
-    "Every node and window with its own cause: inspect --graph",
+    "Every window: inspect --windows; every node with its own cause: inspect --graph",
   ].join("\n");
-}
-
-/** rows: channels read per token; us: predicted for the linear, +us: for its corrections. */
-function windowTable(all: readonly Window[]): string {
-  const head = ["window", "format", "bytes", "error", "rank", "rows", "stored", "read", "us", "+us"];
-  return table(
-    head,
-    all.map((window) => {
-      const correction = window.nodes.reduce((sum, node) => sum + (node.placement.microseconds ?? 0), 0);
-      const error = Math.max(...window.weight.sections.map((section) => section.relativeError));
-      return [
-        window.name,
-        window.weight.format,
-        bytesText(window.weight.bytes),
-        error.toFixed(4),
-        `${window.rank}`,
-        `${window.channels}`,
-        bytesText(window.bytesStored),
-        bytesText(window.bytesRead),
-        (window.linear.placement.microseconds ?? 0).toFixed(1),
-        correction.toFixed(1),
-      ];
-    }),
-    2,
-  );
-}
-
-/** What windows are predicted to lose, by their kind; nothing without a calibration. */
-function lossTable(all: readonly Window[], { windows, predicted }: Report): string[] {
-  if (predicted === undefined) return [];
-  const kinds = new Map<string, { formats: Set<string>; sums: [number, number, number, number] }>();
-  const found = new Map(windows.map((window) => [window.window, window]));
-  for (const { name, weight, channels } of all) {
-    const { predicted, rebudgeted } = found.get(name) ?? {};
-    if (predicted === undefined) continue;
-    const kind = name.replace(/^\d+\./, "");
-    const { formats, sums } = kinds.get(kind) ?? { formats: new Set<string>(), sums: [0, 0, 0, 0] };
-    const more = [1, predicted.alone, rebudgeted?.corrected ?? predicted.corrected, channels];
-    const [count, alone, corrected, rows] = sums.map((sum, i) => sum + more[i]!);
-    kinds.set(kind, { formats: formats.add(weight.format), sums: [count!, alone!, corrected!, rows!] });
-  }
-  const nats = (value: number) => `${Number(value.toPrecision(3))}`;
-  const lines = [...kinds].map(([kind, { formats, sums: [count, alone, corrected, rows] }]) => {
-    return [
-      kind,
-      `${count}`,
-      [...formats].join(" "),
-      nats(alone),
-      nats(corrected),
-      (rows / count).toFixed(1),
-    ];
-  });
-  return [
-    "",
-    "Loss, predicted on the calibration's text: nats a token",
-    table(["kind", "windows", "format", "alone", "corrected", "rows"], lines, 2),
-  ];
 }
 
 function weightTable(plan: Plan, all: readonly Window[]): string {
@@ -180,7 +178,8 @@ function laneTable(plan: Plan): string {
 function causes(plan: Plan, all: readonly Window[]): string {
   const budgets = new Map<string, { kind: string; layers: number[]; causes: string[] }>();
   for (const { name, cause } of all) {
-    const [layer = "", kind = ""] = name.split(/\.(.*)/s);
+    const [layer = ""] = name.split(".");
+    const kind = windowKind(name);
     const key = `${kind} ${cause.replaceAll(NUMBER, "#")}`;
     const group = budgets.get(key) ?? { kind, layers: [], causes: [] };
     budgets.set(key, {

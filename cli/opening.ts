@@ -2,8 +2,7 @@
 import process from "node:process";
 import { type Bundle, openBundle } from "../compiler/bundle.ts";
 import { limitsOf } from "../compiler/memory.ts";
-import { openExecutor, requireDevice } from "../runtime/devices.ts";
-import type { Executor } from "../runtime/executor.ts";
+import { type DeviceExecutor, openExecutor, requireDevice } from "../runtime/devices.ts";
 import { Tokenizer } from "../runtime/tokenizer.ts";
 import type { RunOptions } from "./arguments.ts";
 import { poorAlone } from "./summary.ts";
@@ -19,7 +18,7 @@ export interface OpenOptions extends RunOptions {
  * An executor on the device that was asked for. Standard error says where a planned GPU is not there, and where a backbone
  * runs alone that is poor alone.
  */
-export function openExecutorOn(bundle: Bundle, options: OpenOptions): Executor {
+export function openExecutorOn(bundle: Bundle, options: OpenOptions): DeviceExecutor {
   const poor = options.corrections === "off" ? poorAlone(bundle.report) : undefined;
   if (poor !== undefined) process.stderr.write(`${poor}\n`);
   return openExecutor(bundle, { ...options, onFallback: (why) => process.stderr.write(`${why}\n`) });
@@ -27,7 +26,7 @@ export function openExecutorOn(bundle: Bundle, options: OpenOptions): Executor {
 
 /** A bundle with an executor on it; dispose of it when done. */
 export class OpenModel implements Disposable {
-  private constructor(readonly bundle: Bundle, readonly executor: Executor) {}
+  private constructor(readonly bundle: Bundle, readonly executor: DeviceExecutor) {}
 
   static open(path: string, options: OpenOptions): OpenModel {
     // Before all weights are read.

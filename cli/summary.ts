@@ -1,10 +1,17 @@
 /** What a plan holds, in figures: `compile` and the demo print a summary, `inspect` the tables. */
-import { z } from "zod";
 import type { Graph, Node, NodeOf } from "../compiler/ir/graph.ts";
 import { packedName } from "../compiler/ir/naming.ts";
+import { laplaceShare, rankCurve } from "../compiler/passes/gain.ts";
 import { windowOf } from "../compiler/passes/schedule.ts";
 import type { PackedWeight, Plan } from "../compiler/plan.ts";
 import type { MeasuredLoss, Report } from "../compiler/report.ts";
+import {
+  formatFor,
+  type FormatKind,
+  formatText,
+  packedShape,
+  parseFormat,
+} from "../compiler/weights/format.ts";
 import { bytesText, percentText } from "./terminal.ts";
 
 /** All bytes; "read" is per decoded token. */
@@ -78,6 +85,63 @@ export function figures(plan: Plan): Figures {
   };
 }
 
+/**
+ * The share of a window's error that corrections are expected to leave. With statistics, of the loss that was predicted on the
+ * calibration's text; without, of the error's energy, as if inputs were Laplace-distributed and alike (passes/gain.ts).
+ */
+export function errorLeft({ name, weight, rank, channels }: Window, report: Report): number {
+  const found = report.windows.find(({ window }) => window === name);
+  if (found?.predicted !== undefined) {
+    const corrected = found.rebudgeted?.corrected ?? found.predicted.corrected;
+    return found.predicted.alone > 0 ? Math.min(1, corrected / found.predicted.alone) : 1;
+  }
+  const captured = rankCurve(Float32Array.from(found?.spectrum ?? []), found?.errorEnergy ?? 0)(rank);
+  return (1 - captured) * (1 - laplaceShare(channels / weight.inputs));
+}
+
+/** `Figures.relativeError` as corrections are expected to leave it. */
+export function correctedError(plan: Plan, report: Report): number {
+  const sections = windows(plan).flatMap((window) => {
+    const left = errorLeft(window, report);
+    return window.weight.sections.map(({ rows, relativeError }) => ({ rows, error: left * relativeError }));
+  });
+  const rows = sections.reduce((sum, section) => sum + section.rows, 0);
+  return sections.reduce((sum, section) => sum + section.error * section.rows, 0) / (rows || 1);
+}
+
+/** The format that is tried when one loses too much. */
+const NEXT_WIDER: { readonly [K in FormatKind]?: FormatKind } = {
+  q2: "q3",
+  q3: "q4",
+  q4: "q8",
+  q2s: "q3s",
+  q3s: "q4s",
+  q4s: "q8",
+  q8: "bf16",
+};
+
+/**
+ * What to say of a bundle whose backbone and corrections store more bytes than the same windows in the next wider format
+ * without corrections. Undefined where they do not.
+ */
+export function storesMore(plan: Plan): string | undefined {
+  const wider = windows(plan).map(({ weight }) => {
+    const format = parseFormat(weight.format);
+    const kind = format && NEXT_WIDER[format.kind];
+    if (format === undefined || kind === undefined) return { format: weight.format, bytes: weight.bytes };
+    const group = format.kind === "bf16" ? 64 : format.group;
+    const next = formatFor(kind, group);
+    return { format: formatText(next), bytes: packedShape(next, weight.rows, weight.inputs).bytes };
+  });
+  const { backboneBytes, correctionBytesStored, correctionBytesRead } = figures(plan);
+  const stored = backboneBytes + correctionBytesStored;
+  const bytes = wider.reduce((sum, weight) => sum + weight.bytes, 0);
+  if (correctionBytesStored === 0 || stored <= bytes) return undefined;
+  const formats = [...new Set(wider.map(({ format }) => format))].join(" and ");
+  return `backbone and corrections store ${bytesText(stored)}, more than ${formats} without corrections ` +
+    `would (${bytesText(bytes)}); a token reads ${bytesText(backboneBytes + correctionBytesRead)}`;
+}
+
 /** Predicted microseconds of a decode step, by lane. */
 export function predicted(graph: Graph): Map<string, number> {
   const lanes = new Map<string, number>();
@@ -133,45 +197,6 @@ export function poorAlone(report: Report): string | undefined {
 /** Divergence in nats a token. */
 const POOR_NATS = 0.02;
 
-/** "joint; rows by threshold; bytes:10%; 65536 tokens of prose.txt": what the weights were made with. */
-export function madeWith({ provenance }: Plan): string {
-  const made = MadeWith.parse(provenance);
-  const { quantizer, options: { correct, budget, choice }, statistics, rebudgeted } = made;
-  const texts = statistics?.texts.map(({ name }) => name).join(", ");
-  return [
-    quantizer?.split(",")[0],
-    choice === undefined || correct === "low_rank" || correct === "none" ? undefined : `rows by ${choice}`,
-    budget === undefined || correct === "none" ? undefined : `budget ${budgetText(budget)}`,
-    rebudgeted?.from === undefined ? undefined : `compiled with ${budgetText(rebudgeted.from)}`,
-    statistics === undefined ? undefined : `calibrated on ${statistics.tokens} tokens of ${texts}`,
-  ].filter(Boolean).join("; ");
-}
-
-const MadeBudget = z.object({
-  kind: z.string(),
-  share: z.number().optional(),
-  rank: z.number().optional(),
-  channels: z.number().optional(),
-}).optional().catch(undefined);
-/** Of provenance, which is for people: what does not fit is left out. */
-const MadeWith = z.object({
-  quantizer: z.string().optional().catch(undefined),
-  options: z.object({
-    correct: z.string().optional(),
-    choice: z.string().optional(),
-    budget: MadeBudget,
-  }).catch({}),
-  statistics: z.object({ tokens: z.number(), texts: z.array(z.object({ name: z.string() })) }).optional()
-    .catch(undefined),
-  rebudgeted: z.object({ from: MadeBudget }).optional().catch(undefined),
-});
-
-function budgetText({ kind, share, rank, channels }: NonNullable<z.infer<typeof MadeBudget>>): string {
-  if (share !== undefined) return `${kind}:${Number((100 * share).toPrecision(4))}%`;
-  return [rank === undefined ? "" : `rank:${rank}`, channels === undefined ? "" : `channels:${channels}`]
-    .filter(Boolean).join(",");
-}
-
 /** Some lines of "name value", for people. */
 export function planSummary(plan: Plan, report?: Report): string {
   const { model, graph } = plan;
@@ -194,10 +219,10 @@ export function planSummary(plan: Plan, report?: Report): string {
   if (corrected.length === 0) {
     lines.push(["corrections", "none"]);
   } else {
-    const [ranks, channels] = [corrected.map((w) => w.rank), corrected.map((w) => w.channels)];
-    const [factors, rows] = [Math.max(...ranks) > 0, Math.max(...channels) > 0];
-    const forms = [factors ? "low_rank" : "", rows ? "sparse_residual" : ""].filter(Boolean);
-    const sizes = [factors ? `rank ${range(ranks)}` : "", rows ? `${range(channels)} channels` : ""]
+    const [ranks, rows] = [corrected.map((w) => w.rank), corrected.map((w) => w.channels)];
+    const [hasFactors, hasRows] = [Math.max(...ranks) > 0, Math.max(...rows) > 0];
+    const forms = [hasRows ? "rows" : "", hasFactors ? "factors" : ""].filter(Boolean);
+    const sizes = [hasRows ? `${range(rows)} rows a token` : "", hasFactors ? `rank ${range(ranks)}` : ""]
       .filter(Boolean).join(", ");
     const share = figure.correctionBytesRead / figure.backboneBytes;
     lines.push(
@@ -209,15 +234,30 @@ export function planSummary(plan: Plan, report?: Report): string {
       ],
     );
   }
+  if (report !== undefined && figure.relativeError > 0) {
+    const [before, after] = [figure.relativeError, correctedError(plan, report)].map(shareText);
+    const expected = corrected.length === 0 ? "" : `, about ${after} after correction`;
+    lines.push(["error", `${before} of the weights' energy${expected}`]);
+  }
   const loss = report && lossText(report);
   if (loss !== undefined) lines.push(["loss", wrapped(loss, 12).trim()]);
   const lanes = [...predicted(graph)].map(([lane, us]) => `${lane} ${us.toFixed(0)} us`);
   lines.push(["predicted", `${lanes.join(", ")} per token`], ["mode", plan.corrections.mode]);
-  return [...lines.map(([name, value]) => `${name.padEnd(12)}${value}`), wrapped(plan.corrections.cause, 12)]
-    .join(
-      "\n",
-    );
+  const more = storesMore(plan);
+  return [
+    ...lines.map(([name, value]) => `${name.padEnd(12)}${value}`),
+    wrapped(plan.corrections.cause, 12),
+    ...more === undefined ? [] : [`warning     ${wrapped(more, 12).trim()}`],
+  ].join("\n");
 }
+
+/** `0.76 %`, with two digits that count. */
+function shareText(share: number): string {
+  return `${Number((100 * share).toPrecision(2))} %`;
+}
+
+/** A space that `wrapped` does not break. */
+export const TIED = "\u00a0";
 
 /** Text in lines of 80 columns, indented. */
 export function wrapped(text: string, indent: number): string {
@@ -227,5 +267,5 @@ export function wrapped(text: string, indent: number): string {
     if (line.length + 1 + word.length > 80 - indent && line !== "") lines.push(word);
     else lines[lines.length - 1] = line === "" ? word : `${line} ${word}`;
   }
-  return lines.map((line) => " ".repeat(indent) + line).join("\n");
+  return lines.map((line) => " ".repeat(indent) + line.replaceAll(TIED, " ")).join("\n");
 }

@@ -1,11 +1,12 @@
 /**
  * What a plan is predicted to do on a machine: the null executor's timelines in every mode of corrections, where the time of a
- * token goes, stalls, and memory. As data that JSON can hold, and as text of 80 columns.
+ * token goes, by kind of node and by layer, stalls, and memory. As data that JSON can hold, and as text of 80 columns.
  */
 import { PREDICTED_CONTEXT } from "./cost.ts";
 import { layerOf } from "./ir/naming.ts";
 import { usesGpu } from "./ir/graph.ts";
-import { CORRECTION_OPS, type Op } from "./ir/ops.ts";
+import { ATTENTION_OPS, kindsOf, type PredictedKind } from "./inspect_kinds.ts";
+import { CORRECTION_OPS } from "./ir/ops.ts";
 import { type Part, partsOf } from "./passes/devices.ts";
 import { correctionMode, type Plan } from "./plan.ts";
 import { genericProfile, type MachineProfile, profileOf } from "./profile.ts";
@@ -40,6 +41,9 @@ export interface Prediction {
   /** How corrections run when nothing else is asked; the plan's choice, as far as the threads allow. */
   readonly defaultMode: PredictedMode["mode"];
   readonly modes: readonly PredictedMode[];
+  /** Of a token in one of the modes, what takes longest first. */
+  readonly kinds: readonly PredictedKind[];
+  readonly kindsMode: PredictedMode["mode"];
   /** Of a prompt's corrections; the cause says what was predicted. */
   readonly prefill: Plan["corrections"]["prefill"];
   readonly prefillCause: string;
@@ -55,6 +59,8 @@ export interface PredictionOptions extends Partial<Limits> {
   /** Default: the profile the plan was compiled for. */
   readonly profile?: MachineProfile;
   readonly threads?: number;
+  /** The mode of `kinds`, of those that the plan has. Default: `defaultMode`. */
+  readonly kindsMode?: PredictedMode["mode"];
 }
 
 /** A step of one token in all modes. */
@@ -65,12 +71,14 @@ export function predictPlan(plan: Plan, options: PredictionOptions = {}): Predic
     .filter((mode) => correctionMode(plan, mode, threads) === mode)
     .map((mode) => timelineOf(plan, mode, { profile, threads }));
   const memory = memoryOf(plan, limitsOf(plan.model, options, usesGpu(plan.graph)));
+  const defaultMode = correctionMode(plan, "auto", threads);
+  const { kindsMode = defaultMode } = options;
   return {
     profile: profile.name,
     profileMeasured: profile.measured,
     threads,
     context: PREDICTED_CONTEXT,
-    defaultMode: correctionMode(plan, "auto", threads),
+    defaultMode,
     modes: timelines.map(({ mode, microseconds, lanes, corrections }) => ({
       mode,
       corrections,
@@ -78,6 +86,8 @@ export function predictPlan(plan: Plan, options: PredictionOptions = {}): Predic
       tokensPerSecond: microseconds > 0 ? Math.round(1e7 / microseconds) / 10 : 0,
       lanes,
     })),
+    kinds: kindsOf(plan.graph, timelineOf(plan, kindsMode, { profile, threads })),
+    kindsMode,
     prefill: plan.corrections.prefill,
     prefillCause: plan.corrections.prefillCause,
     spilled: spilledOf(plan),
@@ -103,9 +113,6 @@ function spilledOf({ graph }: Plan): Prediction["spilled"] {
   }));
 }
 
-/** Attention in a lowered graph: queries and keys made ready, then the sums over the cache. */
-const ATTENTION: ReadonlySet<Op> = new Set<Op>(["append", "attend"]);
-
 /** Times of the plan's own prediction, by layer. Nodes without weights belong to the layer of the node before. */
 function layersOf(plan: Plan): PredictedLayer[] {
   const spent = new Map<number | null, Record<"linears" | "attention" | "other" | "corrections", number>>();
@@ -119,7 +126,7 @@ function layersOf(plan: Plan): PredictedLayer[] {
       ? "corrections"
       : node.op === "linear"
       ? "linears"
-      : ATTENTION.has(node.op)
+      : ATTENTION_OPS.has(node.op)
       ? "attention"
       : "other";
     sums[kind] += node.placement.microseconds ?? 0;
@@ -136,7 +143,7 @@ function layersOf(plan: Plan): PredictedLayer[] {
 
 const COLUMNS = 80;
 
-/** Text of at most `COLUMNS` columns. */
+/** Modes and memory, in text of at most `COLUMNS` columns. */
 export function predictionText(prediction: Prediction): string {
   const { profile, profileMeasured, threads, context, modes, memory, defaultMode } = prediction;
   const total = Object.values(memory).reduce((sum, part) => sum + part, 0);
@@ -173,7 +180,6 @@ export function predictionText(prediction: Prediction): string {
       ...paragraph("prompts", `corrections ${prediction.prefill}: ${prediction.prefillCause}`),
     );
   }
-  lines.push("", ...table(prediction.layers));
   return lines.join("\n");
 }
 
@@ -200,8 +206,8 @@ function shortened(name: string, most: number): string {
   return name.length <= most ? name : `${name.slice(0, most - 3)}...`;
 }
 
-/** Equal neighbours stand in one line: `0-27`. */
-function table(layers: readonly PredictedLayer[]): string[] {
+/** Microseconds by layer; equal neighbours stand in one line: `0-27`. */
+export function layersText({ layers }: Pick<Prediction, "layers">): string {
   const row = (cells: readonly string[]) =>
     "  " + cells.map((cell, i) => i === 0 ? cell.padEnd(10) : cell.padStart(13)).join("");
   const groups: { first: PredictedLayer; last: PredictedLayer }[] = [];
@@ -225,7 +231,7 @@ function table(layers: readonly PredictedLayer[]): string[] {
       const times = [first.linears, first.attention, first.other, first.corrections];
       return row([name, ...times.map((t) => t.toFixed(1))]);
     }),
-  ];
+  ].join("\n");
 }
 
 function rate(perSecond: number): string {

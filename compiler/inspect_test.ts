@@ -3,7 +3,7 @@ import { CHOICES, limits, passes, tinyPlan } from "../tests/fixtures/passes.ts";
 import { TINY, transformer } from "./ir/fixture.ts";
 import { windowOf } from "./ir/graph.ts";
 import { layout } from "./passes/layout.ts";
-import { predictionText, predictPlan } from "./inspect.ts";
+import { layersText, predictionText, predictPlan } from "./inspect.ts";
 import { limitsOf, memoryOf } from "./memory.ts";
 import { schedule } from "./passes/schedule.ts";
 import { type Plan, splitThreads } from "./plan.ts";
@@ -118,7 +118,9 @@ Deno.test("a prediction is JSON, and its text fits 80 columns", () => {
   for (const options of [{}, { threads: 1 }, { profile: PROFILES["rtx-4060-laptop"], threads: 8 }]) {
     const prediction = predictPlan(plan, options);
     assert.deepEqual(JSON.parse(JSON.stringify(prediction)), prediction);
-    for (const line of predictionText(prediction).split("\n")) assert.ok(line.length <= 80, line);
+    for (const text of [predictionText(prediction), layersText(prediction)]) {
+      for (const line of text.split("\n")) assert.ok(line.length <= 80, line);
+    }
   }
   // Sizes of a large model.
   const big = predictPlan(plan);
@@ -127,8 +129,10 @@ Deno.test("a prediction is JSON, and its text fits 80 columns", () => {
   ) as typeof big.memory;
   const modes = big.modes.map((m) => ({ ...m, microseconds: 1e3 * m.microseconds }));
   const layers = big.layers.map((l) => ({ ...l, linears: 123_456.7, layer: l.layer === 1 ? 127 : l.layer }));
-  const text = predictionText({ ...big, memory, modes, layers, profile: "x".repeat(70) });
-  for (const line of text.split("\n")) assert.ok(line.length <= 80, line);
+  const wide = { ...big, memory, modes, layers, profile: "x".repeat(70) };
+  for (const line of [predictionText(wide), layersText(wide)].join("\n").split("\n")) {
+    assert.ok(line.length <= 80, line);
+  }
 });
 
 Deno.test("the text of a prediction", () => {
@@ -141,7 +145,7 @@ Deno.test("the text of a prediction", () => {
   const total = Object.values(predictPlan(plan).memory).reduce((sum, bytes) => sum + bytes, 0);
   assert.ok(text.includes(`memory  ${(total / 1000).toFixed(1)} kB: weights 49.4 kB, corrections 8.0 kB,`));
   // Layers that are alike stand in one line.
-  assert.match(lines.at(-1)!, /^ {2}0-1 +\d/);
+  assert.match(layersText(predictPlan(plan)).split("\n").at(-1)!, /^ {2}0-1 +\d/);
 });
 
 /** A model whose windows are long enough on a GPU for corrections to hide, in the GPU's memory or with layers spilled. */

@@ -35,12 +35,17 @@ export function requireDevice(device: DeviceChoice): void {
   if (problem !== undefined) throw new HcinferError("environment", `${problem}; use --device cpu`);
 }
 
+/** An executor of a device, which says how corrections run: as asked, or as the plan for this machine chose. */
+export interface DeviceExecutor extends Executor {
+  readonly mode: Plan["corrections"]["mode"];
+}
+
 /**
  * An executor on the device that is asked for, its plan placed anew where it was made for another machine or context.
  * @throws {HcinferError} "environment" when `device` is "cuda" and there is no GPU to use, "usage" for options that contradict
  *   each other or less memory than the smallest plan takes, and what the executor's own constructor throws
  */
-export function openExecutor(bundle: MappedBundle, options: DeviceOptions): Executor {
+export function openExecutor(bundle: MappedBundle, options: DeviceOptions): DeviceExecutor {
   const { device, gpuMemory, onFallback, ...rest } = options;
   if (device === "cpu" && gpuMemory !== undefined) {
     throw new HcinferError(

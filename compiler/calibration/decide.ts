@@ -267,8 +267,8 @@ function causeOf(decision: WindowDecision, price: number | undefined): string {
   const rows = filter.most === 0
     ? `no rows: none of ${filter.norms.length} is worth its bytes and its time`
     : price === undefined || filter.threshold === 0
-    ? `${filter.most} channels of ${filter.norms.length}`
-    : `${expected.toFixed(1)} channels a token (${most})`;
+    ? `${filter.most} rows of ${filter.norms.length}`
+    : `${expected.toFixed(1)} rows a token (${most})`;
   const forms = [...rank > 0 || scores === null ? [`rank ${rank}`] : [], ...scores === null ? [] : [rows]];
   const worth = price === undefined ? "" : `, what is worth ${price.toPrecision(2)} nats per MB`;
   const remains = left < loss ? ` -> ${left.toPrecision(2)}` : "";

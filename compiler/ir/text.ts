@@ -8,7 +8,7 @@
  *     rope_0 = rope_table(frequencies=(1, 0.1), scale=1)
  *
  *     # layer 3, window qkv
- *     budget("3.qkv", rank=0, channels=96)  # 96 channels of 4096: next 8 would win 0.8 % of the error for 2.3 kB
+ *     budget("3.qkv", rank=0, channels=96)  # 96 rows of 4096: next 8 would win 0.8 % of the error for 2.3 kB
  *     q3, k3, v3 = linear(x7, "model.layers.3.self_attn.q_proj+k_proj+v_proj", outputs=(4096, 1024, 1024), format="q4g64")
  *         # [T,4096] f32, [T,1024] f32, [T,1024] f32 | cpu backbone | 14155776 B read | 372.5 us | q4g64: format of the layers
  *

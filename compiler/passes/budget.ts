@@ -257,7 +257,7 @@ function allocate(
       account.rank = Math.min(rank, account.maxRank);
       account.channels = Math.min(channels, account.maxChannels);
     }
-    const sizes = [rank > 0 ? `rank ${rank}` : "", channels > 0 ? `${channels} channels` : ""];
+    const sizes = [rank > 0 ? `rank ${rank}` : "", channels > 0 ? `${channels} rows` : ""];
     stopped = `fixed at ${sizes.filter(Boolean).join(" and ") || "nothing"}`;
   } else {
     const backbone = statistics.reduce((sum, window) => sum + window.backboneBytes, 0);
@@ -334,7 +334,7 @@ function bestStep(
 }
 
 /**
- * "96 channels of 4096: next 8 would win 0.8 % of the error for 2.3 kB; stopped by the budget of 10 % bytes", and on the GPU
+ * "96 rows of 4096: next 8 would win 0.8 % of the error for 2.3 kB; stopped by the budget of 10 % bytes", and on the GPU
  * "; 9.8 us of 13.6 us beside the GPU, hidden".
  */
 function cause(account: Account, options: BudgetOptions, stopped: string): string {
@@ -342,7 +342,7 @@ function cause(account: Account, options: BudgetOptions, stopped: string): strin
   if (!(window.errorEnergy > 0)) return "no correction: the weights are exact";
   const spent = [
     ...(options.correct === "sparse" ? [] : [`rank ${rank} of ${account.maxRank}`]),
-    ...(options.correct === "low_rank" ? [] : [`${channels} channels of ${account.maxChannels}`]),
+    ...(options.correct === "low_rank" ? [] : [`${channels} rows of ${account.maxChannels}`]),
   ].join(" and ");
   const next = bestStep(account, options);
   const hidden = beside === undefined ? "" : `; ${hiding(account, beside, options)}`;

@@ -120,9 +120,9 @@ Deno.test("rows beside factors are worth what they win of what the factors leave
 Deno.test("causes say what the next step would buy", () => {
   assert.match(
     run({}).budgets[2]?.cause ?? "",
-    /^\d+ channels of 512: next 2 would win \d[\d.]* % of the error for \d+\.\d kB; stopped by the budget of 10 % bytes$/,
+    /^\d+ rows of 512: next 2 would win \d[\d.]* % of the error for \d+\.\d kB; stopped by the budget of 10 % bytes$/,
   );
-  assert.match(run({ correct: "both" }).budgets[2]?.cause ?? "", /^rank \d+ of 16 and \d+ channels of 512: /);
+  assert.match(run({ correct: "both" }).budgets[2]?.cause ?? "", /^rank \d+ of 16 and \d+ rows of 512: /);
   assert.match(run({ correct: "none" }).budgets[0]?.cause ?? "", /corrections are off/);
   const exact = statistics.map((s) => ({ ...s, errorEnergy: 0 }));
   assert.match(run({ statistics: exact }).budgets[0]?.cause ?? "", /the weights are exact/);
@@ -136,7 +136,7 @@ Deno.test("fixed ranks and channels, and options that contradict each other", ()
   assert.ok(channels.budgets.every((b, i) => b.channels === Math.min(100, statistics[i]?.inputs ?? 0)));
   const both = run({ correct: "both", budget: { kind: "rank+channels", rank: 3, channels: 10 } });
   assert.ok(both.budgets.every((b) => b.rank === 3 && b.channels === 10));
-  assert.match(both.budgets[0]?.cause ?? "", /; fixed at rank 3 and 10 channels$/);
+  assert.match(both.budgets[0]?.cause ?? "", /; fixed at rank 3 and 10 rows$/);
   const refused: Partial<BudgetOptions>[] = [
     { correct: "both", budget: { kind: "rank", rank: 8 } },
     { correct: "sparse", budget: { kind: "rank+channels", rank: 3, channels: 10 } },

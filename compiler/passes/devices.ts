@@ -98,7 +98,7 @@ export function chooseDevices(graph: Graph, windows: Plan["windows"], options: D
   const parts = [...new Set(partsOf(graph))];
   const cpuAlone = (why: string): Placed => ({ spilled: new Set(parts), cause: () => `cpu: ${why}` });
   if (limit === undefined) {
-    return cpuAlone(profile.gpu === undefined ? "the only lane" : "the GPU was not asked for");
+    return cpuAlone(profile.gpu === undefined ? "the only device" : "the GPU was not asked for");
   }
   const layers = parts.filter((part) => typeof part === "number").sort((a, b) => a - b);
   const order: readonly Part[] = ["embedding", ...layers.slice(0, -1)];
