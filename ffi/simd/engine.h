@@ -2,7 +2,7 @@
 //
 // Lane 0's thread 0 is the caller. Work inside an instruction is claimed piece by piece from a counter, so a thread that
 // loses its core for a while delays nobody by more than the piece it holds; results do not depend on who computes what
-// (kernels.h). Whoever sees the mailbox's abort flag makes all threads leave the step: everything that waits looks for it.
+// (kernels.h), or on how many do (shedding.h). Whoever sees the mailbox's abort flag makes all threads leave the step: everything that waits looks for it.
 #pragma once
 #include <array>
 #include <atomic>
@@ -19,6 +19,7 @@
 #include "isa.h"
 #include "lane.h"
 #include "program.h"
+#include "shedding.h"
 
 namespace hc {
 
@@ -31,12 +32,14 @@ enum class Status : int32_t { done = 0, aborted = 1, overflow = 2, bad_counts = 
 struct Lane {
   std::vector<BoundInstruction> program;
   std::unique_ptr<Progress[]> progress;  // one per instruction
-  std::unique_ptr<Barrier> barrier;
+  std::unique_ptr<Barrier> barrier = std::make_unique<Barrier>();
   int threads;
+  int active;  // of them, those that take part in the step
+  Shedding shedding;
 
   Lane(std::vector<BoundInstruction>&& program_, int threads_)
-      : program(std::move(program_)), progress(std::make_unique<Progress[]>(program.size())),
-        barrier(std::make_unique<Barrier>(threads_)), threads(threads_) {}
+      : program(std::move(program_)), progress(std::make_unique<Progress[]>(program.size())), threads(threads_),
+        active(threads_), shedding(threads_) {}
 
   void rest() {
     for (size_t n = 0; n < program.size(); n++) progress[n].rest();
@@ -44,12 +47,23 @@ struct Lane {
   }
 };
 
-inline int64_t now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 // The machine's cores are shared with whoever else runs: a worker spins this long for the next step, then parks.
 constexpr int64_t PARK_AFTER_NS = 200'000;
+
+// A thread but the caller's.
+struct alignas(64) Worker {
+  std::atomic<uint64_t> called{0};  // grows with every step that wants it
+  std::atomic<bool> parked{false};
+  Lane* lane = nullptr;
+  int thread = 0;
+  uint8_t* scratch = nullptr;
+  std::thread runs;
+
+  void call() {
+    called.fetch_add(1);
+    if (parked.load()) called.notify_one();
+  }
+};
 
 class Engine {
  public:
@@ -65,9 +79,7 @@ class Engine {
       spin_until([&] { return !announced_.load(std::memory_order_acquire); });
     }
     stop_.store(true);
-    epoch_.value.fetch_add(1);
-    epoch_.value.notify_all();
-    for (std::thread& worker : workers_) worker.join();
+    for (size_t n = 0; n < running_; n++) workers_[n].call(), workers_[n].runs.join();
     std::free(scratch_);
   }
 
@@ -86,11 +98,15 @@ class Engine {
     scratch_ = static_cast<uint8_t*>(std::aligned_alloc(4096, static_cast<size_t>(all_scratch_)));
     if (!scratch_) throw std::bad_alloc();
     times_.assign(lanes_[0].program.size() + 1, 0);
-    workers_.reserve(threads);
+    workers_ = std::make_unique<Worker[]>(threads - 1);
     uint8_t* own = scratch_;
     for (Lane& lane : lanes_) {
       for (int thread = 0; thread < lane.threads; thread++, own += scratch_stride_) {
-        if (own != scratch_) workers_.emplace_back([this, &lane, thread, own] { work(lane, thread, own); });
+        if (own == scratch_) continue;
+        Worker& worker = workers_[running_];
+        worker.lane = &lane, worker.thread = thread, worker.scratch = own;
+        worker.runs = std::thread([this, &worker] { work(worker); });
+        running_++;
       }
     }
   }
@@ -100,17 +116,27 @@ class Engine {
       if (count < 0 || count > capacity_) return Status::bad_counts;
     }
     step_ = step;
-    for (Lane& lane : lanes_) lane.rest();
+    // Lanes that wait for each other, or for a partner, have the threads that they were planned with.
+    const bool sheds = lanes_.size() == 1 && patience_ == 0 && step.mode == Mode::decode;
+    for (Lane& lane : lanes_) {
+      lane.rest();
+      lane.active = sheds ? lane.shedding.threads() : lane.threads;
+    }
+    long_waits_.store(0, std::memory_order_relaxed);
     aborted_.store(false, std::memory_order_relaxed);
     lost_.store(false, std::memory_order_relaxed);
     overflow_ = NO_OVERFLOW;
     number_ = std::max(number_, number().load(std::memory_order_relaxed)) + 1;
     number().store(number_, std::memory_order_release);
-    const uint64_t epoch = epoch_.value.fetch_add(1) + 1;
-    if (parked_.value.load() > 0) epoch_.value.notify_all();
+    const int64_t since = now();
+    for (size_t n = 0; n < running_; n++) {
+      if (workers_[n].thread >= workers_[n].lane->active) continue;
+      workers_[n].call();
+      called_++;
+    }
     run(lanes_[0], 0, scratch_);
-    const uint64_t all = epoch * workers_.size();
-    spin_until([&] { return finished_.value.load(std::memory_order_acquire) >= all; });
+    waited(spin_until([&] { return finished_.value.load(std::memory_order_acquire) >= called_; }));
+    if (sheds) lanes_[0].shedding.ended(step.tokens, now() - since, long_waits_.load(std::memory_order_relaxed));
     if (lost_.load(std::memory_order_relaxed)) return Status::lost;
     if (aborted_.load(std::memory_order_relaxed)) return Status::aborted;
     return overflow_ == NO_OVERFLOW ? Status::done : Status::overflow;
@@ -149,19 +175,23 @@ class Engine {
     return true;
   }
 
-  void work(Lane& lane, int thread, uint8_t* own) {
+  void waited(int64_t nanoseconds) {
+    if (nanoseconds >= LONG_WAIT_NS) long_waits_.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  void work(Worker& worker) {
     for (uint64_t seen = 0;;) {
       const int64_t since = now();
-      for (int spins = 0; epoch_.value.load(std::memory_order_acquire) == seen; spins++) {
+      for (int spins = 0; worker.called.load(std::memory_order_acquire) == seen; spins++) {
         relax();
         if (spins % 256 != 255 || now() - since < PARK_AFTER_NS) continue;
-        parked_.value.fetch_add(1);
-        epoch_.value.wait(seen);
-        parked_.value.fetch_sub(1);
+        worker.parked.store(true);
+        worker.called.wait(seen);
+        worker.parked.store(false);
       }
       seen++;
       if (stop_.load()) return;
-      run(lane, thread, own);
+      run(*worker.lane, worker.thread, worker.scratch);
       finished_.value.fetch_add(1, std::memory_order_acq_rel);
     }
   }
@@ -178,7 +208,7 @@ class Engine {
         begun = true;
       }
       if (bound.barrier && begun) {
-        lane.barrier->meet(meetings, [this] { return aborted(); });
+        waited(lane.barrier->meet(meetings, lane.active, [this] { return aborted(); }));
         begun = false;
       }
       if (trace) times_[n + 1] = now();
@@ -208,14 +238,14 @@ class Engine {
     const BoundInstruction& bound = lane.program[n];
     prepare(arguments, bound.over_rows ? step_.rows : step_.tokens, own);
     const auto kernel = kernel_of(arguments);
-    if (lane.threads == 1 && patience_ == 0) return kernel(arguments, 0, items);
+    if (lane.active == 1 && patience_ == 0) return kernel(arguments, 0, items);
     if (bound.awaits > 0) {
       const size_t earlier = n - static_cast<size_t>(bound.awaits);
       const int64_t all = lane.program[earlier].items(step_);
-      spin_until([&] { return lane.progress[earlier].done.load(std::memory_order_acquire) >= all || aborted(); });
+      waited(spin_until([&] { return lane.progress[earlier].done.load(std::memory_order_acquire) >= all || aborted(); }));
     }
     Progress& progress = lane.progress[n];
-    const Pieces pieces(items, shares<Args>() * lane.threads);
+    const Pieces pieces(items, shares<Args>() * lane.active);
     while (!aborted()) {
       const auto [begin, end] = pieces[progress.claimed.fetch_add(1, std::memory_order_relaxed)];
       if (begin >= items) return;
@@ -287,12 +317,15 @@ class Engine {
   bool trace_ = false;
   Step step_{};
   uint64_t number_ = 0;  // of the step; grows over all engines that share a mailbox
-  Sequence epoch_, finished_, parked_;
+  uint64_t called_ = 0;  // workers, over all steps
+  Sequence finished_;    // of them
+  std::atomic<int64_t> long_waits_{0};
   alignas(64) std::atomic<bool> aborted_{false}, lost_{false};
   std::atomic<bool> announced_{false};
   alignas(64) uint64_t overflow_ = NO_OVERFLOW;
   std::atomic<bool> stop_{false};
-  std::vector<std::thread> workers_;
+  std::unique_ptr<Worker[]> workers_;
+  size_t running_ = 0;  // of them
   std::thread beside_;
   Status beside_status_ = Status::done;
   uint8_t* scratch_ = nullptr;

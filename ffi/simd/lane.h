@@ -25,33 +25,42 @@ inline void relax() {
 #endif
 }
 
+inline int64_t now() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 // Spins until `reached()`. A thread that has spun for some microseconds (its partner lost its core to somebody) offers
-// its own, which costs next to nothing where each thread has one, and is what lets the partner go on where not.
+// its own, which costs next to nothing where each thread has one, and is what lets the partner go on where not. Returns for how
+// many nanoseconds it did.
 template <typename Reached>
-inline void spin_until(Reached reached) {
+inline int64_t spin_until(Reached reached) {
   constexpr int SPINS_BEFORE_YIELD = 64;
+  int64_t since = 0;
   for (int spins = 0; !reached(); spins++) {
-    if (spins < SPINS_BEFORE_YIELD) relax();
-    else std::this_thread::yield();
+    if (spins < SPINS_BEFORE_YIELD) {
+      relax();
+      continue;
+    }
+    if (spins == SPINS_BEFORE_YIELD) since = now();
+    std::this_thread::yield();
   }
+  return since > 0 ? now() - since : 0;
 }
 
 // The barrier of one lane. `arrivals` only grows in a step: the n-th meeting is over when it reaches n * threads.
 class Barrier {
  public:
-  explicit Barrier(int threads) : threads_(static_cast<uint64_t>(threads)) {}
-
-  // `meetings` is the calling thread's own count of meetings so far. Ends, too, when `given_up()`.
-  template <typename GivenUp> void meet(uint64_t& meetings, GivenUp given_up) {
-    if (threads_ == 1) return;
-    const uint64_t target = ++meetings * threads_;
-    if (arrivals_.value.fetch_add(1, std::memory_order_acq_rel) + 1 == target) return;
-    spin_until([&] { return arrivals_.value.load(std::memory_order_acquire) >= target || given_up(); });
+  // `meetings` is the calling thread's own count of meetings so far. Ends, too, when `given_up()`. Returns the nanoseconds
+  // that it waited.
+  template <typename GivenUp> int64_t meet(uint64_t& meetings, int threads, GivenUp given_up) {
+    if (threads == 1) return 0;
+    const uint64_t target = ++meetings * static_cast<uint64_t>(threads);
+    if (arrivals_.value.fetch_add(1, std::memory_order_acq_rel) + 1 == target) return 0;
+    return spin_until([&] { return arrivals_.value.load(std::memory_order_acquire) >= target || given_up(); });
   }
   void rest() { arrivals_.value.store(0, std::memory_order_relaxed); }
 
  private:
-  uint64_t threads_;
   Sequence arrivals_;
 };
 

@@ -1,8 +1,8 @@
 /**
  * Speed beside llama.cpp: same shape, same bits, same number of threads, in one run, the two in turn. Parts:
  *
- *   deno task bench [machine] [decode] [prefill] [formats] [corrections] [choice] [sequences] [memory]
- *     [--threads 1,2] [--repeats 5] [--peer-bench <llama-bench>] [--model <folder>]
+ *   deno task bench [machine] [decode] [load] [prefill] [formats] [corrections] [choice] [sequences]
+ *     [memory] [--threads 1,2] [--repeats 5] [--peer-bench <llama-bench>] [--model <folder>]
  *
  * Without parts all of them run. Medians, with the least and the most in brackets. --peer-bench adds another llama.cpp, by its
  * llama-bench and that one's own options ("ik/bin/llama-bench -rtr 1"); --model is what `choice` compiles.
@@ -28,12 +28,14 @@ import { writeCheckpoint } from "./checkpoint.ts";
 import { writeGguf } from "./gguf.ts";
 import { choiceRows } from "./choice.ts";
 import { Llama } from "./llama.ts";
+import { BusyLoop } from "./load.ts";
 import { PeerBench } from "./peer.ts";
 import { cacheFolder } from "./shape.ts";
 
 const PARTS = [
   "machine",
   "decode",
+  "load",
   "prefill",
   "formats",
   "corrections",
@@ -147,6 +149,34 @@ function machine(): void {
     `${(memoryBandwidth("copy", threads) / 1e9).toFixed(1)} GB/s`,
   ]);
   say(`${table(["threads", "read", "copy"], rows)}\n`);
+}
+
+/** Decoding beside a program that keeps a core busy: threads that lose their core are shed (ffi/simd/shedding.h). */
+async function load(): Promise<void> {
+  const { path } = await bundle("q4", "none");
+  using llama = new Llama(gguf());
+  const found = threadCounts.map((threads) => ({ threads, ours: [] as number[], theirs: [] as number[] }));
+  for (let repeat = 0; repeat <= repeats; repeat++) {
+    for (const { threads, ours, theirs } of found) {
+      note(`decode beside a busy core, ${threads} threads, repeat ${repeat}`);
+      using model = open(path, threads);
+      using _busy = new BusyLoop(0);
+      const own = measureSpeed(model, DECODE_PROMPT, TOKENS);
+      const peer = await llama.measure(DECODE_PROMPT, TOKENS, threads);
+      if (repeat === 0) continue;
+      ours.push(own.decode);
+      theirs.push(peer.decode);
+    }
+  }
+  const best = Math.max(...found.map(({ theirs }) => median(theirs)));
+  const rows = found.map(({ threads, ours, theirs }) => [
+    `${threads}`,
+    spread(ours),
+    spread(theirs),
+    `${(median(ours) / best).toFixed(2)}x`,
+  ]);
+  say("the same beside a busy loop on one core");
+  say(`${table(["threads", "hcinfer", "llama.cpp", "ratio to its best"], rows)}\n`);
 }
 
 const PEER_COLUMNS = other ? ["--peer-bench", "ratio"] : [];
@@ -343,6 +373,7 @@ async function memory(): Promise<void> {
 await build();
 if (wanted("machine")) machine();
 if (wanted("decode")) await decode();
+if (wanted("load")) await load();
 if (wanted("prefill")) await prefill();
 if (wanted("formats")) {
   const setup = (weights: CompileOptions["weights"]) =>

@@ -22,6 +22,7 @@ Deno.test("native kernels agree with plain loops, and with each other bit for bi
     "linear_test",
     "correction_test",
     "extents_test",
+    "shedding_test",
     "engine_test",
   ];
   assert.deepEqual([...digests].map(([test, values]) => [test, values.size]), tests.map((test) => [test, 1]));

@@ -60,7 +60,7 @@ all_variants() {
 }
 
 status=0
-for test in ${@:-simd_test kernels_test attention_test linear_test correction_test extents_test engine_test}; do
+for test in ${@:-simd_test kernels_test attention_test linear_test correction_test extents_test shedding_test engine_test}; do
   first=
   for variant in $(variants); do
     compiler=${CXX:-g++}; machine=; runner=
