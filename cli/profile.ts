@@ -43,9 +43,15 @@ function profile(options: Options): void {
   }
   requireDevice(options.device);
   const progress = new Progress("profile");
-  const machine = measureMachine(options.threads, progress.show);
+  const { profile: machine, disagreements } = measureMachine(options.threads, progress.show);
   const gpu = options.device === "cpu" ? undefined : measureFirstGpu(progress.show);
   progress.finish();
   const measured = gpu === undefined ? machine : { ...machine, name: `${machine.name}, ${gpu.name}`, gpu };
   process.stdout.write(`${JSON.stringify(measured, null, 2)}\n`);
+  for (const { what, least, most, unit } of disagreements) {
+    process.stderr.write(`warning: ${what}: measurements from ${least} to ${most} ${unit} do not agree\n`);
+  }
+  if (disagreements.length > 0) {
+    process.stderr.write("the profile has their medians; measure again when no other program runs\n");
+  }
 }

@@ -12,45 +12,83 @@ import { memoryBandwidth } from "../ffi/measure.ts";
 const ROWS = 256;
 const INPUTS = 1024;
 const TOKENS = 64;
-const MILLISECONDS = 200;
+/** Every figure is the median of so many measurements, the best of what fits into so many milliseconds each. */
+const ROUNDS = 5;
+const MILLISECONDS = 50;
+/** Measurements that differ by more, of their median, were disturbed. */
+const MOST_SPREAD = 0.2;
 const Q8: WeightFormat = { kind: "q8", group: 64 };
 
+/** A figure whose measurements differ by more than a fifth: another program ran, or clocks changed. */
+export interface Disagreement {
+  readonly what: string;
+  readonly least: number;
+  readonly most: number;
+  readonly unit: string;
+}
+
+export interface MeasuredMachine {
+  readonly profile: MachineProfile;
+  readonly disagreements: readonly Disagreement[];
+}
+
 /**
- * This machine as a profile, for up to `threads` threads. Takes about a second a thread.
+ * This machine as a profile, for up to `threads` threads. Takes a second or two a thread. Measurements of one kind are spread
+ * over the whole time, so that a disturbance of a second does not spoil all of them.
  * @param onProgress measurements done, of how many, and what is measured next
  */
 export function measureMachine(
   threads: number,
   onProgress?: (done: number, total: number, what: string) => void,
-): MachineProfile {
-  const total = threads + 3;
-  const readBandwidth: number[] = [];
-  for (let n = 1; n <= threads; n++) {
-    onProgress?.(n - 1, total, `memory, ${n} threads`);
-    readBandwidth.push(rounded(memoryBandwidth("read", n) / 1e9));
-  }
-  onProgress?.(threads, total, "int8 arithmetic");
-  const int8Rate = rounded(linearRate(Q8));
-  onProgress?.(threads + 1, total, "fp32 arithmetic");
-  const fp32Rate = rounded(linearRate({ kind: "bf16" }));
-  onProgress?.(threads + 2, total, "starting an instruction");
-  const instructionOverhead = rounded(barrierMicroseconds(threads));
-  onProgress?.(total, total, "");
+): MeasuredMachine {
+  const memory = Array.from({ length: threads }, (_, n): Figure => ({
+    what: `memory, ${n + 1} thread${n > 0 ? "s" : ""}`,
+    unit: "GB/s",
+    measure: () => memoryBandwidth("read", n + 1, 2) / 1e9,
+  }));
+  const rates: Figure[] = [
+    { what: "int8 arithmetic", unit: "G/s", measure: () => linearRate(Q8) },
+    { what: "fp32 arithmetic", unit: "G/s", measure: () => linearRate({ kind: "bf16" }) },
+    { what: "starting an instruction", unit: "us", measure: () => barrierMicroseconds(threads) },
+  ];
+  const { values, disagreements } = medians([...memory, ...rates], onProgress);
+  const [int8Rate = 0, fp32Rate = 0, instructionOverhead = 0] = values.slice(threads);
   // Profiles go into bundles, which are given away: no name of this machine.
-  const cpuName = cpus()[0]?.model.trim() || "unknown";
-  return {
-    name: cpuName,
-    measured: true,
-    cpu: {
-      name: cpuName,
-      cores: threads,
-      readBandwidth,
-      int8Rate,
-      fp32Rate,
-      instructionOverhead,
-      memory: totalmem(),
-    },
-  };
+  const name = cpus()[0]?.model.trim() || "unknown";
+  const readBandwidth = values.slice(0, threads);
+  const cpu = { name, cores: threads, readBandwidth, int8Rate, fp32Rate, instructionOverhead };
+  return { profile: { name, measured: true, cpu: { ...cpu, memory: totalmem() } }, disagreements };
+}
+
+/** Something to measure. */
+export interface Figure {
+  readonly what: string;
+  readonly unit: string;
+  readonly measure: () => number;
+}
+
+/** Every figure's median over rounds of all of them, and those that did not agree. */
+export function medians(
+  figures: readonly Figure[],
+  onProgress?: (done: number, total: number, what: string) => void,
+): { readonly values: number[]; readonly disagreements: Disagreement[] } {
+  const found = figures.map((): number[] => []);
+  const total = ROUNDS * figures.length;
+  for (let round = 0; round < ROUNDS; round++) {
+    figures.forEach(({ what, measure }, i) => {
+      onProgress?.(round * figures.length + i, total, what);
+      found[i]!.push(measure());
+    });
+  }
+  onProgress?.(total, total, "");
+  const sorted = found.map((values) => values.toSorted((a, b) => a - b));
+  const values = sorted.map((values) => rounded(values[Math.floor(ROUNDS / 2)]!));
+  const disagreements = figures.flatMap(({ what, unit }, i) => {
+    const [least, most] = [sorted[i]![0]!, sorted[i]!.at(-1)!];
+    const isSteady = most - least <= MOST_SPREAD * values[i]!;
+    return isSteady ? [] : [{ what, unit, least: rounded(least), most: rounded(most) }];
+  });
+  return { values, disagreements };
 }
 
 const EVERY_TOKEN = { over: "tokens", when: "always", barrier: true, awaits: 0 } as const;

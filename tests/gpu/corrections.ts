@@ -54,6 +54,6 @@ async function measureForm(
 function measured({ isSmoke, threads }: Setting): MachineProfile {
   if (isSmoke) return thisMachine(threads);
   const gpu = measureFirstGpu();
-  const machine = measureMachine(threads);
+  const { profile: machine } = measureMachine(threads);
   return gpu === undefined ? machine : { ...machine, gpu };
 }
