@@ -83,7 +83,7 @@ Deno.test("a folder that holds something else is not replaced, and other archite
   writeFileSync(join(model, "config.json"), config);
   writeFileSync(join(model, "model.safetensors"), readFileSync(join(MODEL, "model.safetensors")));
   await assert.rejects(quantizeModel(model, "Q4_0", join(folder.path, "new"), 1), {
-    kind: "checkpoint",
-    message: /architecture mamba, expected llama or qwen3/,
+    kind: "model-description",
+    message: /no description of the architecture "mamba"/,
   });
 });
