@@ -57,7 +57,14 @@ export function compileCommand(): Command {
         COMPILE_DEFAULTS.weights,
       ),
     )
-    .addOption(choice("--group <n>", "inputs that share a scale", GROUP_SIZES, COMPILE_DEFAULTS.group))
+    .addOption(
+      choice(
+        "--group <n>",
+        "inputs that share a scale; of formats with an s only the head's",
+        GROUP_SIZES,
+        COMPILE_DEFAULTS.group,
+      ),
+    )
     .option(
       "--statistics <file>",
       "what calibrate wrote; without it, a quantiser that needs it calibrates first",

@@ -20,8 +20,8 @@ import {
   scoresOf,
 } from "./candidates.ts";
 import { fitFactors, type FittedFactors, type Whitening } from "./fit_factors.ts";
-import { Moments, type RowFilter } from "./moments.ts";
-import { calibrationPass } from "./pass.ts";
+import { observeLayers } from "./layers.ts";
+import type { RowFilter } from "./moments.ts";
 
 export interface FactorOptions extends MeasureOptions {
   readonly factors: NonNullable<StoredForms["factors"]>;
@@ -43,39 +43,30 @@ const TEXT_WINDOWS = 32;
 
 /** @param filters of the rows that factors would stand beside, by window; none: no rows */
 export async function measureFactors(
-  { matrices }: Inventory,
+  inventory: Inventory,
   measured: readonly MeasuredWindow[],
   filters: ReadonlyMap<string, RowFilter>,
   options: FactorOptions,
 ): Promise<FactorWindow[]> {
   const { graph, source, statistics, threads, onProgress, signal } = options;
-  const windows = new Map(matrices.flatMap((m) => m.window === undefined ? [] : [[m.window, m] as const]));
   const candidates = new Map(measured.map((w) => [w.window, w.candidates]));
-  const moments = new Map<string, Moments>();
   const found = new Map<string, FactorCandidate[]>();
-  await calibrationPass({
+  const pass = {
     graph,
     source,
     text: firstOf(statistics.text, TEXT_WINDOWS),
     threads,
-    observe: (window, x, tokens, inputs) => {
-      const sums = moments.get(window) ?? new Moments(inputs, filters.get(window), threads);
-      moments.set(window, sums);
-      sums.add(x, tokens);
-    },
-    layerDone: (names) => {
-      for (const window of names) {
-        const matrix = windows.get(window)!, means = moments.get(window)!.means();
-        moments.delete(window);
-        found.set(window, candidates.get(window)!.map((c) => withFactors(matrix, c, means, options)));
-      }
-    },
     ...(onProgress
       ? { onProgress: (d: number, t: number) => onProgress(d, t, "what factors are worth") }
       : {}),
     ...(signal ? { signal } : {}),
+  };
+  await observeLayers(inventory, filters, pass, (layer) => {
+    for (const { name, matrix, moments } of layer) {
+      found.set(name, candidates.get(name)!.map((c) => withFactors(matrix, c, moments, options)));
+    }
   });
-  return [...windows.keys()].map((window) => ({ window, candidates: found.get(window)! }));
+  return measured.map(({ window }) => ({ window, candidates: found.get(window)! }));
 }
 
 function withFactors(

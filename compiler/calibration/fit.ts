@@ -17,7 +17,7 @@ import type { PackedWeight, WindowStore } from "../plan.ts";
 import { storeFactors, subtractFactors } from "../weights/factors.ts";
 import type { Inventory, Matrix } from "../weights/inventory.ts";
 import { describe, packMatrix } from "../weights/pack.ts";
-import type { Quantizer, WindowMoments } from "../weights/quantizer.ts";
+import type { Quantizer } from "../weights/quantizer.ts";
 import { scaleMatrix, type SmoothedSource } from "../weights/smoothed.ts";
 import type { WeightSource } from "../weights/source.ts";
 import {
@@ -29,8 +29,8 @@ import {
 } from "../weights/window.ts";
 import { fitFactors, type FittedFactors, type Whitening } from "./fit_factors.ts";
 import { type Fold, foldsOf } from "./folds.ts";
-import { Moments, type RowFilter } from "./moments.ts";
-import { calibrationPass } from "./pass.ts";
+import { type ObservedWindow, observeLayers } from "./layers.ts";
+import type { RowFilter } from "./moments.ts";
 import { type Smoothing, smoothWindow } from "./smooth.ts";
 import type { Statistics } from "./statistics.ts";
 
@@ -77,50 +77,30 @@ export interface FittedWindow {
 
 /** Fits and writes every window; the result has them in the inventory's order. */
 export async function fitWindows(
-  { matrices }: Inventory,
+  inventory: Inventory,
   sink: TensorSink,
   options: FitOptions,
 ): Promise<FittedWindow[]> {
   const { graph, source, statistics, filters, threads, onProgress, signal } = options;
-  const windows = new Map(matrices.flatMap((m) => m.window === undefined ? [] : [[m.window, m] as const]));
-  const moments = new Map<string, Moments>();
   const fitted = new Map<string, FittedWindow>();
   const errors = new WindowErrors(threads);
   const folds = foldsOf(graph);
-  await calibrationPass({
+  const pass = {
     graph,
     source,
     text: statistics.text,
     threads,
-    observe: (window, x, tokens, inputs) => {
-      const sums = moments.get(window) ?? new Moments(inputs, filters.get(window), threads);
-      moments.set(window, sums);
-      sums.add(x, tokens);
-    },
-    layerDone: (names) => {
-      const layer = names.map((name): LayerWindow => {
-        const matrix = windows.get(name), sums = moments.get(name);
-        if (!matrix || !sums) throw new Error(`window ${name} was not observed`);
-        moments.delete(name);
-        return { name, matrix, sums, moments: sums.means() };
-      });
-      const smoothing = new Map(layer.map((window) => [window.name, smooth(window, names, folds, options)]));
-      for (const window of layer) {
-        const found = smoothing.get(window.name);
-        fitted.set(window.name, fitWindow(window, found, errors, sink, options));
-      }
-    },
     ...(onProgress ? { onProgress } : {}),
     ...(signal ? { signal } : {}),
+  };
+  await observeLayers(inventory, filters, pass, (layer) => {
+    const names = layer.map(({ name }) => name);
+    const smoothing = new Map(layer.map((window) => [window.name, smooth(window, names, folds, options)]));
+    for (const window of layer) {
+      fitted.set(window.name, fitWindow(window, smoothing.get(window.name), errors, sink, options));
+    }
   });
-  return [...windows.keys()].map((name) => fitted.get(name)!);
-}
-
-interface LayerWindow {
-  readonly name: string;
-  readonly matrix: Matrix;
-  readonly sums: Moments;
-  readonly moments: WindowMoments;
+  return inventory.matrices.flatMap(({ window }) => window === undefined ? [] : [fitted.get(window)!]);
 }
 
 /**
@@ -128,7 +108,7 @@ interface LayerWindow {
  * not beside factors, which do not follow the scales.
  */
 function smooth(
-  { name, matrix, sums, moments }: LayerWindow,
+  { name, matrix, sums, moments }: ObservedWindow,
   layer: readonly string[],
   folds: ReadonlyMap<string, Fold>,
   { source, stored, statistics, quantizer, forms, threads }: FitOptions,
@@ -137,6 +117,7 @@ function smooth(
   if (rule === undefined || (forms.factors && !rule.isNeeded)) return undefined;
   // Another layer's weights may be written already.
   if (fold === undefined || (fold.window !== undefined && !layer.includes(fold.window))) return null;
+  // Prepared once more when the window is fitted: kept for a whole layer, it would add two thirds to the moments.
   const [pack, { sample }] = [quantizer.window(moments), sums];
   const measured = statistics.windows.get(name)!;
   const smoothing = smoothWindow({ matrix, source, moments, measured, sample, fold, rule, pack, threads });
@@ -148,7 +129,7 @@ function smooth(
 }
 
 function fitWindow(
-  { name: window, matrix, sums, moments }: LayerWindow,
+  { name: window, matrix, sums, moments }: ObservedWindow,
   smoothing: Smoothing | null | undefined,
   errors: WindowErrors,
   sink: TensorSink,

@@ -6,9 +6,10 @@ import { quantize } from "../passes/quantize.ts";
 import { openCheckpoint } from "../weights/checkpoint.ts";
 import { decodeResidual } from "../weights/correction_reference.ts";
 import { inventory, type Matrix } from "../weights/inventory.ts";
-import { awq, haq, type Quantizer } from "../weights/quantizer.ts";
+import { awq, haq, joint, type Quantizer } from "../weights/quantizer.ts";
 import { dequantize } from "../weights/reference.ts";
 import { SmoothedSource } from "../weights/smoothed.ts";
+import type { StoredForms } from "../weights/window.ts";
 import { matrixOf, valuesOf, type WeightSource } from "../weights/source.ts";
 import { calibrate } from "./calibrate.ts";
 import { type FittedWindow, fitWindows } from "./fit.ts";
@@ -38,7 +39,11 @@ interface Fitted {
 }
 
 /** Fits a model with channels of very different sizes to a text. */
-async function withFitted(quantizer: Quantizer, test: (fitted: Fitted) => void | Promise<void>) {
+async function withFitted(
+  quantizer: Quantizer,
+  test: (fitted: Fitted) => void | Promise<void>,
+  factors: StoredForms["factors"] = null,
+) {
   using folder = temporary();
   const uneven = (name: string, values: Float32Array) => {
     if (/layernorm/.test(name)) values.forEach((_, j) => values[j]! *= 4 ** (j % 5 - 2));
@@ -70,7 +75,7 @@ async function withFitted(quantizer: Quantizer, test: (fitted: Fitted) => void |
       statistics,
       quantizer,
       filters,
-      forms: { residual: { width: WIDTH }, factors: null },
+      forms: { residual: { width: WIDTH }, factors },
       ranks: new Map(),
       whitening: "full",
       threads: 2,
@@ -81,7 +86,7 @@ async function withFitted(quantizer: Quantizer, test: (fitted: Fitted) => void |
 }
 
 Deno.test("smoothed weights compute what the model computes, and every window is smoothed", async () => {
-  for (const quantizer of [awq(2), haq(2)]) {
+  for (const quantizer of [awq(2), haq(2), joint(2)]) {
     await withFitted(quantizer, ({ graph, source, stored, fitted }) => {
       const text = { tokens: TEXT.tokens.subarray(0, 30), window: 30 };
       const logits = (weights: WeightSource) =>
@@ -95,6 +100,14 @@ Deno.test("smoothed weights compute what the model computes, and every window is
     });
   }
 });
+
+Deno.test("beside factors, which do not follow scales, joint smooths nothing", () =>
+  withFitted(joint(2), ({ fitted, stored, matrices }) => {
+    assert.ok(fitted.length > 0 && fitted.every(({ smoothing }) => smoothing === undefined));
+    assert.ok(
+      matrices.every(({ sections }) => sections.every((ref) => stored.divisorsOf(ref) === undefined)),
+    );
+  }, { dtype: "i8", maxRank: 2 }));
 
 /** The inputs of all windows, under these weights. */
 async function inputsOf({ graph, statistics }: Fitted, source: WeightSource) {

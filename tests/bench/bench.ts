@@ -31,6 +31,7 @@ import { Llama } from "./llama.ts";
 import { BusyLoop } from "./load.ts";
 import { PeerBench } from "./peer.ts";
 import { cacheFolder } from "./shape.ts";
+import { spread } from "./spread.ts";
 
 const PARTS = [
   "machine",
@@ -128,11 +129,6 @@ async function bundle(weights: CompileOptions["weights"], correct: CompileOption
 
 function open(path: string, threads: number, corrections: CorrectionMode = "off"): OpenModel {
   return OpenModel.open(path, { device: "cpu", threads, corrections, contextLength: PROMPT + TOKENS + 16 });
-}
-
-function spread(numbers: readonly number[]): string {
-  const [least, most] = [Math.min(...numbers), Math.max(...numbers)];
-  return `${median(numbers).toFixed(1)} [${least.toFixed(1)}-${most.toFixed(1)}]`;
 }
 
 /** Bytes of weights (and corrections) that one decoded token reads. */
@@ -394,7 +390,7 @@ if (wanted("choice")) {
   const options = { model, threads, repeats, prompt: DECODE_PROMPT, tokens: TOKENS, note };
   say(`q3s fitted, rows of 10 % of the bytes, ${basename(model)}, decoding a text, ${threads} threads`);
   say(
-    `${table(["", "tokens per second", "ratio", "corrections/token"], await choiceRows(options, spread))}\n`,
+    `${table(["", "tokens per second", "ratio", "corrections/token"], await choiceRows(options))}\n`,
   );
 }
 if (wanted("sequences")) await sequences();

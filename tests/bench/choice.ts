@@ -12,6 +12,7 @@ import { bytesText } from "../../cli/terminal.ts";
 import type { Choice } from "../../compiler/calibration/planned.ts";
 import { run } from "../../examples/study/commands.ts";
 import { cacheFolder } from "./shape.ts";
+import { spread } from "./spread.ts";
 
 const TEXT = fileURLToPath(new URL("../../examples/models/far.txt", import.meta.url));
 const CHOICES: readonly Choice[] = ["count", "threshold"];
@@ -29,7 +30,6 @@ export interface ChoiceOptions {
 /** A row a choice: its name, tokens per second, the ratio to the count, bytes of corrections a token is expected to read. */
 export async function choiceRows(
   { model, threads, repeats, prompt, tokens, note }: ChoiceOptions,
-  spread: (numbers: readonly number[]) => string,
 ): Promise<string[][]> {
   const folder = join(cacheFolder(), `choice-${basename(model)}`);
   mkdirSync(folder, { recursive: true });
