@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { existsSync, rmSync } from "node:fs";
+import { cpSync, existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -67,7 +67,8 @@ function typed(
   env: Readonly<Record<string, string>> = {},
 ): Promise<{ shown: string; code: number | null }> {
   const line = [Deno.execPath(), "run", "-A", path("main.ts"), ...args].map((arg) => `'${arg}'`).join(" ");
-  const child = spawn("script", ["-qec", `stty cols 80 rows 24; ${line}`, "/dev/null"], {
+  // Without a shell between them: dash, having met Ctrl-C too, would end in 130 whatever the program does.
+  const child = spawn("script", ["-qec", `stty cols 80 rows 24; exec ${line}`, "/dev/null"], {
     env: { ...process.env, TERM: "xterm", NO_COLOR: "", ...env },
   });
   return new Promise((resolve, reject) => {
@@ -97,10 +98,15 @@ Deno.test({
   fn: async () => {
     using folder = temporary();
     const bundle = join(folder.path, "bundle");
-    await compile(path("examples/models/tiny-dense"), bundle);
-    const chat = ["chat", bundle, "--threads", "1"];
-    const greedy = [...chat, "--temperature", "0"];
-    const stopped = await typed(greedy, [
+    // So long an answer that Ctrl-C comes before its end.
+    const model = join(folder.path, "model");
+    cpSync(path("examples/models/tiny-dense"), model, { recursive: true });
+    const config = join(model, "config.json");
+    const longer = readFileSync(config, "utf8").replace(": 1024", ": 65536");
+    writeFileSync(config, longer);
+    await compile(model, bundle);
+    const greedy = ["--temperature", "0", "--context", "65536", "--max-tokens", "65536"];
+    const stopped = await typed(["chat", bundle, "--threads", "1", ...greedy], [
       [PROMPT, "Hello there.\r"],
       [/there\.\s+[a-z][^]{9}/, CTRL_C],
       [PROMPT, "/nope\r"],
@@ -109,8 +115,8 @@ Deno.test({
       [/again[^]*> (␛\[\d+G)?$/, CTRL_C],
     ]);
     assert.equal(stopped.code, 0, stopped.shown);
-    assert.match(stopped.shown, /a context of 1024 tokens; \/help shows/);
-    assert.match(stopped.shown, /␛\[2m\d+\.\d tokens\/s, \d+ of 1024 tokens, stopped␛\[22m/);
+    assert.match(stopped.shown, /a context of 65536 tokens; \/help shows/);
+    assert.match(stopped.shown, /␛\[2m\d+\.\d tokens\/s, \d+ of 65536 tokens, stopped␛\[22m/);
     assert.match(stopped.shown, /There is no \/nope/);
     assert.match(stopped.shown, /\(Ctrl-C again, Ctrl-D or \/quit ends the chat\)/);
     assert.doesNotMatch(stopped.shown, /the model's sampling/);
@@ -118,14 +124,14 @@ Deno.test({
     const sampled = await typed(["run", bundle], [
       // Pasted, so one message.
       [PROMPT, "Hello\rthere.\r"],
-      [/1024 tokens[^]*> (␛\[\d+G)?$/, CTRL_D],
+      [/32768 tokens[^]*> (␛\[\d+G)?$/, CTRL_D],
     ], { NO_COLOR: "1" });
     assert.equal(sampled.code, 0, sampled.shown);
     assert.match(
       sampled.shown,
       /the model's sampling: temperature 0\.8, top-k 40, top-p 0\.95 \(--temperature 0 takes/,
     );
-    assert.equal(sampled.shown.match(/\d of 1024 tokens/g)?.length, 1);
+    assert.equal(sampled.shown.match(/\d of 32768 tokens/g)?.length, 1);
     assert.doesNotMatch(sampled.shown, /␛\[2m/);
   },
 });
