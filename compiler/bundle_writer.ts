@@ -6,15 +6,12 @@ import {
   closeSync,
   copyFileSync,
   fsyncSync,
-  ftruncateSync,
   linkSync,
   openSync,
   readdirSync,
-  readSync,
   statfsSync,
   statSync,
   writeFileSync,
-  writeSync,
 } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { zipSync } from "fflate";
@@ -28,6 +25,7 @@ import {
   sha256,
   WEIGHTS_FILE,
 } from "./bundle.ts";
+import { BlockFile } from "./block_file.ts";
 import { Staging } from "./bundle_staging.ts";
 import { HcinferError } from "./errors.ts";
 import type { Plan } from "./plan.ts";
@@ -62,7 +60,7 @@ export class BundleWriter implements Disposable {
   #staging: Staging | undefined;
   #layout: SafetensorsLayout;
   #missing: Set<string>;
-  #weights: number | undefined;
+  #weights: BlockFile | undefined;
 
   /**
    * Starts a bundle at `output` whose weights are `tensors`. Throws HcinferError("usage") when something else than a
@@ -80,8 +78,8 @@ export class BundleWriter implements Disposable {
     this.#guard(() => {
       this.#staging = new Staging(output, this.#mode | (this.#mode & 0o444) >> 2);
       requireSpace(this.#folder, this.#layout.fileBytes);
-      this.#weights = openSync(join(this.#folder, WEIGHTS_FILE), "wx+", this.#mode);
-      ftruncateSync(this.#weights, this.#layout.fileBytes);
+      this.#weights = new BlockFile(openSync(join(this.#folder, WEIGHTS_FILE), "wx+", this.#mode));
+      this.#weights.resize(this.#layout.fileBytes);
       this.#put(this.#layout.header, 0);
     });
   }
@@ -113,7 +111,7 @@ export class BundleWriter implements Disposable {
     this.#missing = new Set(tensors.map((t) => t.name).filter((name) => !written.includes(name)));
     this.#guard(() => {
       if (this.#weights === undefined) throw new Error("the bundle is closed");
-      ftruncateSync(this.#weights, layout.fileBytes);
+      this.#weights.resize(layout.fileBytes);
       this.#put(layout.header, 0);
     });
   }
@@ -125,14 +123,10 @@ export class BundleWriter implements Disposable {
       throw new Error(`tensor ${name} is not written`);
     }
     const bytes = new Uint8Array(range.bytes);
-    const descriptor = this.#weights;
+    const weights = this.#weights;
     this.#guard(() => {
-      for (let at = 0; at < bytes.length;) {
-        const length = Math.min(bytes.length - at, MOST_BYTES_AT_ONCE);
-        const read = readSync(descriptor, bytes, at, length, range.offset + at);
-        if (read === 0) throw new Error(`${WEIGHTS_FILE} is cut off while it is written`);
-        at += read;
-      }
+      if (weights.read(bytes, range.offset) === bytes.length) return;
+      throw new Error(`${WEIGHTS_FILE} is cut off while it is written`);
     });
     return bytes;
   }
@@ -158,6 +152,7 @@ export class BundleWriter implements Disposable {
   finish({ plan, graphText, report, tokenizer, checksum }: BundleContents): void {
     if (this.#missing.size > 0) throw new Error(`${this.#missing.size} tensors were not written`);
     this.#guard(() => {
+      this.#weights?.flush();
       this.#closeWeights();
       const weightsPath = join(this.#folder, WEIGHTS_FILE);
       const encode = (text: string) => new TextEncoder().encode(text);
@@ -189,14 +184,11 @@ export class BundleWriter implements Disposable {
 
   #put(bytes: Uint8Array, position: number): void {
     if (this.#weights === undefined) throw new Error("the bundle is closed");
-    for (let done = 0; done < bytes.length;) {
-      const length = Math.min(bytes.length - done, MOST_BYTES_AT_ONCE);
-      done += writeSync(this.#weights, bytes, done, length, position + done);
-    }
+    this.#weights.write(bytes, position);
   }
 
   #closeWeights(): void {
-    if (this.#weights !== undefined) closeSync(this.#weights);
+    if (this.#weights !== undefined) closeSync(this.#weights.descriptor);
     this.#weights = undefined;
   }
 
@@ -273,9 +265,6 @@ function publish(staging: Staging): void {
 const METADATA = { format: BUNDLE_FORMAT };
 /** Kernels read every tensor with aligned loads of up to 64 bytes. */
 const ALIGNMENT = 64;
-
-/** Reads and writes of 2 GiB or more are cut short on some systems. */
-const MOST_BYTES_AT_ONCE = 2 ** 30;
 
 /** Header bytes that any smaller `tensors` fit in: their own, and a filler before each. */
 function headerRoom(tensors: readonly TensorSpec[]): number {

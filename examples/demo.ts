@@ -54,12 +54,12 @@ const VARIANTS: readonly Variant[] = [
   { name: "bf16", folder: "bf16", options: { weights: "bf16", head: "bf16", correct: "none" } },
   { name: "3-bit", folder: "q3", options: { weights: "q3", head: "q8", correct: "none" } },
   {
-    name: "3-bit + low rank",
+    name: "3-bit + factors",
     folder: "q3-low-rank",
     options: { weights: "q3", head: "q8", correct: "low_rank" },
   },
   {
-    name: "3-bit + sparse residual",
+    name: "3-bit + rows",
     folder: "q3-sparse",
     options: { weights: "q3", head: "q8", correct: "sparse" },
   },

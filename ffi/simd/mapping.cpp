@@ -35,6 +35,10 @@ namespace {
 constexpr uint32_t HC_ABI_VERSION = 6;  // ffi/symbols.ts: ABI_VERSION
 constexpr size_t MESSAGE_BYTES = 256;
 
+// Where the file system keeps a file's pages in units of this size (ext4, xfs and btrfs of a recent Linux, for files written in
+// large pieces), a mapping at such an address has one entry for all of it: rows that lie far apart cost no page walks.
+constexpr size_t HUGE_PAGE = size_t{1} << 21;
+
 void describe(char* message, int error) {
   // std::generic_category().message is the thread-safe strerror.
   const std::string text = std::generic_category().message(error);
@@ -119,11 +123,19 @@ size_t page_bytes() {
 
 size_t up_to(size_t multiple, uint64_t bytes) { return (bytes + multiple - 1) / multiple * multiple; }
 
-// Address space for `bytes` between two forbidden pages, forbidden itself; null when there is none.
-char* reserve(uint64_t bytes) {
-  const size_t page = page_bytes();
-  void* start = mmap(nullptr, up_to(page, bytes) + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  return start == MAP_FAILED ? nullptr : static_cast<char*>(start) + page;
+// Address space for `bytes` between two forbidden pages, forbidden itself, from a multiple of `alignment` on; null when there
+// is none.
+char* reserve(uint64_t bytes, size_t alignment) {
+  const size_t page = page_bytes(), used = up_to(page, bytes) + 2 * page;
+  const size_t spare = alignment > page ? alignment : 0;
+  void* start = mmap(nullptr, used + spare, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (start == MAP_FAILED) return nullptr;
+  char* const first = static_cast<char*>(start);
+  const auto address = reinterpret_cast<uintptr_t>(first) + page;
+  const size_t before = (alignment - address % alignment) % alignment;
+  if (before > 0) munmap(first, before);
+  if (spare > before) munmap(first + before + used, spare - before);
+  return first + before + page;
 }
 
 // Kernels may read to the end of the last 64 bytes, no further.
@@ -160,7 +172,7 @@ HC_EXPORT void* hc_map_file(const char* path, uint64_t* size, char* message) {
                   S_ISDIR(status.st_mode) ? "it is a folder" : "it is a pipe or a device, not a file");
   } else if (status.st_size > 0) {
     *size = static_cast<uint64_t>(status.st_size);
-    char* place = reserve(*size);
+    char* place = reserve(*size, *size >= HUGE_PAGE ? HUGE_PAGE : page_bytes());
     address = place == nullptr ? MAP_FAILED : mmap(place, *size, PROT_READ, MAP_PRIVATE | MAP_FIXED, file, 0);
     if (address == MAP_FAILED) {
       describe(message, errno);
@@ -168,6 +180,7 @@ HC_EXPORT void* hc_map_file(const char* path, uint64_t* size, char* message) {
       *size = 0;
       address = nullptr;
     } else {
+      madvise(address, *size, MADV_HUGEPAGE);
       madvise(address, *size, MADV_WILLNEED);
       fence(place, *size);
       remember(address, *size, path);
@@ -178,7 +191,7 @@ HC_EXPORT void* hc_map_file(const char* path, uint64_t* size, char* message) {
 }
 
 HC_EXPORT void* hc_allocate(uint64_t bytes) {
-  char* address = reserve(bytes);
+  char* address = reserve(bytes, page_bytes());
   if (address == nullptr) return nullptr;
   if (mprotect(address, up_to(page_bytes(), bytes), PROT_READ | PROT_WRITE) != 0) {
     release(address, bytes);

@@ -1,7 +1,7 @@
 /**
  * Speed beside llama.cpp: same shape, same bits, same number of threads, in one run, the two in turn. Parts:
  *
- *   deno task bench [machine] [decode] [load] [prefill] [formats] [corrections] [choice] [sequences]
+ *   deno task bench [machine] [decode] [load] [prefill] [formats] [corrections] [gather] [choice] [sequences]
  *     [memory] [--threads 1,2] [--repeats 5] [--peer-bench <llama-bench>] [--model <folder>]
  *
  * Without parts all of them run. Medians, with the least and the most in brackets. --peer-bench adds another llama.cpp, by its
@@ -28,6 +28,7 @@ import { writeCheckpoint } from "./checkpoint.ts";
 import { writeGguf } from "./gguf.ts";
 import { choiceRows } from "./choice.ts";
 import { Llama } from "./llama.ts";
+import { gatherRows } from "./gather.ts";
 import { BusyLoop } from "./load.ts";
 import { PeerBench } from "./peer.ts";
 import { cacheFolder } from "./shape.ts";
@@ -40,6 +41,7 @@ const PARTS = [
   "prefill",
   "formats",
   "corrections",
+  "gather",
   "choice",
   "sequences",
   "memory",
@@ -135,6 +137,10 @@ function open(path: string, threads: number, corrections: CorrectionMode = "off"
 function bytesPerToken(model: OpenModel, corrections: CorrectionMode): number {
   const { backboneBytes, headBytes, correctionBytesRead } = figures(model.bundle.plan);
   return backboneBytes + headBytes + (corrections === "off" ? 0 : correctionBytesRead);
+}
+
+function threadText(count: number): string {
+  return count === 1 ? "1 thread" : `${count} threads`;
 }
 
 function machine(): void {
@@ -380,10 +386,17 @@ if (wanted("formats")) {
 if (wanted("corrections")) {
   await compareDecode("q3 with corrections of 10 % of the bytes", [
     { name: "off", weights: "q3", correct: "sparse", corrections: "off" },
-    { name: "sparse in line", weights: "q3", correct: "sparse", corrections: "inline" },
-    { name: "sparse async", weights: "q3", correct: "sparse", corrections: "async" },
-    { name: "low rank in line", weights: "q3", correct: "low_rank", corrections: "inline" },
+    { name: "rows in line", weights: "q3", correct: "sparse", corrections: "inline" },
+    { name: "rows async", weights: "q3", correct: "sparse", corrections: "async" },
+    { name: "factors in line", weights: "q3", correct: "low_rank", corrections: "inline" },
   ]);
+}
+if (wanted("gather")) {
+  say("rows chosen at random, a tenth of a window's, GB/s");
+  const columns = ["bytes of a row", ...threadCounts.flatMap((n) => [threadText(n), "share of a stream"])];
+  const found = threadCounts.map((threads) => gatherRows(threads, repeats));
+  const rows = found[0]!.map(([bytes], row) => [bytes!, ...found.flatMap((of) => of[row]!.slice(1))]);
+  say(`${table(columns, rows)}\n`);
 }
 if (wanted("choice")) {
   const threads = physicalCores(), { model } = values;

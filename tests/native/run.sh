@@ -59,22 +59,32 @@ all_variants() {
   esac
 }
 
+run() { # test, variant: prints its digest
+  compiler=${CXX:-g++}; machine=; runner=
+  case $2 in
+    avx512vnni) machine="$avx512 -mavx512vnni" ;;
+    avx512) machine=$avx512 ;;
+    avx2) machine="-mavx2 -mfma -mf16c" ;;
+    neon*) if [ "$(uname -m)" = x86_64 ]; then
+        compiler=aarch64-linux-gnu-g++; machine=-static; runner=qemu-aarch64-static
+      fi
+      [ "$2" = neon-dotprod ] && machine="$machine -march=armv8.2-a+dotprod" ;;
+  esac
+  $compiler $flags $machine -DHC_ISA="${2%-*}" $(sources "$1" "$2") -o "$build/$1.$2" && $runner "$build/$1.$2"
+}
+
 status=0
 for test in ${@:-simd_test kernels_test attention_test linear_test correction_test extents_test shedding_test engine_test}; do
-  first=
+  running=
   for variant in $(variants); do
-    compiler=${CXX:-g++}; machine=; runner=
-    case $variant in
-      avx512vnni) machine="$avx512 -mavx512vnni" ;;
-      avx512) machine=$avx512 ;;
-      avx2) machine="-mavx2 -mfma -mf16c" ;;
-      neon*) if [ "$(uname -m)" = x86_64 ]; then
-          compiler=aarch64-linux-gnu-g++; machine=-static; runner=qemu-aarch64-static
-        fi
-        [ "$variant" = neon-dotprod ] && machine="$machine -march=armv8.2-a+dotprod" ;;
-    esac
-    $compiler $flags $machine -DHC_ISA="${variant%-*}" $(sources "$test" "$variant") -o "$build/$test.$variant"
-    if digest=$($runner "$build/$test.$variant"); then result=ok; else result=FAILED; status=1; fi
+    run "$test" "$variant" >"$build/$test.$variant.digest" &
+    running="$running $variant:$!"
+  done
+  first=
+  for variant in $running; do
+    if wait "${variant#*:}"; then result=ok; else result=FAILED; status=1; fi
+    variant=${variant%:*}
+    digest=$(cat "$build/$test.$variant.digest")
     [ -n "$first" ] || first=$digest
     if [ "$digest" != "$first" ]; then result="$result, DIFFERS"; status=1; fi
     echo "$test $variant $digest $result"

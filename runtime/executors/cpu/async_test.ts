@@ -11,7 +11,7 @@ import { createCpuExecutor } from "./executor.ts";
 
 const Q4 = { weights: "q4", group: 32 } as const;
 
-/** Large enough that a step of 1,024 tokens takes a few hundred milliseconds. */
+/** Large enough that a step of 512 tokens takes more than a hundred milliseconds. */
 const LARGE: TinyModel = {
   hidden: 384,
   heads: 6,
@@ -31,7 +31,7 @@ Deno.test("stepAsync leaves the event loop free, refuses a second step, and comp
   using models = new RandomModels();
   using bundle = await models.compile(LARGE, Q4);
   using cpu = createCpuExecutor(bundle, { threads: 2, corrections: "async", capacity: 1024 });
-  const tokens = someTokens(1024, cpu.model.vocabularySize);
+  const tokens = someTokens(512, cpu.model.vocabularySize);
   using sequence = cpu.sequence();
   using other = cpu.sequence();
   let ticks = 0;
@@ -44,7 +44,7 @@ Deno.test("stepAsync leaves the event loop free, refuses a second step, and comp
     await assert.rejects(cpu.stepAsync(second), busy);
     const found = (await running)[0]!.slice();
     assert.ok(ticks > 0, "timers fire while a step runs");
-    assert.deepEqual([sequence.length, other.length], [1024, 0]);
+    assert.deepEqual([sequence.length, other.length], [512, 0]);
     assertSameBits(found, cpu.step({ runs: [prefillOf(sequence, tokens)] })[0]!, "step");
     cpu.step(second);
   } finally {
@@ -110,7 +110,7 @@ Deno.test("an aborted step ends at once where its runs began, and the next ones 
     stepOne(cpu, decoding, tokens.subarray(0, 10), { logits: "none" });
     // The decoded token is computed before the prompt, in which the signal comes.
     const runs = (of: Sequence, beside: Sequence): Run[] => [
-      { ...prefillOf(of, tokens.subarray(0, 2000)), position: 90 },
+      { ...prefillOf(of, tokens.subarray(0, 600)), position: 90 },
       { sequence: beside, position: 10, tokens: Int32Array.of(1), as: "decode", logits: "last" },
     ];
     using otherPrompt = prompt.fork();
