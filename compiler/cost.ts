@@ -25,7 +25,9 @@ export interface Cost {
   readonly bytesStored: number;
   /** Multiply-adds, and the arithmetic they use. */
   readonly operations: number;
-  readonly arithmetic: "int8" | "fp32";
+  readonly arithmetic: "int8" | "fp32" | "attention";
+  /** Whether bytes are rows chosen here and there, and not read in order. */
+  readonly isGathered?: true;
   /** Whether it is an instruction of the step: views and merges are not. */
   readonly instructions: 0 | 1;
 }
@@ -59,7 +61,7 @@ function attention(queryWidth: number, keyWidth: number): Cost {
     bytesRead: PREDICTED_CONTEXT * keyWidth * 4,
     bytesStored: 0,
     operations: PREDICTED_CONTEXT * queryWidth * 2,
-    arithmetic: "fp32",
+    arithmetic: "attention",
     instructions: 1,
   };
 }
@@ -88,6 +90,7 @@ function rows(bits: ResidualWidth, channels: number, outputs: number): Cost {
     bytesStored: 4 * outputs,
     operations: channels * outputs,
     arithmetic: "fp32",
+    isGathered: true,
     instructions: 1,
   };
 }
@@ -146,7 +149,7 @@ const COSTS: { readonly [P in Op]: CostRule<P> } = {
   sparse_residual({ params: { width: bits, channels, expected = channels, outputs } }, inputs) {
     const n = width(inputs);
     const bytesStored = n * residualShape(bits, outputs).rowBytes + 4 * (2 * n + outputs);
-    return { ...sum(choice(n), rows(bits, expected, outputs)), bytesStored };
+    return { ...sum(rows(bits, expected, outputs), choice(n)), bytesStored };
   },
   // Added where the outputs are consumed.
   merge: (node) => ({
@@ -216,8 +219,10 @@ export function predict(
     overhead = gpu.instructionOverhead;
   } else {
     const threads = Math.min(share.threads, cpu.cores);
-    bytesPerSecond = share.bandwidth ?? readBandwidth(cpu, threads);
-    operationsPerSecond = 1e9 * threads * (cost.arithmetic === "int8" ? cpu.int8Rate : cpu.fp32Rate);
+    const { int8Rate, fp32Rate, attentionRate = fp32Rate, gatherShare = 1 } = cpu;
+    const rates = { int8: int8Rate, fp32: fp32Rate, attention: attentionRate };
+    bytesPerSecond = (share.bandwidth ?? readBandwidth(cpu, threads)) * (cost.isGathered ? gatherShare : 1);
+    operationsPerSecond = 1e9 * threads * rates[cost.arithmetic];
     overhead = cpu.instructionOverhead;
   }
   const seconds = Math.max(cost.bytesRead / bytesPerSecond, cost.operations / operationsPerSecond);

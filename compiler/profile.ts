@@ -17,6 +17,10 @@ export const CpuProfile = z.strictObject({
   fp32Rate: rate,
   /** Microseconds to start an instruction of a step on all threads and to wait for the slowest. */
   instructionOverhead: z.number().nonnegative().finite(),
+  /** What of readBandwidth is left where rows of 1 kB are chosen here and there; absent: all of it. */
+  gatherShare: rate.max(2).optional(),
+  /** Billions of multiply-adds per second of one core in attention over keys and values in f16; absent: fp32Rate. */
+  attentionRate: rate.optional(),
   /** Bytes of memory; absent: unknown. */
   memory: z.int().positive().optional(),
 });

@@ -123,6 +123,10 @@ async function findCompiler(): Promise<Compiler | HcinferError> {
   return new HcinferError("environment", `${found}\n${installInstructions(platform(), release)}`);
 }
 
+export async function hasCompiler(): Promise<boolean> {
+  return !(await findCompiler() instanceof HcinferError);
+}
+
 /** How to install a compiler on this system; `release` is the text of /etc/os-release. */
 export function installInstructions(system: string, release: string): string {
   if (system === "darwin") return "install one with: xcode-select --install";

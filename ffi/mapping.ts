@@ -82,11 +82,15 @@ export function mapFile(path: string, kind: ErrorKind = "input"): Mapping {
   return new Mapping(address, Number(size[0]));
 }
 
-/** Allocates `bytes` zeroed bytes. Throws HcinferError("environment") when the system has no room for them. */
-export function allocate(bytes: number): NativeBuffer {
+/**
+ * Allocates `bytes` zeroed bytes. Throws HcinferError("environment") when the system has no room for them.
+ * @param pages huge ones, where the system has them, are read faster here and there, and are taken as a whole by the first
+ *   touch: not for a cache of a long context
+ */
+export function allocate(bytes: number, pages: "small" | "huge" = "small"): NativeBuffer {
   if (!Number.isSafeInteger(bytes) || bytes < 0) throw new RangeError(`cannot allocate ${bytes} bytes`);
   if (bytes === 0) return new NativeBuffer(null, 0);
-  const address = library().hc_allocate(BigInt(bytes));
+  const address = library().hc_allocate(BigInt(bytes), pages === "huge" ? 1 : 0);
   if (address === null) {
     const size = (bytes / 2 ** 30).toFixed(2);
     throw new HcinferError("environment", `out of memory: ${size} GiB more are needed`);

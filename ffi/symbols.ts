@@ -4,7 +4,7 @@
  */
 
 /** Must equal HC_ABI_VERSION in simd/mapping.cpp: raised whenever a signature changes. */
-export const ABI_VERSION = 6;
+export const ABI_VERSION = 7;
 
 export const abi = {
   hc_abi_version: { parameters: [], result: "u32" },
@@ -14,7 +14,7 @@ export const mapping = {
   /** (path, size: u64[1] out, message: u8[256] out) -> address, null with a message. An empty file: null, no message. */
   hc_map_file: { parameters: ["buffer", "buffer", "buffer"], result: "pointer" },
   /** (bytes) -> address of zeroed memory at a page boundary, null when there is none. */
-  hc_allocate: { parameters: ["u64"], result: "pointer" },
+  hc_allocate: { parameters: ["u64", "i32"], result: "pointer" },
   /** (address, bytes) of either of the two above. */
   hc_unmap: { parameters: ["pointer", "u64"], result: "void" },
 } as const;

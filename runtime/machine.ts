@@ -1,12 +1,15 @@
 /** Measures what the cost model (compiler/cost.ts) asks of a machine, with the kernels that steps use. */
 import { cpus, totalmem } from "node:os";
 import { performance } from "node:perf_hooks";
+import { PREDICTED_CONTEXT } from "../compiler/cost.ts";
+import { PAGE_POSITIONS } from "../compiler/memory.ts";
 import type { MachineProfile } from "../compiler/profile.ts";
 import { packedShape, type WeightFormat } from "../compiler/weights/format.ts";
 import { Engine } from "../ffi/engine.ts";
 import type { Instruction, Operand } from "../ffi/instructions.ts";
-import { allocate } from "../ffi/mapping.ts";
+import { allocate, type NativeBuffer } from "../ffi/mapping.ts";
 import { memoryBandwidth } from "../ffi/measure.ts";
+import { Gather } from "./gather.ts";
 
 /** A matrix that stays in a core's own cache, and enough tokens to hide its unpacking. */
 const ROWS = 256;
@@ -17,6 +20,8 @@ const ROUNDS = 5;
 const MILLISECONDS = 50;
 /** Measurements that differ by more, of their median, were disturbed. */
 const MOST_SPREAD = 0.2;
+/** Where rows lie: many times what caches hold. */
+const GATHER_BYTES = 2 ** 28;
 const Q8: WeightFormat = { kind: "q8", group: 64 };
 
 /** A figure whose measurements differ by more than a fifth: another program ran, or clocks changed. */
@@ -49,14 +54,31 @@ export function measureMachine(
   const rates: Figure[] = [
     { what: "int8 arithmetic", unit: "G/s", measure: () => linearRate(Q8) },
     { what: "fp32 arithmetic", unit: "G/s", measure: () => linearRate({ kind: "bf16" }) },
+    { what: "attention", unit: "G/s", measure: attentionRate },
     { what: "starting an instruction", unit: "us", measure: () => barrierMicroseconds(threads) },
   ];
-  const { values, disagreements } = medians([...memory, ...rates], onProgress);
-  const [int8Rate = 0, fp32Rate = 0, instructionOverhead = 0] = values.slice(threads);
+  using windows = allocate(GATHER_BYTES, "huge");
+  windows.bytes.fill(1);
+  using gather = new Gather(windows, 1024, threads);
+  const rows: Figure = { what: "rows here and there", unit: "GB/s", measure: () => gather.measure() / 1e9 };
+  const { values, disagreements } = medians([...memory, ...rates, rows], onProgress);
+  const [int8Rate = 0, fp32Rate = 0, attention = 0, instructionOverhead = 0, gathered = 0] = values.slice(
+    threads,
+  );
   // Profiles go into bundles, which are given away: no name of this machine.
   const name = cpus()[0]?.model.trim() || "unknown";
   const readBandwidth = values.slice(0, threads);
-  const cpu = { name, cores: threads, readBandwidth, int8Rate, fp32Rate, instructionOverhead };
+  const gatherShare = rounded(gathered / readBandwidth.at(-1)!);
+  const cpu = {
+    name,
+    cores: threads,
+    readBandwidth,
+    int8Rate,
+    fp32Rate,
+    instructionOverhead,
+    gatherShare,
+    attentionRate: attention,
+  };
   return { profile: { name, measured: true, cpu: { ...cpu, memory: totalmem() } }, disagreements };
 }
 
@@ -133,6 +155,41 @@ function linearRate(format: WeightFormat): number {
   return ROWS * INPUTS * TOKENS / secondsOf([linear], { weights: bytes, arena: arenaBytes }, 1, TOKENS) / 1e9;
 }
 
+/** Billions of multiply-adds per second of one thread that attends to `PREDICTED_CONTEXT` positions, cached in no cache of its own. */
+function attentionRate(): number {
+  const [heads, kvHeads, headDim, context] = [16, 8, 128, PREDICTED_CONTEXT];
+  const pageCount = context / PAGE_POSITIONS, layers = 32;
+  const cacheBytes = 2 * pageCount * kvHeads * headDim * PAGE_POSITIONS;
+  const arena = (offset: number): Operand => ({ segment: "arena", offset });
+  // Page numbers, the token's position, its sequence and its tile; queries and outputs behind them.
+  const at = { pages: 0, positions: 4 * pageCount, sequences: 4 * pageCount + 4, tiles: 4 * pageCount + 8 };
+  const q = 4 * pageCount + 64, out = q + 4 * heads * headDim;
+  const program = Array.from({ length: layers }, (_, layer): Instruction => ({
+    op: "attend",
+    ...EVERY_TOKEN,
+    operands: {
+      q: arena(q),
+      out: arena(out),
+      cacheK: { segment: "cache", offset: 2 * layer * cacheBytes },
+      cacheV: { segment: "cache", offset: (2 * layer + 1) * cacheBytes },
+      tiles: arena(at.tiles),
+      positions: arena(at.positions),
+      sequences: arena(at.sequences),
+      pages: arena(at.pages),
+    },
+    integers: { heads, kvHeads, headDim, pageCount, mostSequences: 1, mostPages: pageCount, context },
+    reals: { scale: 1 },
+  }));
+  const words = Int32Array.from([...Array(pageCount).keys(), context - 1, 0, 0, 1]);
+  const bytes = { weights: 64, arena: out + 4 * heads * headDim, cache: 2 * layers * cacheBytes };
+  const fill = (arena: NativeBuffer, cache: NativeBuffer) => {
+    arena.bytes.set(new Uint8Array(words.buffer));
+    cache.bytes.fill(1);
+  };
+  const seconds = secondsOf(program, bytes, 1, 1, fill);
+  return 2 * layers * context * heads * headDim / seconds / 1e9;
+}
+
 /** Microseconds that an instruction costs beside its work: the smallest one, started on every thread. */
 function barrierMicroseconds(threads: number): number {
   const count = 256;
@@ -150,30 +207,23 @@ function barrierMicroseconds(threads: number): number {
 /** Seconds of a step of `program`, the best of as many as fit the time. */
 function secondsOf(
   program: readonly Instruction[],
-  bytes: { readonly weights: number; readonly arena: number },
+  bytes: { readonly weights: number; readonly arena: number; readonly cache?: number },
   threads: number,
   tokens: number,
+  fill: (arena: NativeBuffer, cache: NativeBuffer) => void = () => {},
 ): number {
   using weights = allocate(bytes.weights);
-  const nothing = allocate(0);
+  const arena = allocate(bytes.arena), cache = allocate(bytes.cache ?? 0);
+  fill(arena, cache);
   using engine = new Engine({
     lanes: [{ program, threads }],
-    memory: {
-      weights,
-      arena: allocate(bytes.arena),
-      cache: nothing,
-      tables: nothing,
-      step: nothing,
-      mailbox: nothing,
-      logits: nothing,
-      observations: nothing,
-    },
+    memory: { weights, arena, cache },
     capacity: tokens,
   });
   let best = Infinity;
   for (const end = performance.now() + MILLISECONDS; performance.now() < end;) {
     const started = performance.now();
-    engine.step({ tokens, rows: 0, tiles: 0, mode: "prefill" });
+    engine.step({ tokens, rows: 0, tiles: tokens === 1 ? 1 : 0, mode: "prefill" });
     best = Math.min(best, performance.now() - started);
   }
   return best / 1000;

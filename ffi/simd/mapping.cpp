@@ -32,7 +32,7 @@
 
 namespace {
 
-constexpr uint32_t HC_ABI_VERSION = 6;  // ffi/symbols.ts: ABI_VERSION
+constexpr uint32_t HC_ABI_VERSION = 7;  // ffi/symbols.ts: ABI_VERSION
 constexpr size_t MESSAGE_BYTES = 256;
 
 // Where the file system keeps a file's pages in units of this size (ext4, xfs and btrfs of a recent Linux, for files written in
@@ -190,14 +190,14 @@ HC_EXPORT void* hc_map_file(const char* path, uint64_t* size, char* message) {
   return address;
 }
 
-HC_EXPORT void* hc_allocate(uint64_t bytes) {
-  char* address = reserve(bytes, page_bytes());
+HC_EXPORT void* hc_allocate(uint64_t bytes, int32_t huge) {
+  char* address = reserve(bytes, huge ? HUGE_PAGE : page_bytes());
   if (address == nullptr) return nullptr;
   if (mprotect(address, up_to(page_bytes(), bytes), PROT_READ | PROT_WRITE) != 0) {
     release(address, bytes);
     return nullptr;
   }
-  // No huge pages: a cache for a long context is touched here and there, and each touch would take 2 MiB.
+  if (huge) madvise(address, bytes, MADV_HUGEPAGE);
   fence(address, bytes);
   return address;
 }
