@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { HcinferError } from "../../compiler/errors.ts";
+import { hasCompiler } from "../build_library.ts";
 import { Context, devices } from "./context.ts";
 import { Driver, DriverError, driverKind } from "./driver.ts";
 import { addresses, STATUS, type StreamHandle, symbols } from "./symbols.ts";
@@ -34,6 +35,10 @@ class Stub implements Disposable {
   }
 }
 
+const ignore = !(await hasCompiler());
+/** A test that compiles a stub. */
+const withStub = (name: string, fn: () => void) => Deno.test({ name, ignore, fn });
+
 const environment = (message: RegExp) => (error: unknown) => {
   assert.ok(error instanceof HcinferError);
   assert.equal(error.kind, "environment");
@@ -48,7 +53,7 @@ Deno.test("without a driver the error says what was looked for", () => {
   );
 });
 
-Deno.test("an old driver is refused by its version, before what it lacks", () => {
+withStub("an old driver is refused by its version, before what it lacks", () => {
   using old = new Stub({ version: 11_040, missing: "cuGraphInstantiateWithFlags" });
   assert.throws(
     () => Driver.openFirst("device", ["libnodriver.so.1", old.path]),
@@ -56,7 +61,7 @@ Deno.test("an old driver is refused by its version, before what it lacks", () =>
   );
 });
 
-Deno.test("a driver that lacks a function is refused with its name, an optional one is noted", () => {
+withStub("a driver that lacks a function is refused with its name, an optional one is noted", () => {
   using broken = new Stub({ missing: "cuMemAlloc_v2" });
   assert.throws(
     () => Driver.openFirst("device", [broken.path]),
@@ -66,7 +71,7 @@ Deno.test("a driver that lacks a function is refused with its name, an optional 
   assert.deepEqual([...Driver.openFirst("device", [lesser.path]).missing], ["cuFuncGetParamInfo"]);
 });
 
-Deno.test("a driver that does not start says why", () => {
+withStub("a driver that does not start says why", () => {
   using dead = new Stub({ init: STATUS.noDevice });
   assert.throws(
     () => Driver.openFirst("device", [dead.path]),
@@ -74,7 +79,7 @@ Deno.test("a driver that does not start says why", () => {
   );
 });
 
-Deno.test("a driver without devices is an error", () => {
+withStub("a driver without devices is an error", () => {
   using empty = new Stub({});
   assert.throws(() => devices(Driver.openFirst("device", [empty.path])), environment(/finds no GPU/));
 });
