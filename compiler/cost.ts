@@ -78,9 +78,9 @@ function factor(dtype: FactorDType, rank: number, length: number): Cost {
   };
 }
 
-/** The choice of channels among `inputs`. */
+/** The choice of channels among `inputs`: scores, a bisection and coefficients, which take as long as so many products each. */
 function choice(inputs: number): Cost {
-  return { ...elementwise([], 0, 4 * inputs), operations: 4 * inputs };
+  return { ...elementwise([], 0, 4 * inputs), operations: 100 * inputs };
 }
 
 /** The sum of `channels` chosen rows, in the mean of tokens. */
@@ -158,8 +158,8 @@ const COSTS: { readonly [P in Op]: CostRule<P> } = {
   }),
   copy: (_, inputs) => elementwise(inputs, 1),
   quantize: (_, inputs) => elementwise(inputs, 3),
-  // Norm and rotation of queries and keys; keys and values are written.
-  append: (_, [q, k]) => ({ ...FREE, operations: 6 * (width([q!]) + width([k!])), instructions: 1 }),
+  // Norm and rotation of queries and keys; keys and values are written. Head by head, far from the rate of products.
+  append: (_, [q, k]) => ({ ...FREE, operations: 60 * (width([q!]) + width([k!])), instructions: 1 }),
   attend: ({ params: { kvHeads, headDim } }, inputs) => attention(width(inputs), kvHeads * headDim),
   sparse_select: (_, inputs) => choice(width(inputs)),
   sparse_sum: ({ params: { width: bits, outputs, expected } }, inputs) =>

@@ -1,4 +1,7 @@
-/** The kernel of sparse corrections by itself: a step that sums rows chosen at random, a tenth of each window's. */
+/**
+ * The kernel of sparse corrections by itself: a step that sums rows chosen at random, a tenth of each window's, and does so
+ * for `CHOICES` tokens one after the other, so that what a cache holds of one step is gone before the next.
+ */
 import { Engine } from "../ffi/engine.ts";
 import type { Instruction, Operand } from "../ffi/instructions.ts";
 import { allocate, type NativeBuffer, type NativeMemory } from "../ffi/mapping.ts";
@@ -6,6 +9,7 @@ import { allocate, type NativeBuffer, type NativeMemory } from "../ffi/mapping.t
 /** Rows of a window, and how many of them a token reads. */
 const INPUTS = 2048, CHOSEN = 205;
 const WIDTH = 4;
+const CHOICES = 4;
 
 /** What a window has in the arena: chosen indices, coefficients, and their scale, sum and count. */
 const CHOICE = { index: 0, coefficient: 4 * CHOSEN, scale: 6 * CHOSEN + 2, bytes: 6 * CHOSEN + 14 } as const;
@@ -13,18 +17,22 @@ const CHOICE = { index: 0, coefficient: 4 * CHOSEN, scale: 6 * CHOSEN + 2, bytes
 export class Gather implements Disposable {
   readonly #arena: NativeBuffer;
   readonly #engine: Engine;
-  readonly #windows: number;
+  /** Of windows, for every token. */
+  readonly #sums: number;
   readonly #outputs: number;
 
   /**
    * @param rows where codes of 4 bits lie, many times larger than any cache; it stays the caller's
    * @param rowBytes of a row, a multiple of 32
+   * @param barriers whether threads meet after every window, as in a model's step
    */
-  constructor(rows: NativeMemory, readonly rowBytes: number, threads: number) {
-    this.#windows = Math.floor(rows.byteLength / (INPUTS * rowBytes));
+  constructor(rows: NativeMemory, readonly rowBytes: number, threads: number, readonly barriers: boolean) {
+    const windows = Math.floor(rows.byteLength / (INPUTS * rowBytes));
+    this.#sums = CHOICES * windows;
     this.#outputs = 8 * rowBytes / WIDTH;
-    this.#arena = allocate(this.#choice(this.#windows));
-    const program = Array.from({ length: this.#windows }, (_, window) => this.#sum(window));
+    this.#arena = allocate(this.#choice(this.#sums));
+    for (let sum = 0; sum < this.#sums; sum++) this.#choose(sum);
+    const program = Array.from({ length: this.#sums }, (_, sum) => this.#sum(sum, sum % windows));
     this.#engine = new Engine({
       lanes: [{ program, threads }],
       memory: { weights: rows, arena: this.#arena },
@@ -32,16 +40,15 @@ export class Gather implements Disposable {
     });
   }
 
-  /** Bytes of codes per second in a step over all windows, of rows that no earlier step chose but by chance. */
+  /** Bytes of codes per second in a step. */
   measure(): number {
-    for (let window = 0; window < this.#windows; window++) this.#choose(window);
     const began = performance.now();
     this.#engine.step({ tokens: 1, rows: 1, tiles: 1, mode: "decode" });
-    return this.#windows * CHOSEN * this.rowBytes / (performance.now() - began) * 1000;
+    return this.#sums * CHOSEN * this.rowBytes / (performance.now() - began) * 1000;
   }
 
-  #choose(window: number): void {
-    const at = this.#choice(window);
+  #choose(sum: number): void {
+    const at = this.#choice(sum);
     const order = Float64Array.from({ length: INPUTS }, () => Math.random());
     const rows = Int32Array.from({ length: INPUTS }, (_, row) => row).sort((a, b) => order[a]! - order[b]!);
     const put = (
@@ -54,9 +61,9 @@ export class Gather implements Disposable {
     put(CHOICE.scale + 4, Int32Array.of(0, CHOSEN));
   }
 
-  #sum(window: number): Instruction {
+  #sum(sum: number, window: number): Instruction {
     const arena = (offset: number): Operand => ({ segment: "arena", offset });
-    const choice = this.#choice(window);
+    const choice = this.#choice(sum);
     return {
       op: "sparseSum",
       operands: {
@@ -82,7 +89,7 @@ export class Gather implements Disposable {
       reals: {},
       over: "tokens",
       when: "always",
-      barrier: false,
+      barrier: this.barriers,
       awaits: 0,
     };
   }
@@ -92,8 +99,8 @@ export class Gather implements Disposable {
     return 4 * Math.max(INPUTS, this.#outputs);
   }
 
-  #choice(window: number): number {
-    return this.#scales() + 4 * this.#outputs + window * CHOICE.bytes;
+  #choice(sum: number): number {
+    return this.#scales() + 4 * this.#outputs + sum * CHOICE.bytes;
   }
 
   [Symbol.dispose](): void {

@@ -5,7 +5,7 @@
 import { performance } from "node:perf_hooks";
 import { setImmediate } from "node:timers/promises";
 import { HcinferError } from "../compiler/errors.ts";
-import type { Executor, Sequence, StepKind } from "./executor.ts";
+import type { Executor, Run, Sequence, StepKind } from "./executor.ts";
 import { Sampler } from "./sampler.ts";
 import { StopTexts } from "./stop_texts.ts";
 import { type TextDecoding, TextStream } from "./stream.ts";
@@ -119,13 +119,19 @@ export class Session implements Disposable {
    * With `decoded`, tokens that were decoded count, too, as a conversation's own answers: what follows is then computed
    * from keys and values that differ a little from a prompt's (`StepKind`).
    */
-  reuse(prompt: Int32Array, { decoded = false } = {}): number {
+  reuse(prompt: Int32Array, options: { readonly decoded?: boolean } = {}): number {
+    const same = this.shared(prompt, options);
+    this.rewind(same);
+    return same;
+  }
+
+  /** How many tokens of `prompt` are cached here, as `reuse` counts them. */
+  shared(prompt: Int32Array, { decoded = false }: { readonly decoded?: boolean } = {}): number {
     const fits = (at: number) =>
       this.#tokens[at] === prompt[at] && (decoded || this.#kinds[at] === "prefill");
     let same = 0;
     const most = Math.min(this.position, prompt.length - 1);
     while (same < most && fits(same)) same++;
-    this.rewind(same);
     return same;
   }
 
@@ -139,9 +145,9 @@ export class Session implements Disposable {
     let logits = new Float32Array(0);
     for (let start = 0; start < tokens.length; start += this.chunk) {
       const end = Math.min(start + this.chunk, tokens.length);
-      const runs = [this.#run(tokens.subarray(start, end), "prefill", end === tokens.length)];
-      [logits] = await this.executor.stepAsync({ runs }, signal) as [Float32Array<ArrayBuffer>];
-      this.#append(tokens.subarray(start, end), "prefill");
+      const run = this.run(tokens.subarray(start, end), "prefill", end === tokens.length);
+      [logits] = await this.executor.stepAsync({ runs: [run] }, signal) as [Float32Array<ArrayBuffer>];
+      this.append(run);
       onProgress?.(end, tokens.length);
     }
     return logits;
@@ -149,20 +155,20 @@ export class Session implements Disposable {
 
   /** Appends one token and returns the logits after it, valid until the executor's next step. */
   decode(token: number): Float32Array {
-    const runs = [this.#run(Int32Array.of(token), "decode", true)];
+    const run = this.run(Int32Array.of(token), "decode", true);
     const began = performance.now();
-    const [logits] = this.executor.step({ runs });
+    const [logits] = this.executor.step({ runs: [run] });
     this.#lastStep = performance.now() - began;
-    this.#append(runs[0]!.tokens, "decode");
+    this.append(run);
     return logits!;
   }
 
   /** `decode` that leaves the event loop free where steps are long. */
   async decodeAsync(token: number, signal?: AbortSignal): Promise<Float32Array> {
     if (this.#lastStep < LONG_STEP_MILLISECONDS) return this.decode(token);
-    const runs = [this.#run(Int32Array.of(token), "decode", true)];
-    const [logits] = await this.executor.stepAsync({ runs }, signal);
-    this.#append(runs[0]!.tokens, "decode");
+    const run = this.run(Int32Array.of(token), "decode", true);
+    const [logits] = await this.executor.stepAsync({ runs: [run] }, signal);
+    this.append(run);
     return logits!;
   }
 
@@ -181,12 +187,14 @@ export class Session implements Disposable {
     this.rewind();
   }
 
-  #run(tokens: Int32Array, as: StepKind, wanted: boolean) {
-    const logits = wanted ? "last" : "none";
-    return { sequence: this.#sequence, position: this.position, tokens, as, logits } as const;
+  /** The next tokens as a run, for a step that others share; `append` it when the step is over. */
+  run(tokens: Int32Array, as: StepKind, wantsLogits: boolean): Run {
+    const logits = wantsLogits ? "last" : "none";
+    return { sequence: this.#sequence, position: this.position, tokens, as, logits };
   }
 
-  #append(tokens: Int32Array, as: StepKind): void {
+  /** Remembers what a step has appended. */
+  append({ tokens, as }: Pick<Run, "tokens" | "as">): void {
     for (const token of tokens) {
       this.#tokens.push(token);
       this.#kinds.push(as);

@@ -123,6 +123,12 @@ size_t page_bytes() {
 
 size_t up_to(size_t multiple, uint64_t bytes) { return (bytes + multiple - 1) / multiple * multiple; }
 
+void prefer_huge_pages([[maybe_unused]] void* address, [[maybe_unused]] size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  madvise(address, bytes, MADV_HUGEPAGE);
+#endif
+}
+
 // Address space for `bytes` between two forbidden pages, forbidden itself, from a multiple of `alignment` on; null when there
 // is none.
 char* reserve(uint64_t bytes, size_t alignment) {
@@ -180,7 +186,7 @@ HC_EXPORT void* hc_map_file(const char* path, uint64_t* size, char* message) {
       *size = 0;
       address = nullptr;
     } else {
-      madvise(address, *size, MADV_HUGEPAGE);
+      prefer_huge_pages(address, *size);
       madvise(address, *size, MADV_WILLNEED);
       fence(place, *size);
       remember(address, *size, path);
@@ -197,7 +203,7 @@ HC_EXPORT void* hc_allocate(uint64_t bytes, int32_t huge) {
     release(address, bytes);
     return nullptr;
   }
-  if (huge) madvise(address, bytes, MADV_HUGEPAGE);
+  if (huge) prefer_huge_pages(address, bytes);
   fence(address, bytes);
   return address;
 }

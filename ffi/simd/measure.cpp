@@ -1,11 +1,13 @@
 // What the machine's memory gives: the ceiling that speeds of kernels are printed beside.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <thread>
 #include <vector>
 
@@ -20,6 +22,21 @@ uint64_t sum(const uint64_t* words, size_t count) {
   uint64_t total = 0;
   for (uint64_t lane : lanes) total += lane;
   return total;
+}
+
+struct Free {
+  void operator()(uint64_t* words) const { std::free(words); }
+};
+using Words = std::unique_ptr<uint64_t[], Free>;
+
+// Memory in huge pages where the system has them, as weights are mapped (mapping.cpp); null when there is none.
+Words allocate(size_t bytes) {
+  constexpr size_t huge = size_t{1} << 21;
+  void* address = std::aligned_alloc(huge, (bytes + huge - 1) / huge * huge);
+#if defined(MADV_HUGEPAGE)
+  if (address) madvise(address, bytes, MADV_HUGEPAGE);
+#endif
+  return Words(static_cast<uint64_t*>(address));
 }
 
 // A round starts when every thread has arrived and ends when the last one is done.
@@ -43,10 +60,10 @@ extern "C" __attribute__((visibility("default"))) double hc_measure_bandwidth(in
   if (threads < 1 || rounds < 1) return 0;
   const size_t words = bytes / static_cast<size_t>(threads) / 64 * 8;
   const size_t part = words * sizeof(uint64_t);
-  std::vector<std::unique_ptr<uint64_t[]>> sources, targets;
+  std::vector<Words> sources, targets;
   for (int32_t thread = 0; thread < threads; ++thread) {
-    sources.emplace_back(new (std::nothrow) uint64_t[words]);
-    targets.emplace_back(copy ? new (std::nothrow) uint64_t[words] : nullptr);
+    sources.push_back(allocate(part));
+    targets.push_back(copy ? allocate(part) : nullptr);
     if (!sources.back() || (copy && !targets.back())) return 0;
   }
   std::vector<Round> all(static_cast<size_t>(rounds) + 1);

@@ -35,7 +35,7 @@ q, k, v = linear(x_codes, "model.layers.0.self_attn.q_proj+k_proj+v_proj", outpu
 factors_0_qkv = low_rank_up(factors_0_qkv_hidden, "0.qkv", rank=16, outputs=6144, dtype="i8")
     # [T,6144] f32 | cpu compensation | 98368 B read | 98368 B stored | 3.64 us | because cpu: corrections live in its memory
 a_q = append(q + factors_0_qkv, k + factors_0_qkv, v + factors_0_qkv, positions, "model.layers.0.self_attn.q_norm", "model.layers.0.self_attn.k_norm", layer=0, head_dim=128, q_epsilon=0.000001, k_epsilon=0.000001, rope="rope_0")
-    # [T,4096] f32 | gpu backbone | 1.5 us | because gpu: it fits
+    # [T,4096] f32 | gpu backbone | 1.54 us | because gpu: it fits
 a = attend(a_q, positions, layer=0, head_dim=128, kv_heads=8, scale=0.08838834764831845)
     # [T,4096] f32 | gpu backbone | 1048576 B read | 5.6 us | because gpu: it fits
 a_codes = quantize(a, group=64)
@@ -86,7 +86,7 @@ q3, k3, v1 = linear(x2_codes, "model.layers.1.self_attn.q_proj+k_proj+v_proj", o
 factors_1_qkv = low_rank_up(factors_1_qkv_hidden, "1.qkv", rank=16, outputs=6144, dtype="i8")
     # [T,6144] f32 | cpu compensation | 98368 B read | 98368 B stored | 3.64 us | because cpu: corrections live in its memory
 a2_q = append(q3 + factors_1_qkv, k3 + factors_1_qkv, v1 + factors_1_qkv, positions, "model.layers.1.self_attn.q_norm", "model.layers.1.self_attn.k_norm", layer=1, head_dim=128, q_epsilon=0.000001, k_epsilon=0.000001, rope="rope_0")
-    # [T,4096] f32 | gpu backbone | 1.5 us | because gpu: it fits
+    # [T,4096] f32 | gpu backbone | 1.54 us | because gpu: it fits
 a2 = attend(a2_q, positions, layer=1, head_dim=128, kv_heads=8, scale=0.08838834764831845)
     # [T,4096] f32 | gpu backbone | 1048576 B read | 5.6 us | because gpu: it fits
 a2_codes = quantize(a2, group=64)

@@ -15,7 +15,7 @@ x1, x1_codes = rms_norm(x, "model.layers.0.input_layernorm", epsilon=0.000001, c
 factors_0_qkv_hidden = low_rank_down(x1, "0.qkv", rank=2, dtype="i8")
     # [T,2] f32 | cpu compensation | 520 B read | 520 B stored | 1.01 us | because cpu: corrections live in its memory
 rows_0_qkv_chosen = sparse_select(x1, "0.qkv", channels=18, width=4)
-    # [T,18] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.03 us | because cpu: corrections live in its memory
+    # [T,18] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.18 us | because cpu: corrections live in its memory
 
 # layer 0, window qkv
 budget("0.qkv", rank=2, channels=18)
@@ -27,7 +27,7 @@ factors_0_qkv = low_rank_up(factors_0_qkv_hidden, "0.qkv", rank=2, outputs=512, 
 rows_0_qkv = sparse_sum(rows_0_qkv_chosen, "0.qkv", outputs=512, width=4)
     # [T,512] f32 | cpu compensation | 4680 B read | 2048 B stored | 1.12 us | because cpu: corrections live in its memory
 x2_q = append(q + factors_0_qkv + rows_0_qkv, k + factors_0_qkv + rows_0_qkv, v + factors_0_qkv + rows_0_qkv, positions, "model.layers.0.self_attn.q_norm", "model.layers.0.self_attn.k_norm", layer=0, head_dim=32, q_epsilon=0.000001, k_epsilon=0.000001, rope="rope_0")
-    # [T,256] f32 | cpu backbone | 1.02 us | because cpu: the only device
+    # [T,256] f32 | cpu backbone | 1.16 us | because cpu: the only device
 x2 = attend(x2_q, positions, layer=0, head_dim=32, kv_heads=4, scale=0.17677669529663687)
     # [T,256] f32 | cpu backbone | 131072 B read | 4.45 us | because cpu: the only device
 x2_codes = quantize(x2, group=64)
@@ -35,7 +35,7 @@ x2_codes = quantize(x2, group=64)
 factors_0_o_hidden = low_rank_down(x2, "0.o", rank=2, dtype="i8")
     # [T,2] f32 | cpu compensation | 520 B read | 520 B stored | 1.01 us | because cpu: corrections live in its memory
 rows_0_o_chosen = sparse_select(x2, "0.o", channels=18, width=4)
-    # [T,18] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.03 us | because cpu: corrections live in its memory
+    # [T,18] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.18 us | because cpu: corrections live in its memory
 
 # layer 0, window o
 budget("0.o", rank=2, channels=18)
@@ -51,7 +51,7 @@ x5, x6, x6_codes = add_rms_norm(x, x4 + factors_0_o + rows_0_o, "model.layers.0.
 factors_0_gate_up_hidden = low_rank_down(x6, "0.gate_up", rank=3, dtype="i8")
     # [T,3] f32 | cpu compensation | 780 B read | 780 B stored | 1.02 us | because cpu: corrections live in its memory
 rows_0_gate_up_chosen = sparse_select(x6, "0.gate_up", channels=14, width=4)
-    # [T,14] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.03 us | because cpu: corrections live in its memory
+    # [T,14] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.18 us | because cpu: corrections live in its memory
 
 # layer 0, window gate_up
 budget("0.gate_up", rank=3, channels=14)
@@ -67,7 +67,7 @@ x8, x8_codes = silu_mul(gate + factors_0_gate_up + rows_0_gate_up, up + factors_
 factors_0_down_hidden = low_rank_down(x8, "0.down", rank=2, dtype="i8")
     # [T,2] f32 | cpu compensation | 1544 B read | 1544 B stored | 1.04 us | because cpu: corrections live in its memory
 rows_0_down_chosen = sparse_select(x8, "0.down", channels=52, width=4)
-    # [T,52] chosen | cpu compensation | 3072 B read | 3072 B stored | 1.08 us | because cpu: corrections live in its memory
+    # [T,52] chosen | cpu compensation | 3072 B read | 3072 B stored | 1.55 us | because cpu: corrections live in its memory
 
 # layer 0, window down
 budget("0.down", rank=2, channels=52)
@@ -83,7 +83,7 @@ x10, x11, x11_codes = add_rms_norm(x5, x9 + factors_0_down + rows_0_down, "model
 factors_1_qkv_hidden = low_rank_down(x11, "1.qkv", rank=2, dtype="i8")
     # [T,2] f32 | cpu compensation | 520 B read | 520 B stored | 1.01 us | because cpu: corrections live in its memory
 rows_1_qkv_chosen = sparse_select(x11, "1.qkv", channels=16, width=4)
-    # [T,16] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.03 us | because cpu: corrections live in its memory
+    # [T,16] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.18 us | because cpu: corrections live in its memory
 
 # layer 1, window qkv
 budget("1.qkv", rank=2, channels=16)
@@ -95,7 +95,7 @@ factors_1_qkv = low_rank_up(factors_1_qkv_hidden, "1.qkv", rank=2, outputs=512, 
 rows_1_qkv = sparse_sum(rows_1_qkv_chosen, "1.qkv", outputs=512, width=4)
     # [T,512] f32 | cpu compensation | 4160 B read | 2048 B stored | 1.11 us | because cpu: corrections live in its memory
 x12_q = append(q4 + factors_1_qkv + rows_1_qkv, k4 + factors_1_qkv + rows_1_qkv, v2 + factors_1_qkv + rows_1_qkv, positions, "model.layers.1.self_attn.q_norm", "model.layers.1.self_attn.k_norm", layer=1, head_dim=32, q_epsilon=0.000001, k_epsilon=0.000001, rope="rope_0")
-    # [T,256] f32 | cpu backbone | 1.02 us | because cpu: the only device
+    # [T,256] f32 | cpu backbone | 1.16 us | because cpu: the only device
 x12 = attend(x12_q, positions, layer=1, head_dim=32, kv_heads=4, scale=0.17677669529663687)
     # [T,256] f32 | cpu backbone | 131072 B read | 4.45 us | because cpu: the only device
 x12_codes = quantize(x12, group=64)
@@ -103,7 +103,7 @@ x12_codes = quantize(x12, group=64)
 factors_1_o_hidden = low_rank_down(x12, "1.o", rank=2, dtype="i8")
     # [T,2] f32 | cpu compensation | 520 B read | 520 B stored | 1.01 us | because cpu: corrections live in its memory
 rows_1_o_chosen = sparse_select(x12, "1.o", channels=16, width=4)
-    # [T,16] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.03 us | because cpu: corrections live in its memory
+    # [T,16] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.18 us | because cpu: corrections live in its memory
 
 # layer 1, window o
 budget("1.o", rank=2, channels=16)
@@ -119,7 +119,7 @@ x15, x16, x16_codes = add_rms_norm(x10, x14 + factors_1_o + rows_1_o, "model.lay
 factors_1_gate_up_hidden = low_rank_down(x16, "1.gate_up", rank=3, dtype="i8")
     # [T,3] f32 | cpu compensation | 780 B read | 780 B stored | 1.02 us | because cpu: corrections live in its memory
 rows_1_gate_up_chosen = sparse_select(x16, "1.gate_up", channels=14, width=4)
-    # [T,14] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.03 us | because cpu: corrections live in its memory
+    # [T,14] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.18 us | because cpu: corrections live in its memory
 
 # layer 1, window gate_up
 budget("1.gate_up", rank=3, channels=14)
@@ -135,7 +135,7 @@ x18, x18_codes = silu_mul(gate1 + factors_1_gate_up + rows_1_gate_up, up1 + fact
 factors_1_down_hidden = low_rank_down(x18, "1.down", rank=2, dtype="i8")
     # [T,2] f32 | cpu compensation | 1544 B read | 1544 B stored | 1.04 us | because cpu: corrections live in its memory
 rows_1_down_chosen = sparse_select(x18, "1.down", channels=52, width=4)
-    # [T,52] chosen | cpu compensation | 3072 B read | 3072 B stored | 1.08 us | because cpu: corrections live in its memory
+    # [T,52] chosen | cpu compensation | 3072 B read | 3072 B stored | 1.55 us | because cpu: corrections live in its memory
 
 # layer 1, window down
 budget("1.down", rank=2, channels=52)

@@ -18,7 +18,7 @@ budget("0.qkv", rank=0, channels=22)
 q, k, v = linear(x1, "model.layers.0.self_attn.q_proj+k_proj+v_proj", outputs=(256, 128, 128), window="0.qkv", format="q3g64")
     # [T,256] f32, [T,128] f32, [T,128] f32 | cpu | 57344 B read | 57344 B stored | 2.51 us | because q3g64: format of the layers | because cpu: the only device
 rows_0_qkv = sparse_residual(x1, "0.qkv", channels=22, outputs=512, width=4)
-    # [T,512] f32 | cpu | 6744 B read | 69632 B stored | 1.18 us | because cpu: corrections live in its memory
+    # [T,512] f32 | cpu | 6744 B read | 69632 B stored | 1.26 us | because cpu: corrections live in its memory
 q_merged, k_merged, v_merged = merge(q, k, v, rows_0_qkv, "0.qkv", deltas=1, slack=0)
     # [T,256] f32, [T,128] f32, [T,128] f32 | cpu | 0 us | because cpu: where its linear is
 q1 = split_heads(q_merged, head_dim=32)  # [T,8,32] f32 | cpu | 0 us | because cpu: the only device
@@ -40,7 +40,7 @@ budget("0.o", rank=0, channels=22)
 x4 = linear(x3, "model.layers.0.self_attn.o_proj", outputs=256, window="0.o", format="q3g64")
     # [T,256] f32 | cpu | 28672 B read | 28672 B stored | 1.75 us | because q3g64: format of the layers | because cpu: the only device
 rows_0_o = sparse_residual(x3, "0.o", channels=22, outputs=256, width=4)
-    # [T,256] f32 | cpu | 3928 B read | 35840 B stored | 1.1 us | because cpu: corrections live in its memory
+    # [T,256] f32 | cpu | 3928 B read | 35840 B stored | 1.22 us | because cpu: corrections live in its memory
 x4_merged = merge(x4, rows_0_o, "0.o", deltas=1, slack=0)
     # [T,256] f32 | cpu | 0 us | because cpu: where its linear is
 x5, x6 = add_rms_norm(x, x4_merged, "model.layers.0.post_attention_layernorm", epsilon=0.000001)
@@ -63,7 +63,7 @@ budget("0.down", rank=0, channels=68)
 x9 = linear(x8, "model.layers.0.mlp.down_proj", outputs=256, window="0.down", format="q3g64")
     # [T,256] f32 | cpu | 86016 B read | 86016 B stored | 3.26 us | because q3g64: format of the layers | because cpu: the only device
 rows_0_down = sparse_residual(x8, "0.down", channels=68, outputs=256, width=4)
-    # [T,256] f32 | cpu | 12048 B read | 105472 B stored | 1.32 us | because cpu: corrections live in its memory
+    # [T,256] f32 | cpu | 12048 B read | 105472 B stored | 1.67 us | because cpu: corrections live in its memory
 x9_merged = merge(x9, rows_0_down, "0.down", deltas=1, slack=0)
     # [T,256] f32 | cpu | 0 us | because cpu: where its linear is
 x10, x11 = add_rms_norm(x5, x9_merged, "model.layers.1.input_layernorm", epsilon=0.000001)
@@ -75,7 +75,7 @@ budget("1.qkv", rank=0, channels=22)
 q4, k4, v2 = linear(x11, "model.layers.1.self_attn.q_proj+k_proj+v_proj", outputs=(256, 128, 128), window="1.qkv", format="q3g64")
     # [T,256] f32, [T,128] f32, [T,128] f32 | cpu | 57344 B read | 57344 B stored | 2.51 us | because q3g64: format of the layers | because cpu: the only device
 rows_1_qkv = sparse_residual(x11, "1.qkv", channels=22, outputs=512, width=4)
-    # [T,512] f32 | cpu | 6744 B read | 69632 B stored | 1.18 us | because cpu: corrections live in its memory
+    # [T,512] f32 | cpu | 6744 B read | 69632 B stored | 1.26 us | because cpu: corrections live in its memory
 q4_merged, k4_merged, v2_merged = merge(q4, k4, v2, rows_1_qkv, "1.qkv", deltas=1, slack=0)
     # [T,256] f32, [T,128] f32, [T,128] f32 | cpu | 0 us | because cpu: where its linear is
 q5 = split_heads(q4_merged, head_dim=32)  # [T,8,32] f32 | cpu | 0 us | because cpu: the only device
@@ -97,7 +97,7 @@ budget("1.o", rank=0, channels=22)
 x14 = linear(x13, "model.layers.1.self_attn.o_proj", outputs=256, window="1.o", format="q3g64")
     # [T,256] f32 | cpu | 28672 B read | 28672 B stored | 1.75 us | because q3g64: format of the layers | because cpu: the only device
 rows_1_o = sparse_residual(x13, "1.o", channels=22, outputs=256, width=4)
-    # [T,256] f32 | cpu | 3928 B read | 35840 B stored | 1.1 us | because cpu: corrections live in its memory
+    # [T,256] f32 | cpu | 3928 B read | 35840 B stored | 1.22 us | because cpu: corrections live in its memory
 x14_merged = merge(x14, rows_1_o, "1.o", deltas=1, slack=0)
     # [T,256] f32 | cpu | 0 us | because cpu: where its linear is
 x15, x16 = add_rms_norm(x10, x14_merged, "model.layers.1.post_attention_layernorm", epsilon=0.000001)
@@ -120,7 +120,7 @@ budget("1.down", rank=0, channels=64)
 x19 = linear(x18, "model.layers.1.mlp.down_proj", outputs=256, window="1.down", format="q3g64")
     # [T,256] f32 | cpu | 86016 B read | 86016 B stored | 3.26 us | because q3g64: format of the layers | because cpu: the only device
 rows_1_down = sparse_residual(x18, "1.down", channels=64, outputs=256, width=4)
-    # [T,256] f32 | cpu | 11520 B read | 105472 B stored | 1.3 us | because cpu: corrections live in its memory
+    # [T,256] f32 | cpu | 11520 B read | 105472 B stored | 1.67 us | because cpu: corrections live in its memory
 x19_merged = merge(x19, rows_1_down, "1.down", deltas=1, slack=0)
     # [T,256] f32 | cpu | 0 us | because cpu: where its linear is
 x20, x21 = add_rms_norm(x15, x19_merged, "model.norm", epsilon=0.000001)

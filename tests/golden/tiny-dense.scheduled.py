@@ -13,7 +13,7 @@ x = embedding(tokens, "model.embed_tokens", rows=4096, width=256, format="q8g64"
 x1, x1_codes = rms_norm(x, "model.layers.0.input_layernorm", epsilon=0.000001, codes=64)
     # [T,256] f32, [T,256] i8g64 | cpu backbone | 1024 B read | 1024 B stored | 1.03 us | because cpu: the only device
 rows_0_qkv_chosen = sparse_select(x1, "0.qkv", channels=22, width=4)
-    # [T,22] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.03 us | because cpu: corrections live in its memory
+    # [T,22] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.18 us | because cpu: corrections live in its memory
 
 # layer 0, window qkv
 budget("0.qkv", rank=0, channels=22)
@@ -23,13 +23,13 @@ q, k, v = linear(x1_codes, "model.layers.0.self_attn.q_proj+k_proj+v_proj", outp
 rows_0_qkv = sparse_sum(rows_0_qkv_chosen, "0.qkv", outputs=512, width=4)
     # [T,512] f32 | cpu compensation | 5720 B read | 2048 B stored | 1.15 us | because cpu: corrections live in its memory
 x2_q = append(q + rows_0_qkv, k + rows_0_qkv, v + rows_0_qkv, positions, "model.layers.0.self_attn.q_norm", "model.layers.0.self_attn.k_norm", layer=0, head_dim=32, q_epsilon=0.000001, k_epsilon=0.000001, rope="rope_0")
-    # [T,256] f32 | cpu backbone | 1.02 us | because cpu: the only device
+    # [T,256] f32 | cpu backbone | 1.16 us | because cpu: the only device
 x2 = attend(x2_q, positions, layer=0, head_dim=32, kv_heads=4, scale=0.17677669529663687)
     # [T,256] f32 | cpu backbone | 131072 B read | 4.45 us | because cpu: the only device
 x2_codes = quantize(x2, group=64)
     # [T,256] i8g64 | cpu backbone | 1.01 us | because int8 codes for a linear: its producer makes none
 rows_0_o_chosen = sparse_select(x2, "0.o", channels=22, width=4)
-    # [T,22] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.03 us | because cpu: corrections live in its memory
+    # [T,22] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.18 us | because cpu: corrections live in its memory
 
 # layer 0, window o
 budget("0.o", rank=0, channels=22)
@@ -41,7 +41,7 @@ rows_0_o = sparse_sum(rows_0_o_chosen, "0.o", outputs=256, width=4)
 x5, x6, x6_codes = add_rms_norm(x, x4 + rows_0_o, "model.layers.0.post_attention_layernorm", epsilon=0.000001, codes=64)
     # [T,256] f32, [T,256] f32, [T,256] i8g64 | cpu backbone | 1024 B read | 1024 B stored | 1.03 us | because cpu: the only device
 rows_0_gate_up_chosen = sparse_select(x6, "0.gate_up", channels=22, width=4)
-    # [T,22] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.03 us | because cpu: corrections live in its memory
+    # [T,22] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.18 us | because cpu: corrections live in its memory
 
 # layer 0, window gate_up
 budget("0.gate_up", rank=0, channels=22)
@@ -53,7 +53,7 @@ rows_0_gate_up = sparse_sum(rows_0_gate_up_chosen, "0.gate_up", outputs=1536, wi
 x8, x8_codes = silu_mul(gate + rows_0_gate_up, up + rows_0_gate_up, codes=64)
     # [T,768] f32, [T,768] i8g64 | cpu backbone | 1.05 us | because cpu: the only device
 rows_0_down_chosen = sparse_select(x8, "0.down", channels=68, width=4)
-    # [T,68] chosen | cpu compensation | 3072 B read | 3072 B stored | 1.08 us | because cpu: corrections live in its memory
+    # [T,68] chosen | cpu compensation | 3072 B read | 3072 B stored | 1.55 us | because cpu: corrections live in its memory
 
 # layer 0, window down
 budget("0.down", rank=0, channels=68)
@@ -65,7 +65,7 @@ rows_0_down = sparse_sum(rows_0_down_chosen, "0.down", outputs=256, width=4)
 x10, x11, x11_codes = add_rms_norm(x5, x9 + rows_0_down, "model.layers.1.input_layernorm", epsilon=0.000001, codes=64)
     # [T,256] f32, [T,256] f32, [T,256] i8g64 | cpu backbone | 1024 B read | 1024 B stored | 1.03 us | because cpu: the only device
 rows_1_qkv_chosen = sparse_select(x11, "1.qkv", channels=22, width=4)
-    # [T,22] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.03 us | because cpu: corrections live in its memory
+    # [T,22] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.18 us | because cpu: corrections live in its memory
 
 # layer 1, window qkv
 budget("1.qkv", rank=0, channels=22)
@@ -75,13 +75,13 @@ q4, k4, v2 = linear(x11_codes, "model.layers.1.self_attn.q_proj+k_proj+v_proj", 
 rows_1_qkv = sparse_sum(rows_1_qkv_chosen, "1.qkv", outputs=512, width=4)
     # [T,512] f32 | cpu compensation | 5720 B read | 2048 B stored | 1.15 us | because cpu: corrections live in its memory
 x12_q = append(q4 + rows_1_qkv, k4 + rows_1_qkv, v2 + rows_1_qkv, positions, "model.layers.1.self_attn.q_norm", "model.layers.1.self_attn.k_norm", layer=1, head_dim=32, q_epsilon=0.000001, k_epsilon=0.000001, rope="rope_0")
-    # [T,256] f32 | cpu backbone | 1.02 us | because cpu: the only device
+    # [T,256] f32 | cpu backbone | 1.16 us | because cpu: the only device
 x12 = attend(x12_q, positions, layer=1, head_dim=32, kv_heads=4, scale=0.17677669529663687)
     # [T,256] f32 | cpu backbone | 131072 B read | 4.45 us | because cpu: the only device
 x12_codes = quantize(x12, group=64)
     # [T,256] i8g64 | cpu backbone | 1.01 us | because int8 codes for a linear: its producer makes none
 rows_1_o_chosen = sparse_select(x12, "1.o", channels=22, width=4)
-    # [T,22] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.03 us | because cpu: corrections live in its memory
+    # [T,22] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.18 us | because cpu: corrections live in its memory
 
 # layer 1, window o
 budget("1.o", rank=0, channels=22)
@@ -93,7 +93,7 @@ rows_1_o = sparse_sum(rows_1_o_chosen, "1.o", outputs=256, width=4)
 x15, x16, x16_codes = add_rms_norm(x10, x14 + rows_1_o, "model.layers.1.post_attention_layernorm", epsilon=0.000001, codes=64)
     # [T,256] f32, [T,256] f32, [T,256] i8g64 | cpu backbone | 1024 B read | 1024 B stored | 1.03 us | because cpu: the only device
 rows_1_gate_up_chosen = sparse_select(x16, "1.gate_up", channels=22, width=4)
-    # [T,22] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.03 us | because cpu: corrections live in its memory
+    # [T,22] chosen | cpu compensation | 1024 B read | 1024 B stored | 1.18 us | because cpu: corrections live in its memory
 
 # layer 1, window gate_up
 budget("1.gate_up", rank=0, channels=22)
@@ -105,7 +105,7 @@ rows_1_gate_up = sparse_sum(rows_1_gate_up_chosen, "1.gate_up", outputs=1536, wi
 x18, x18_codes = silu_mul(gate1 + rows_1_gate_up, up1 + rows_1_gate_up, codes=64)
     # [T,768] f32, [T,768] i8g64 | cpu backbone | 1.05 us | because cpu: the only device
 rows_1_down_chosen = sparse_select(x18, "1.down", channels=64, width=4)
-    # [T,64] chosen | cpu compensation | 3072 B read | 3072 B stored | 1.08 us | because cpu: corrections live in its memory
+    # [T,64] chosen | cpu compensation | 3072 B read | 3072 B stored | 1.55 us | because cpu: corrections live in its memory
 
 # layer 1, window down
 budget("1.down", rank=0, channels=64)
