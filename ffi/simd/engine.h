@@ -59,9 +59,12 @@ struct alignas(64) Worker {
   uint8_t* scratch = nullptr;
   std::thread runs;
 
-  void call() {
+  // Returns whether it was parked.
+  bool call() {
     called.fetch_add(1);
-    if (parked.load()) called.notify_one();
+    if (!parked.load()) return false;
+    called.notify_one();
+    return true;
   }
 };
 
@@ -129,14 +132,15 @@ class Engine {
     number_ = std::max(number_, number().load(std::memory_order_relaxed)) + 1;
     number().store(number_, std::memory_order_release);
     const int64_t since = now();
+    bool woke = false;  // a thread, which takes as long as a system takes
     for (size_t n = 0; n < running_; n++) {
       if (workers_[n].thread >= workers_[n].lane->active) continue;
-      workers_[n].call();
+      woke |= workers_[n].call();
       called_++;
     }
     run(lanes_[0], 0, scratch_);
     waited(spin_until([&] { return finished_.value.load(std::memory_order_acquire) >= called_; }));
-    if (sheds) lanes_[0].shedding.ended(step.tokens, now() - since, long_waits_.load(std::memory_order_relaxed));
+    if (sheds && !woke) lanes_[0].shedding.ended(step.tokens, now() - since, long_waits_.load(std::memory_order_relaxed));
     if (lost_.load(std::memory_order_relaxed)) return Status::lost;
     if (aborted_.load(std::memory_order_relaxed)) return Status::aborted;
     return overflow_ == NO_OVERFLOW ? Status::done : Status::overflow;

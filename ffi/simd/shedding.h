@@ -38,7 +38,7 @@ class Shedding {
   static constexpr int64_t WINDOW_NS = 30'000'000, WINDOW_STEPS = 4;
   static constexpr int64_t WAITS = 2;
   // Windows between two questions that were answered no; twice as many after every such answer.
-  static constexpr int64_t LEAST_PATIENCE = 4, MOST_PATIENCE = 128;
+  static constexpr int64_t LEAST_PATIENCE = 16, MOST_PATIENCE = 128;
   // What a number of threads must be faster by.
   static constexpr double GAIN = 0.97;
 
