@@ -17,6 +17,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   calibrate: async () => (await import("./cli/calibrate.ts")).calibrateCommand(),
   run: async () => (await import("./cli/run.ts")).runCommand(),
   chat: async () => (await import("./cli/chat.ts")).chatCommand(),
+  serve: async () => (await import("./cli/serve.ts")).serveCommand(),
   rebudget: async () => (await import("./cli/rebudget.ts")).rebudgetCommand(),
   inspect: async () => (await import("./cli/inspect.ts")).inspectCommand(),
   eval: async () => (await import("./cli/eval.ts")).evalCommand(),

@@ -12,6 +12,8 @@ export interface OpenOptions extends RunOptions {
   readonly contextLength?: number;
   readonly capacity?: number;
   readonly cachePositions?: number;
+  /** `cachePositions` by the context's length, once that is settled. */
+  readonly roomFor?: (contextLength: number) => number;
 }
 
 /**
@@ -33,12 +35,13 @@ export class OpenModel implements Disposable {
     requireDevice(options.device);
     const bundle = openBundle(path);
     try {
-      const { context, contextLength: needed, ...rest } = options;
+      const { context, contextLength: needed, roomFor, ...rest } = options;
       const asked = context === undefined ? {} : { contextLength: context };
       const { contextLength: limit } = limitsOf(bundle.plan.model, asked);
       // Where nothing is asked for, the executor's own default holds, which is less on a GPU.
       const limited = needed === undefined ? asked : { contextLength: Math.min(needed, limit) };
-      return new OpenModel(bundle, openExecutorOn(bundle, { ...rest, ...limited }));
+      const cache = roomFor && { cachePositions: roomFor(limited.contextLength ?? limit) };
+      return new OpenModel(bundle, openExecutorOn(bundle, { ...rest, ...limited, ...cache }));
     } catch (error) {
       bundle.close();
       throw error;

@@ -37,6 +37,8 @@ export function requireDevice(device: DeviceChoice): void {
 
 /** An executor of a device, which says how corrections run: as asked, or as the plan for this machine chose. */
 export interface DeviceExecutor extends Executor {
+  /** Positions that the cache has room for, beside those that sequences hold. */
+  readonly freePositions: number;
   readonly mode: Plan["corrections"]["mode"];
 }
 

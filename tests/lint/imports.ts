@@ -19,7 +19,8 @@ interface Layer {
   readonly hint: string;
 }
 
-const PROGRAMS = String.raw`main\.ts|mod\.ts|cli/|examples/`;
+const COMMANDS = String.raw`main\.ts|mod\.ts|cli/|examples/`;
+const PROGRAMS = String.raw`${COMMANDS}|server/`;
 
 const LAYERS: readonly Layer[] = [
   {
@@ -37,6 +38,11 @@ const LAYERS: readonly Layer[] = [
     importer: /^runtime\//,
     forbidden: new RegExp(`^(${PROGRAMS})`),
     hint: "The command line and the examples are built on runtime/, not the other way round.",
+  },
+  {
+    importer: /^server\//,
+    forbidden: new RegExp(`^(ffi/|${COMMANDS})`),
+    hint: "The server is built on runtime/; the command line starts it.",
   },
   {
     importer: /^ffi\//,
