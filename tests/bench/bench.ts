@@ -2,7 +2,7 @@
  * Speed beside llama.cpp: same shape, same bits, same number of threads, in one run, the two in turn. Parts:
  *
  *   deno task bench [machine] [decode] [load] [prefill] [formats] [corrections] [gather] [choice] [sequences]
- *     [memory] [--threads 1,2] [--repeats 5] [--peer-bench <llama-bench>] [--model <folder>]
+ *     [serving] [memory] [--threads 1,2] [--repeats 5] [--peer-bench <llama-bench>] [--model <folder>]
  *
  * Without parts all of them run. Medians, with the least and the most in brackets. --peer-bench adds another llama.cpp, by its
  * llama-bench and that one's own options ("ik/bin/llama-bench -rtr 1"); --model is what `choice` compiles.
@@ -31,6 +31,7 @@ import { Llama } from "./llama.ts";
 import { gatherRows } from "./gather.ts";
 import { BusyLoop } from "./load.ts";
 import { PeerBench } from "./peer.ts";
+import { servingRows, waitingTimes } from "./serving.ts";
 import { cacheFolder } from "./shape.ts";
 import { spread } from "./spread.ts";
 
@@ -44,6 +45,7 @@ const PARTS = [
   "gather",
   "choice",
   "sequences",
+  "serving",
   "memory",
 ] as const;
 type Part = typeof PARTS[number];
@@ -346,6 +348,28 @@ function decodeTogether(executor: Executor, count: number): number {
   return count * steps / seconds;
 }
 
+/** Several requests at once, as `hcinfer serve` batches them. */
+async function serving(): Promise<void> {
+  const threads = physicalCores();
+  using model = OpenModel.open((await bundle("q4", "none")).path, {
+    device: "cpu",
+    threads,
+    corrections: "off",
+    contextLength: 4096,
+    cachePositions: 8192,
+  });
+  const rows = await servingRows(model.executor, repeats, note);
+  say(
+    `answering several requests at once, q4, ${threads} threads, tokens per second of all, prompts included`,
+  );
+  say(table(["streams", "tokens per second", "ratio"], rows));
+  const { step, chunk, wait } = await waitingTimes(model.executor, repeats);
+  say(
+    `first token of a short request beside a prompt of 2000: ${wait.toFixed(0)} ms; a chunk of 256 takes ` +
+      `${chunk.toFixed(0)} ms, a decode step ${step.toFixed(1)} ms\n`,
+  );
+}
+
 /** Load time and memory in a process of its own: `bench.ts memory-child <bundle>` prints them. */
 async function memory(): Promise<void> {
   const { path, seconds } = await bundle("q4", "none");
@@ -407,4 +431,5 @@ if (wanted("choice")) {
   );
 }
 if (wanted("sequences")) await sequences();
+if (wanted("serving")) await serving();
 if (wanted("memory")) await memory();

@@ -60,6 +60,8 @@ export function programsOf(compiled: Plan, mode: ProgramMode): Programs {
 interface Access {
   readonly operand: string;
   readonly segment: Segment;
+  /** The segment, by device where each has its own: keys and values. Arenas are laid out as one. */
+  readonly memory: string;
   readonly from: number;
   readonly to: number;
   readonly writes: boolean;
@@ -79,11 +81,11 @@ interface Moment {
 
 /** The first thing that is wrong in a kind of step, or undefined. */
 export function findRace(programs: Programs, step: StepOf): string | undefined {
-  const moments = programs.lanes.flatMap((lane, n) => momentsOf(lane, n, step));
+  const moments = programs.lanes.flatMap((lane, n) => momentsOf(lane, n, step, programs.nodes));
   return conflict(moments) ?? wrongRead(programs, moments, step);
 }
 
-function momentsOf({ program }: Lane, lane: number, step: StepOf): Moment[] {
+function momentsOf({ program }: Lane, lane: number, step: StepOf, nodes: Programs["nodes"]): Moment[] {
   let slot = 0;
   let begun = false;
   return program.flatMap((instruction, index): Moment[] => {
@@ -95,7 +97,7 @@ function momentsOf({ program }: Lane, lane: number, step: StepOf): Moment[] {
       slot,
       awaits: awaits > 0 ? index - awaits : undefined,
       instruction,
-      accesses: accessesOf(instruction, step),
+      accesses: accessesOf(instruction, step, nodes.get(instruction.operands)),
     };
     // A barrier ends what was begun before it, also where its own instruction is left out.
     begun ||= runs;
@@ -115,7 +117,7 @@ function bytesOf(instruction: Instruction, rule: { readonly bytes: string }): nu
   return evaluate(CAPACITY, Number, () => 0, ...names.map((name) => integers[name]));
 }
 
-function accessesOf(instruction: Instruction, step: StepOf): Access[] {
+function accessesOf(instruction: Instruction, step: StepOf, node: Node | undefined): Access[] {
   const operands: Readonly<Record<string, Operand | undefined>> = instruction.operands;
   return Object.entries(INSTRUCTIONS[instruction.op].operands).flatMap(([operand, rule]): Access[] => {
     const place = operands[operand];
@@ -124,7 +126,8 @@ function accessesOf(instruction: Instruction, step: StepOf): Access[] {
     if (operand.endsWith("Sparse") && step.as === "prefill") return [];
     const { segment, offset } = place;
     const to = offset + bytesOf(instruction, rule);
-    return [{ operand, segment, from: offset, to, writes: rule.access === "write" }];
+    const memory = segment === "cache" ? `cache of the ${node?.placement.device ?? "cpu"}` : segment;
+    return [{ operand, segment, memory, from: offset, to, writes: rule.access === "write" }];
   });
 }
 
@@ -155,8 +158,8 @@ function conflict(moments: readonly Moment[]): string | undefined {
     for (const b of working.slice(i)) {
       const found = a.accesses.flatMap((x, n) =>
         b.accesses.slice(a === b ? n + 1 : 0).filter((y) =>
-          x.segment === y.segment && x.from < y.to && y.from < x.to && (x.writes || y.writes)
-        ).map((y) => `${text(a)}.${x.operand} and ${text(b)}.${y.operand} run at once on ${x.segment}`)
+          x.memory === y.memory && x.from < y.to && y.from < x.to && (x.writes || y.writes)
+        ).map((y) => `${text(a)}.${x.operand} and ${text(b)}.${y.operand} run at once on ${x.memory}`)
       );
       if (found.length === 0 || (a !== b && (isBefore(a, b, moments) || isBefore(b, a, moments)))) continue;
       return found[0];
@@ -201,8 +204,8 @@ function wrongRead(
   const owners = new Map<string, Node>();
   /** Where linears and deltas begin, for what reads columns of them. */
   const begins = new Map<string, number>();
-  const words = ({ segment, from, to }: Access) =>
-    Array.from({ length: Math.ceil((to - from) / 4) }, (_, i) => `${segment} ${from + 4 * i}`);
+  const words = ({ memory, from, to }: Access) =>
+    Array.from({ length: Math.ceil((to - from) / 4) }, (_, i) => `${memory} ${from + 4 * i}`);
   for (const moment of inOrder(moments)) {
     if (isSync(moment.instruction.op)) continue;
     const node = nodes.get(moment.instruction.operands)!;
