@@ -227,7 +227,10 @@ export class Batch implements AsyncDisposable {
     logits.forEach((row, i) => this.#choose(texts[i]!, row));
   }
 
-  /** A chunk of prompts: those with the least left first, where nobody has waited too long. */
+  /**
+   * A chunk of prompts: those with the least left first, where nobody has been passed over too often. Only the first may
+   * be cut: a step that ends short prompts is not made long by a part of another.
+   */
   async #read(): Promise<void> {
     const { chunk } = this.#limits;
     const order = this.#prompts.toSorted((a, b) =>
@@ -236,7 +239,7 @@ export class Batch implements AsyncDisposable {
     const texts: Text[] = [], runs: Run[] = [];
     let room = Math.min(chunk, this.#executor.capacity);
     for (const text of order) {
-      if (room === 0) {
+      if (texts.length > 0 && text.left > room) {
         text.passedOver++;
         continue;
       }
