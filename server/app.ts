@@ -66,7 +66,7 @@ export function createApp(service: Service, options: AppOptions): Hono {
   app.get("/", (c) => {
     c.header(
       "Content-Security-Policy",
-      "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'",
+      "default-src 'self'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'",
     );
     return c.html(PAGE);
   });

@@ -4,6 +4,7 @@ export const PAGE = `<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <title>hcinfer</title>
+<link rel="icon" href="data:,">
 <style>
   :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
   body { max-width: 46rem; margin: 0 auto; padding: 1rem; min-height: 100vh; box-sizing: border-box;
@@ -13,6 +14,7 @@ export const PAGE = `<!doctype html>
   .user { background: #8883; align-self: flex-end; }
   .error { color: #c33; }
   header, form { display: flex; gap: .5rem; align-items: baseline; }
+  form { position: sticky; bottom: 0; padding: .5rem 0; background: Canvas; }
   header small { flex: 1; opacity: .7; }
   textarea { flex: 1; font: inherit; padding: .5rem; border-radius: .5rem; resize: vertical; }
   button { font: inherit; padding: .4rem 1rem; border-radius: .5rem; }
@@ -44,6 +46,7 @@ function show(role, text) {
 }
 async function send(text) {
   show("user", text);
+  document.documentElement.scrollTop = document.documentElement.scrollHeight;
   messages.push({ role: "user", content: text });
   const element = show("assistant", ""), began = performance.now();
   let answer = "", rest = "", usage;
@@ -64,8 +67,10 @@ async function send(text) {
         if (chunk.error) throw new Error(chunk.error.message);
         answer += chunk.choices[0]?.delta.content ?? "";
         usage = chunk.usage ?? usage;
+        const page = document.documentElement;
+        const isAtEnd = page.scrollHeight - page.scrollTop - page.clientHeight < 80;
         element.textContent = answer;
-        element.scrollIntoView({ block: "end" });
+        if (isAtEnd) page.scrollTop = page.scrollHeight;
       }
     }
   } catch (error) {
