@@ -8,7 +8,7 @@ import { HcinferError } from "../compiler/errors.ts";
 import { Batch } from "../runtime/batch.ts";
 import { ChatTemplate } from "../runtime/chat.ts";
 import { samplingDefaults } from "../runtime/generation_config.ts";
-import { createApp } from "../server/app.ts";
+import { createApp, LOCAL } from "../server/app.ts";
 import { Metrics } from "../server/metrics.ts";
 import { Service } from "../server/service.ts";
 import { type RunOptions, whole, withRunOptions } from "./arguments.ts";
@@ -95,6 +95,7 @@ export async function serve(path: string, options: ServeOptions): Promise<void> 
   const app = createApp(service, {
     metrics,
     apiKey: options.apiKey,
+    isLocal: LOCAL.test(host) || host === "::1",
     onError: (error) => say(`error: ${error instanceof Error ? error.stack ?? error.message : error}`),
   });
   const server = await listening(createAdaptorServer({ fetch: app.fetch }), host, port);

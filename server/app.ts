@@ -19,6 +19,8 @@ export interface AppOptions {
   /** What clients must send as a bearer token; undefined: nothing. */
   readonly apiKey?: string | undefined;
   readonly metrics: Metrics;
+  /** Whether the server is for this machine alone: then only requests by its own names are answered. Default false. */
+  readonly isLocal?: boolean;
   /** Of a request's body. */
   readonly mostBytes?: number;
   /** Told of errors that are the server's own. */
@@ -54,6 +56,7 @@ export function createApp(service: Service, options: AppOptions): Hono {
     await next();
     metrics.answered(c.req.routePath, c.res.status);
   });
+  if (options.isLocal) app.use(localOnly);
   if (apiKey !== undefined) app.use("/v1/*", keyCheck(apiKey));
   app.use(
     "/v1/*",
@@ -163,6 +166,21 @@ async function bodyOf(c: Context): Promise<unknown> {
     throw new ApiError(400, `the body is no JSON: ${(error as Error).message}`);
   }
 }
+
+/** A page of another origin could otherwise reach the server by a name of its own that leads to this machine (DNS rebinding). */
+async function localOnly(c: Context, next: () => Promise<void>): Promise<void> {
+  const { hostname } = new URL(c.req.url);
+  if (!LOCAL.test(hostname)) {
+    throw new ApiError(
+      403,
+      `this server answers at localhost, not at ${hostname}: give it a --host to serve others`,
+    );
+  }
+  await next();
+}
+
+/** Names of this machine to itself, as URL writes them. */
+export const LOCAL = /^(localhost|127(\.\d+){3}|\[::1\])$/;
 
 /** Compares digests, in constant time. */
 function keyCheck(apiKey: string) {

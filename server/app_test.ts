@@ -253,6 +253,18 @@ Deno.test("a key, where one is set; not for health, metrics and the page", () =>
     assert.deepEqual([await status("/health"), await status("/metrics"), await status("/")], [200, 200, 200]);
   }, { options: { apiKey: "s3cret" } }));
 
+Deno.test("a server for this machine alone answers by its own names", () =>
+  served(async ({ ask }) => {
+    for (
+      const [host, status] of [["localhost:8080", 200], ["127.0.0.1", 200], ["[::1]:8080", 200], [
+        "evil.example",
+        403,
+      ]]
+    ) {
+      assert.equal((await ask(`http://${host}/v1/models`)).status, status, `${host}`);
+    }
+  }, { options: { isLocal: true } }));
+
 Deno.test("who comes when the queue is full is told to come again", () =>
   served(async ({ ask }) => {
     const body = { ...greedy, prompt: "abc", max_tokens: 30 };

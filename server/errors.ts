@@ -3,7 +3,7 @@ import { z } from "zod";
 import { HcinferError } from "../compiler/errors.ts";
 import { Busy } from "../runtime/batch.ts";
 
-export type ErrorStatus = 400 | 401 | 404 | 405 | 413 | 429 | 500 | 503;
+export type ErrorStatus = 400 | 401 | 403 | 404 | 405 | 413 | 429 | 500 | 503;
 
 /** An answer that says what was wrong with the request. */
 export class ApiError extends Error {
@@ -26,6 +26,7 @@ export class ApiError extends Error {
 const TYPES: Readonly<Record<ErrorStatus, string>> = {
   400: "invalid_request_error",
   401: "invalid_request_error",
+  403: "invalid_request_error",
   404: "invalid_request_error",
   405: "invalid_request_error",
   413: "invalid_request_error",
