@@ -109,7 +109,7 @@ export async function serve(path: string, options: ServeOptions): Promise<void> 
   } catch (error) {
     if (!(error instanceof Interrupted)) throw error;
     say("ending: no more requests are taken");
-    const isOver = await within(drain, closed(server));
+    const isOver = await within(drain, Promise.all([closed(server), batch[Symbol.asyncDispose]()]));
     if (!isOver) say(`answers that were not over after ${drain} s were cut off`);
     if (!isOver) process.exit(error.exitCode);
     throw error;
@@ -140,7 +140,7 @@ function closed(server: ServerType): Promise<void> {
 }
 
 /** Whether `work` was over in so many seconds. */
-async function within(seconds: number, work: Promise<void>): Promise<boolean> {
+async function within(seconds: number, work: Promise<unknown>): Promise<boolean> {
   const late = Promise.withResolvers<boolean>();
   const timer = setTimeout(() => late.resolve(false), 1000 * seconds);
   const isOver = await Promise.race([work.then(() => true), late.promise]);

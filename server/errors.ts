@@ -42,11 +42,12 @@ export function apiError(error: unknown): ApiError {
     return new ApiError(error.isClosing ? 503 : 429, error.message, { code: "overloaded" });
   }
   if (error instanceof z.ZodError) return invalid(error);
-  // A template may refuse a conversation: what it says is meant for who wrote it.
-  if (
-    error instanceof HcinferError &&
-    (error.kind === "input" || error.kind === "usage" || error.kind === "checkpoint")
-  ) {
+  // A template may refuse a conversation: its own words are for who wrote that, the path of its file is not.
+  if (error instanceof HcinferError && error.kind === "checkpoint") {
+    const why = error.cause instanceof Error ? `: ${error.cause.message}` : "";
+    return new ApiError(400, `the model's template or tokenizer does not take this${why}`);
+  }
+  if (error instanceof HcinferError && (error.kind === "input" || error.kind === "usage")) {
     return new ApiError(400, error.message);
   }
   return new ApiError(500, "the request could not be answered: the server's log says why");

@@ -21,6 +21,8 @@
 #include <string>
 #include <system_error>
 
+#include "huge_pages.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #else
@@ -32,12 +34,11 @@
 
 namespace {
 
+using hc::HUGE_PAGE;
+using hc::prefer_huge_pages;
+
 constexpr uint32_t HC_ABI_VERSION = 7;  // ffi/symbols.ts: ABI_VERSION
 constexpr size_t MESSAGE_BYTES = 256;
-
-// Where the file system keeps a file's pages in units of this size (ext4, xfs and btrfs of a recent Linux, for files written in
-// large pieces), a mapping at such an address has one entry for all of it: rows that lie far apart cost no page walks.
-constexpr size_t HUGE_PAGE = size_t{1} << 21;
 
 void describe(char* message, int error) {
   // std::generic_category().message is the thread-safe strerror.
@@ -122,12 +123,6 @@ size_t page_bytes() {
 }
 
 size_t up_to(size_t multiple, uint64_t bytes) { return (bytes + multiple - 1) / multiple * multiple; }
-
-void prefer_huge_pages([[maybe_unused]] void* address, [[maybe_unused]] size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  madvise(address, bytes, MADV_HUGEPAGE);
-#endif
-}
 
 // Address space for `bytes` between two forbidden pages, forbidden itself, from a multiple of `alignment` on; null when there
 // is none.

@@ -1,6 +1,4 @@
 // What the machine's memory gives: the ceiling that speeds of kernels are printed beside.
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -10,6 +8,8 @@
 #include <memory>
 #include <thread>
 #include <vector>
+
+#include "huge_pages.h"
 
 namespace {
 
@@ -31,11 +31,9 @@ using Words = std::unique_ptr<uint64_t[], Free>;
 
 // Memory in huge pages where the system has them, as weights are mapped (mapping.cpp); null when there is none.
 Words allocate(size_t bytes) {
-  constexpr size_t huge = size_t{1} << 21;
-  void* address = std::aligned_alloc(huge, (bytes + huge - 1) / huge * huge);
-#if defined(MADV_HUGEPAGE)
-  if (address) madvise(address, bytes, MADV_HUGEPAGE);
-#endif
+  using hc::HUGE_PAGE;
+  void* address = std::aligned_alloc(HUGE_PAGE, (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
+  if (address) hc::prefer_huge_pages(address, bytes);
   return Words(static_cast<uint64_t*>(address));
 }
 

@@ -23,7 +23,7 @@ import { COMPILE_DEFAULTS, compileModel, type CompileOptions } from "../../compi
 import { genericProfile } from "../../compiler/profile.ts";
 import { build } from "../../ffi/build.ts";
 import { memoryBandwidth } from "../../ffi/measure.ts";
-import type { CorrectionMode, Executor } from "../../runtime/executor.ts";
+import type { CorrectionMode } from "../../runtime/executor.ts";
 import { writeCheckpoint } from "./checkpoint.ts";
 import { writeGguf } from "./gguf.ts";
 import { choiceRows } from "./choice.ts";
@@ -31,6 +31,7 @@ import { Llama } from "./llama.ts";
 import { gatherRows } from "./gather.ts";
 import { BusyLoop } from "./load.ts";
 import { PeerBench } from "./peer.ts";
+import { MOST_SEQUENCES, sequenceRows } from "./sequences.ts";
 import { servingRows, waitingTimes } from "./serving.ts";
 import { cacheFolder } from "./shape.ts";
 import { spread } from "./spread.ts";
@@ -303,49 +304,19 @@ async function compareDecode(
   }
 }
 
-/** Several texts at once: tokens per second of all of them together, one token of each a step. */
+/** Several texts at once, one token of each a step. */
 async function sequences(): Promise<void> {
-  const threads = physicalCores(), counts = [1, 2, 4, 8, 16];
+  const threads = physicalCores();
   using model = OpenModel.open((await bundle("q4", "none")).path, {
     device: "cpu",
     threads,
     corrections: "off",
     contextLength: PROMPT,
-    cachePositions: PROMPT * 16,
+    cachePositions: PROMPT * MOST_SEQUENCES,
   });
-  const found = counts.map((): number[] => []);
-  for (let repeat = 0; repeat <= repeats; repeat++) {
-    note(`sequences, repeat ${repeat}`);
-    counts.forEach((count, i) => {
-      const speed = decodeTogether(model.executor, count);
-      if (repeat > 0) found[i]!.push(speed);
-    });
-  }
-  const rows = counts.map((count, i) => [
-    `${count}`,
-    spread(found[i]!),
-    `${(median(found[i]!) / median(found[0]!)).toFixed(2)}x`,
-  ]);
+  const rows = sequenceRows(model.executor, repeats, note);
   say(`decoding several sequences in one step, q4, ${threads} threads, tokens per second of all`);
   say(`${table(["sequences", "decode", "ratio"], rows)}\n`);
-}
-
-function decodeTogether(executor: Executor, count: number): number {
-  const steps = TOKENS / 2;
-  const sequences = Array.from({ length: count }, () => executor.sequence());
-  const step = (position: number) =>
-    executor.step({
-      runs: sequences.map((sequence, n) => {
-        const tokens = Int32Array.of((position * 97 + n * 31 + 5) % executor.model.vocabularySize);
-        return { sequence, position, tokens, as: "decode", logits: "last" } as const;
-      }),
-    });
-  for (let position = 0; position < DECODE_PROMPT; position++) step(position);
-  const began = performance.now();
-  for (let position = DECODE_PROMPT; position < DECODE_PROMPT + steps; position++) step(position);
-  const seconds = (performance.now() - began) / 1000;
-  for (const sequence of sequences) sequence[Symbol.dispose]();
-  return count * steps / seconds;
 }
 
 /** Several requests at once, as `hcinfer serve` batches them. */
