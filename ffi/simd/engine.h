@@ -50,6 +50,9 @@ struct Lane {
 // The machine's cores are shared with whoever else runs: a worker spins this long for the next step, then parks.
 constexpr int64_t PARK_AFTER_NS = 200'000;
 
+// Between two steps, longer than another program keeps a core: nobody wanted a step.
+constexpr int64_t REST_NS = 10'000'000;
+
 // A thread but the caller's.
 struct alignas(64) Worker {
   std::atomic<uint64_t> called{0};  // grows with every step that wants it
@@ -140,7 +143,11 @@ class Engine {
     }
     run(lanes_[0], 0, scratch_);
     waited(spin_until([&] { return finished_.value.load(std::memory_order_acquire) >= called_; }));
-    if (sheds && !woke) lanes_[0].shedding.ended(step.tokens, now() - since, long_waits_.load(std::memory_order_relaxed));
+    const int64_t until = now();
+    // The first step after a rest is no measure: its threads had to be woken.
+    const bool rested = woke && since - ended_at_ > REST_NS;
+    ended_at_ = until;
+    if (sheds && !rested) lanes_[0].shedding.ended(step.tokens, until - since, long_waits_.load(std::memory_order_relaxed));
     if (lost_.load(std::memory_order_relaxed)) return Status::lost;
     if (aborted_.load(std::memory_order_relaxed)) return Status::aborted;
     return overflow_ == NO_OVERFLOW ? Status::done : Status::overflow;
@@ -321,6 +328,7 @@ class Engine {
   bool trace_ = false;
   Step step_{};
   uint64_t number_ = 0;  // of the step; grows over all engines that share a mailbox
+  int64_t ended_at_ = 0;  // the last step, in nanoseconds
   uint64_t called_ = 0;  // workers, over all steps
   Sequence finished_;    // of them
   std::atomic<int64_t> long_waits_{0};
